@@ -1,0 +1,103 @@
+"""python -m minibert fetch | predict | evaluate."""
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from minibert.errors import MinibertError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of the package."""
+    class OneLine(argparse.ArgumentParser):
+        def error(self, message: str) -> None:
+            raise MinibertError(f"{message}; {self.prog} --help lists the options")
+
+    top = OneLine(prog="minibert", description="BERT fine-tuning in plain PyTorch", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate")
+
+    fetch = commands.add_parser("fetch", help="get and verify a published checkpoint", allow_abbrev=False)
+    fetch.add_argument("name", help="a name of the manifest, or a folder to check")
+
+    predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
+    predict.add_argument("run", type=Path, help="run folder of train.py")
+    predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
+    evaluate.add_argument("run", type=Path, help="run folder of train.py")
+    evaluate.add_argument("--data", required=True, type=Path, help="folder with dev and test files, or one file")
+    evaluate.add_argument("--split", choices=("train", "dev", "test"), help="only this one")
+    evaluate.add_argument("--json", action="store_true", help="the scores as one JSON object")
+    return top
+
+
+def run_fetch(arguments: argparse.Namespace) -> None:
+    """Print where the verified checkpoint lies."""
+    from minibert import hub
+    if not hub.at_hand(arguments.name):
+        print(f"fetching {hub.describe(arguments.name)}")
+    print(hub.fetch(arguments.name))
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Print a result a text, as soon as it is there."""
+    from minibert.predict import load
+    model = load(arguments.run)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    lines = (line.rstrip("\n") for line in sys.stdin)
+    if arguments.text == ["-"]:
+        # one line at a time where a person types, many at once where a file is piped in
+        results = (model.predict([line])[0] for line in lines) if sys.stdin.isatty() else model.stream(lines)
+    else:
+        results = model.stream(arguments.text)
+    for result in results:
+        print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour), flush=True)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Print the scores of every split in the folder but train, in the precision of training."""
+    from minibert.evaluate import predict_examples
+    from minibert.predict import load
+    model = load(arguments.run)
+    splits = model.task.read(arguments.data)
+    chosen = [arguments.split] if arguments.split else [s for s in splits if s != "train"]
+    if not chosen or chosen[0] not in splits:
+        raise MinibertError(f"{arguments.data}: no {arguments.split or 'dev or test'} file")
+    for note in model.task.notices:
+        print(f"note: {note}", file=sys.stderr)
+    scores = {}
+    for split in chosen:
+        examples = splits[split]
+        guess = predict_examples(model, model.task, examples, model.encode_examples(examples), model.settings["precision"])
+        scores[split] = model.task.score(guess, examples)
+        if not arguments.json:
+            print(f"{split}\n{model.task.report(guess, examples)}\n")
+    if arguments.json:
+        print(json.dumps(scores, ensure_ascii=False))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "fetch": run_fetch, "predict": run_predict, "evaluate": run_evaluate}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
+    try:
+        arguments = parser().parse_args(argv)
+        COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+    except MinibertError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:                        # `| head` closed its end: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

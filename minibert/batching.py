@@ -1,0 +1,152 @@
+"""Features (one row each), windows over long texts, batches, and the order of batches as a function of (seed, epoch)."""
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minibert.layout import Layout
+from minibert.tokenizer import Pieces, Tokenizer
+
+POOL = 50                                          # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One row for the encoder: T pieces, of which the head reads M (`picks`)."""
+    example: int                                   # number of the example it was cut from
+    ids: np.ndarray                                # int64 [T]
+    types: np.ndarray                              # int64 [T]
+    picks: np.ndarray                              # int64 [M] columns the head reads
+    labels: np.ndarray                             # int64 [M]; -1: not known in training, no loss
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))   # [M] what each pick is, e.g. its word
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Features laid out for the encoder: P pieces (see Layout), of which the head reads M."""
+    ids: Tensor                                    # int64 [P]
+    types: Tensor                                  # int64 [P]
+    layout: Layout
+    picks: Tensor                                  # int64 [M] indices into the P pieces
+    labels: Tensor                                 # int64 [M]
+    features: Sequence[Feature]
+
+    @property
+    def pieces(self) -> int:
+        """Live pieces, padding not counted."""
+        return sum(len(f.ids) for f in self.features)
+
+
+def windows(words: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
+    """Cut a text of pieces into windows [start, stop) of at most `capacity` pieces, never inside a word.
+
+    `words`: the word of each piece, ascending. Neighbours share about `overlap` pieces. A word of more than `capacity`
+    pieces has a window of its own, which holds the first `capacity` of them.
+    """
+    words = np.asarray(words)
+    n = len(words)
+    if n <= capacity:
+        return [(0, n)]
+    begins = np.flatnonzero(np.diff(words, prepend=-1))              # piece where each word begins
+    edges = np.append(begins, n)
+    result, start = [], 0
+    while True:
+        stop = int(edges[edges <= start + capacity][-1])             # the last word that ends inside
+        if stop == start:                                            # one word, longer than the window
+            stop = int(edges[edges > start][0])
+            result.append((start, start + capacity))
+            if stop == n:
+                return result
+            start = stop
+            continue
+        result.append((start, stop))
+        if stop == n:
+            return result
+        later = edges[(edges > start) & (edges >= stop - overlap)]
+        start = int(later[0])
+
+
+def owned_words(words: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """For each window the words it owns: every word belongs to the window where it has most context.
+
+    Context is the smaller of the pieces to its left and to its right inside the window; an end of the text itself
+    limits nothing. Of equals the first wins.
+    """
+    words = np.asarray(words)
+    n, count = len(words), int(words[-1]) + 1 if len(words) else 0
+    begins, last = np.searchsorted(words, np.arange(count)), np.searchsorted(words, np.arange(count), side="right") - 1
+    best, owner = np.full(count, -1.0), np.full(count, -1)
+    for i, (start, stop) in enumerate(cuts):
+        left = begins - start if start else np.full(count, np.inf)
+        right = stop - 1 - last if stop < n else np.full(count, np.inf)
+        context = np.maximum(np.minimum(left, right), 0.0)           # a word cut off at `capacity` has context 0
+        better = (begins >= start) & (begins < stop) & (context > best)
+        best[better], owner[better] = context[better], i
+    return [np.flatnonzero(owner == i) for i in range(len(cuts))]
+
+
+def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
+                  labels: Sequence[int]) -> list[Feature]:
+    """One text with a label a word as features: [CLS] window [SEP], picks on the first piece of each owned word."""
+    cuts = windows(pieces.words, max_pieces - 2, overlap)
+    ids, types = np.array(pieces.ids, np.int64), 2 * np.array(pieces.shapes, np.int64)
+    begins = np.searchsorted(pieces.words, np.arange(len(labels)))
+    features = []
+    for (start, stop), owned in zip(cuts, owned_words(pieces.words, cuts), strict=True):
+        features.append(Feature(
+            example, ids=np.concatenate([[tokenizer.start], ids[start:stop], [tokenizer.end]]),
+            types=np.concatenate([[0], types[start:stop], [0]]), picks=begins[owned] - start + 1,
+            labels=np.asarray(labels, np.int64)[owned], targets=owned))
+    return features
+
+
+def collate(features: Sequence[Feature], kind: str = "rectangle", pad: int = 0, prefix: Tensor | None = None,
+            device: torch.device | str = "cpu") -> Batch:
+    """Features -> Batch in either kind of Layout; `prefix` [B] as Layout takes it."""
+    lengths = np.array([len(f.ids) for f in features])
+    T = int(lengths.max())
+    live = np.arange(T) < lengths[:, None]                           # [B,T]
+    ids, types = (np.concatenate([getattr(f, name) for f in features]) for name in ("ids", "types"))
+    if kind == "rectangle":
+        begin = T * np.arange(len(features))
+        ids, types = fill(ids, live, pad), fill(types, live, 0)
+    else:
+        begin = np.cumsum(lengths) - lengths
+    picks = np.concatenate([f.picks + b for f, b in zip(features, begin, strict=True)])
+    labels = np.concatenate([f.labels for f in features])
+
+    def move(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(device)
+
+    return Batch(move(ids), move(types), Layout(move(live), kind, prefix), move(picks), move(labels), features)
+
+
+def fill(values: np.ndarray, live: np.ndarray, pad: int) -> np.ndarray:
+    """[N] values in the live cells of [B,T], `pad` elsewhere -> [B·T]."""
+    cells = np.full(live.shape, pad, np.int64)
+    cells[live] = values
+    return cells.ravel()
+
+
+def shuffled(count: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
+    """A permutation of 0..count-1, a pure function of its arguments: sorted random keys from Philox."""
+    philox = np.random.Philox(key=[seed, 2 ** 63 + epoch], counter=[0, purpose, 0, 0])   # apart from dropout's keys
+    return np.argsort(philox.random_raw(count), kind="stable")
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch as arrays of feature numbers; every feature once, rows of a batch of similar length.
+
+    Features are shuffled, cut into pools of POOL batches, sorted by length inside a pool, and the batches shuffled
+    again, so that long and short ones alternate.
+    """
+    lengths = np.asarray(lengths)
+    order = shuffled(len(lengths), seed, epoch, purpose=0)
+    batches = []
+    for i in range(0, len(order), POOL * batch_size):
+        pool = order[i:i + POOL * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[j:j + batch_size] for j in range(0, len(pool), batch_size)]
+    return [batches[i] for i in shuffled(len(batches), seed, epoch, purpose=1)]

@@ -1,0 +1,239 @@
+"""Two kinds of settings: BertConfig, the facts of a checkpoint, and TrainConfig, our choices for one run.
+
+The fields of TrainConfig are the command line: each field's text is its help, each default its default.
+"""
+import argparse
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
+
+from minibert.errors import MinibertError
+
+# ------------------------------------------------------------------------------------------ facts of a checkpoint
+
+# published name -> ours: one erf form, one tanh form that appears under three names, and ReLU
+ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+               "gelu_fast": "gelu_tanh", "relu": "relu"}
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """What a published config.json of model_type bert says. Letters of the docs in brackets."""
+    vocab_size: int                                # [V] pieces in the vocabulary
+    hidden_size: int                               # [H]
+    num_hidden_layers: int                         # [L]
+    num_attention_heads: int                       # [A]
+    intermediate_size: int                         # [F]
+    hidden_act: str = "gelu"                       # fixed by the checkpoint: erf GELU unless it says otherwise
+    max_position_embeddings: int = 512             # fixed by the checkpoint: longest row
+    type_vocab_size: int = 2                       # 2·S where letter case is given back through S case shapes
+    layer_norm_eps: float = 1e-12                  # fixed by the checkpoint
+    hidden_dropout_prob: float = 0.1               # as published; --dropout replaces both
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02                # sd of the truncated normal that new weights start from
+    pad_token_id: int = 0
+    case_shapes: tuple[str, ...] = ()              # shapes a word's letters can have; () where case is not given back
+
+    @property
+    def head_size(self) -> int:
+        """[D] = H / A."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def read(cls, folder: Path) -> "BertConfig":
+        """The config.json of `folder`. Raises MinibertError naming what is missing or cannot be honoured."""
+        return cls.from_dict(read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
+
+    @classmethod
+    def from_dict(cls, published: dict[str, Any], where: str = "config.json") -> "BertConfig":
+        """BertConfig from the keys of a published config.json; keys that do not touch the numbers are passed over."""
+        refuse_unsupported(published, where)
+        own = published.get("minibert") or {}
+        values = {k: published[k] for k in SIZES}
+        for f in dataclasses.fields(cls):
+            if f.name in published and f.name not in SIZES:
+                values[f.name] = published[f.name]
+        values["pad_token_id"] = values.get("pad_token_id") or 0        # some files say null
+        values["case_shapes"] = tuple(own.get("case_shapes", ()))
+        for name, kind in (*((k, int) for k in SIZES), ("max_position_embeddings", int), ("type_vocab_size", int)):
+            value = values.get(name, 1)
+            if type(value) is not kind or value < 1:
+                raise MinibertError(f"{where}: {name} is {value!r}, not a whole number above 0; mend the file")
+        for name in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
+            value = values.get(name, 0.0)
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise MinibertError(f"{where}: {name} is {value!r}, not a number in [0, 1); mend the file")
+        if values["hidden_size"] % values["num_attention_heads"]:
+            raise MinibertError(f"{where}: hidden_size {values['hidden_size']} does not divide into "
+                                f"{values['num_attention_heads']} heads; mend the file")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The published form: a plain BERT config, plus a key "minibert" that other libraries pass over."""
+        values = dataclasses.asdict(self)
+        shapes = values.pop("case_shapes")
+        return {"model_type": "bert", **values, "position_embedding_type": "absolute",
+                **({"minibert": {"case_shapes": list(shapes)}} if shapes else {})}
+
+
+def refuse_unsupported(published: dict[str, Any], where: str) -> None:
+    """Raise MinibertError by name for what the encoder here cannot honour; silence would give wrong numbers."""
+    kind = published.get("model_type", "bert")     # Google's own first files have no model_type
+    if kind != "bert":
+        raise MinibertError(f"{where}: model_type is {kind!r}; minibert reads model_type 'bert' only")
+    if missing := [k for k in SIZES if k not in published]:
+        raise MinibertError(f"{where}: {', '.join(missing)} missing; is this the config.json of a BERT checkpoint?")
+    if published.get("position_embedding_type", "absolute") != "absolute":
+        raise MinibertError(f"{where}: position_embedding_type is {published['position_embedding_type']!r}; "
+                            "minibert has absolute positions only")
+    for key, what in (("is_decoder", "a decoder"), ("add_cross_attention", "cross-attention"),
+                      ("is_encoder_decoder", "an encoder-decoder"), ("pruned_heads", "pruned heads"),
+                      ("quantization_config", "quantised weights")):
+        if published.get(key):
+            raise MinibertError(f"{where}: {key} is {published[key]!r}; minibert cannot honour {what}")
+    if published.get("hidden_act", "gelu") not in ACTIVATIONS:
+        raise MinibertError(f"{where}: hidden_act is {published['hidden_act']!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+# --------------------------------------------------------------------------------------------- choices for one run
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also an option of the command line."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of train.py. Order: command line, --config, the task's defaults, the checkpoint's, these."""
+    task: str = option("ner", "what to train")
+    data: str | None = option(None, "folder with train, dev and test files (default: data/TASK)")
+    weights: str = option("minilm-l6", "a name of the manifest, or a folder with config.json and model.safetensors")
+    output: str | None = option(None, "the run folder; it must not hold a run (default: the next free runs/TASK)")
+    epochs: int = option(3, "passes over the training data")
+    max_steps: int = option(0, "exactly so many updates, whatever --epochs says (0: as the epochs give)")
+    batch_size: int = option(32, "features an update")
+    accumulate: int = option(1, "micro-batches an update is split into: less memory, the same gradient")
+    max_pieces: int = option(256, "longest row in pieces; longer texts become overlapping windows")
+    overlap: int = option(64, "pieces that neighbouring windows of one text share")
+    learning_rate: float = option(5e-5, "the highest learning rate, reached after warm-up")
+    optimizer: str = option("adamw", "the update rule", ("adamw", "sgd"))
+    momentum: float = option(0.9, "of sgd")
+    beta1: float = option(0.9, "of adamw: decay of the gradient's running mean")
+    beta2: float = option(0.999, "of adamw: decay of the squared gradient's running mean")
+    epsilon: float = option(1e-8, "of adamw: added outside the root")
+    bias_correction: bool = option(True, "of adamw: divide the running means by 1 - beta^t")
+    weight_decay: float = option(0.01, "decoupled decay of weights; biases and LayerNorm are left out")
+    warmup: float = option(0.1, "share of the updates in which the learning rate rises")
+    clip: float = option(1.0, "largest global norm of the gradient (0: no clipping)")
+    dropout: float | None = option(None, "dropout everywhere (default: as the checkpoint says)")
+    case_shapes: str = option("auto", "give letter case back to an uncased checkpoint through token types "
+                                      "(auto: where it is uncased)", ("auto", "on", "off"))
+    layout: str = option("rectangle", "how batches lie in memory", ("rectangle", "ragged"))
+    precision: str = option("auto", "auto: bf16 where the processor is fast at it, else fp32",
+                            ("auto", "fp32", "bf16", "fp16"))
+    freeze: str = option("none", "what is not trained: none, embeddings, K (embeddings and the first K blocks) "
+                                 "or encoder (all but the head)")
+    patience: int = option(0, "stop after so many epochs without a better dev score (0: never)")
+    evaluate: str = option("all", "which splits are scored", ("all", "dev", "none"))
+    before: bool = option(True, "score the untrained model too")
+    limit: int = option(0, "use only the first N examples of each split (0: all)")
+    seed: int = option(0, "of batch order, dropout and new weights")
+    device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
+
+    def check(self) -> "TrainConfig":
+        """self; raises MinibertError for values that no run can have."""
+        rules = [(self.epochs >= 1, "--epochs", "at least 1"), (self.batch_size >= 1, "--batch-size", "at least 1"),
+                 (1 <= self.accumulate <= self.batch_size, "--accumulate", "between 1 and --batch-size"),
+                 (self.max_steps >= 0, "--max-steps", "0 or more"), (self.limit >= 0, "--limit", "0 or more"),
+                 (self.patience >= 0, "--patience", "0 or more"), (self.max_pieces >= 8, "--max-pieces", "at least 8"),
+                 (0 <= self.overlap <= (self.max_pieces - 2) // 2, "--overlap", "between 0 and half of --max-pieces"),
+                 (self.learning_rate >= 0, "--learning-rate", "0 or more"), (self.clip >= 0, "--clip", "0 or more"),
+                 (0 <= self.momentum < 1, "--momentum", "in [0, 1)"), (0 <= self.beta1 < 1, "--beta1", "in [0, 1)"),
+                 (0 <= self.beta2 < 1, "--beta2", "in [0, 1)"), (self.epsilon > 0, "--epsilon", "above 0"),
+                 (self.weight_decay >= 0, "--weight-decay", "0 or more"), (0 <= self.warmup <= 1, "--warmup", "in [0, 1]"),
+                 (self.dropout is None or 0 <= self.dropout < 1, "--dropout", "in [0, 1)"),
+                 (0 <= self.seed < 2 ** 63, "--seed", "between 0 and 2^63 - 1"),
+                 (self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(), "--freeze",
+                  "none, embeddings, encoder or a number of blocks")]
+        for holds, name, wanted in rules:
+            if not holds:
+                value = getattr(self, name[2:].replace("-", "_"))
+                raise MinibertError(f"{name} is {value}; it must be {wanted}")
+        return self
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise MinibertError(f"{message}; --help lists the options")
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Every field of the dataclass `settings` as an option that is absent from the result unless it was given."""
+    for f in dataclasses.fields(settings):
+        name, kind = "--" + f.name.replace("_", "-"), _kind(f.type)
+        text = f.metadata["help"].replace("%", "%%")
+        text += "" if f.default is None else f" (default: {f.default})"
+        if kind is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(name, type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=text,
+                                metavar=None if f.metadata["choices"] else kind.__name__.upper())
+
+
+def _kind(annotation: Any) -> type:
+    """float | None -> float; the plain types are themselves."""
+    return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
+
+
+def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
+    """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
+    parser = _Parser(prog="train.py", description=description, allow_abbrev=False)
+    for s in settings:
+        add_options(parser, s)
+    parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE",
+                        help="TOML or JSON file with any of these options; the command line stands above it")
+    return vars(parser.parse_args(argv))
+
+
+def read_settings(path: str, *settings: type) -> dict[str, Any]:
+    """The options in a TOML or JSON file. Raises MinibertError for an unknown key or a value of the wrong kind."""
+    file = Path(path)
+    try:
+        values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
+    known = {f.name: f for s in settings for f in dataclasses.fields(s)}
+    result = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise MinibertError(f"{file}: unknown setting {key!r}; known: {', '.join(known)}")
+        kind, choices = _kind(known[name].type), known[name].metadata["choices"]
+        if value is None and known[name].default is None:
+            continue
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or (choices and value not in choices):
+            wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
+            raise MinibertError(f"{file}: {key} is {value!r}, not {wanted}")
+        result[name] = value
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise MinibertError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise MinibertError(f"{path}: cannot be read as JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise MinibertError(f"{path}: holds {type(value).__name__}, not a JSON object")
+    return value

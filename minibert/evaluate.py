@@ -1,0 +1,56 @@
+"""Features -> scores -> text-level predictions -> metrics; used by train.py and the command line."""
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from minibert.batching import Feature, collate
+from minibert.model import Model
+from minibert.precision import autocast
+
+CELLS = 4096                                       # pieces a batch of inference, padding included
+
+
+def encode_all(task, examples: Sequence[Any], tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
+    """All features of all examples, in order."""
+    return [f for i, e in enumerate(examples) for f in task.encode(i, e, tokenizer, max_pieces, overlap)]
+
+
+def batches_by_length(features: Sequence[Feature]) -> Iterator[list[int]]:
+    """Numbers of features, longest first, so many at a time that a batch has about CELLS cells."""
+    order = sorted(range(len(features)), key=lambda i: -len(features[i].ids))
+    while order:
+        count = max(1, CELLS // len(features[order[0]].ids))
+        yield order[:count]
+        order = order[count:]
+
+
+@torch.inference_mode()
+def score_features(model: Model, task, features: Sequence[Feature], precision: str = "fp32", layout: str = "rectangle",
+                   ) -> list[np.ndarray]:
+    """The head's scores of every feature, float32 [M,K] each, in the order of `features`; dropout is off."""
+    device = next(model.parameters()).device
+    result: list[np.ndarray] = [np.zeros(0)] * len(features)
+    for numbers in batches_by_length(features):
+        chosen = [features[i] for i in numbers]
+        batch = collate(chosen, layout, prefix=task.layout(chosen), device=device)
+        with autocast(precision, device):
+            scores = model(batch).float().cpu().numpy()
+        ends = np.cumsum([len(f.picks) for f in chosen])[:-1]
+        for i, rows in zip(numbers, np.split(scores, ends), strict=True):
+            result[i] = rows
+    return result
+
+
+def predict_examples(model: Model, task, examples: Sequence[Any], features: Sequence[Feature],
+                     precision: str = "fp32") -> list[Any]:
+    """One text-level prediction an example."""
+    return task.decode(examples, features, score_features(model, task, features, precision))
+
+
+def at(scores: dict[str, Any], path: str) -> float:
+    """The number at a dotted path, such as "entity.f1"."""
+    for key in path.split("."):
+        scores = scores[key]
+    return scores

@@ -1,0 +1,158 @@
+"""SGD and AdamW with decoupled weight decay, the two decay groups, global-norm clipping, the learning rate.
+
+Both optimizers move θ by −η·direction − ηλθ, both terms at the old θ (Loshchilov & Hutter 2019, Decoupled Weight
+Decay Regularization). With plain SGD that is the same as an L2 term in the loss; with momentum or Adam it is not.
+"""
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minibert.errors import MinibertError
+
+Params = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+
+
+class Optimizer:
+    """What both optimizers share: groups of parameters with their own settings, and a state a parameter.
+
+    `params`: parameters, or groups {"params": [...], and any of the settings to override}. A parameter without a
+    gradient is left as it is: no step, no decay.
+    """
+
+    def __init__(self, params: Params, **settings: Any):
+        params = list(params)
+        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
+        self.groups = [{**settings, **g, "params": list(g["params"])} for g in groups]
+        self.state: dict[nn.Parameter, dict[str, Any]] = {}
+        everything = [p for g in self.groups for p in g["params"]]
+        if not everything:
+            raise ValueError("an optimizer needs at least one parameter")
+        if len(set(map(id, everything))) != len(everything):
+            raise ValueError("a parameter stands in two groups, or twice in one")
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.update(p, p.grad, self.state.setdefault(p, {}), group)
+
+    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Move the parameter `p` in place, given its gradient `g` of the same shape."""
+        raise NotImplementedError                  # the two rules below are the only ones
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def set_learning_rate(self, lr: float) -> None:
+        """The same learning rate for every group; decay scales with it."""
+        for group in self.groups:
+            group["lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"settings": one dict a group, "state": {number of the parameter: its tensors and counts}}."""
+        number = {p: i for i, p in enumerate(p for g in self.groups for p in g["params"])}
+        return {"settings": [{k: v for k, v in g.items() if k != "params"} for g in self.groups],
+                "state": {number[p]: dict(s) for p, s in self.state.items()}}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from state_dict() of an optimizer over the same parameters. Raises MinibertError if they differ."""
+        params = [p for g in self.groups for p in g["params"]]
+        if len(saved["settings"]) != len(self.groups) or any(i >= len(params) for i in saved["state"]):
+            raise MinibertError(f"optimizer state of {len(saved['settings'])} groups does not fit the "
+                                f"{len(self.groups)} groups of this model; load it into the same kind of model")
+        for i, state in saved["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape != params[i].shape:
+                    raise MinibertError(f"optimizer state {name} of parameter {i} is {list(value.shape)}, the parameter "
+                                        f"{list(params[i].shape)}; load it into the same kind of model")
+        for group, settings in zip(self.groups, saved["settings"], strict=True):
+            group.update(settings)
+        self.state = {params[i]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
+                      for i, s in saved["state"].items()}
+
+
+class SGD(Optimizer):
+    """v ← μv + g;  θ ← θ − ηv − ηλθ."""
+
+    def __init__(self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if group["momentum"]:
+            if not state:
+                state["v"] = torch.zeros_like(p)
+            g = state["v"].mul_(group["momentum"]).add_(g)
+        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(g, alpha=-group["lr"])
+
+
+class AdamW(Optimizer):
+    """m ← β₁m + (1−β₁)g;  s ← β₂s + (1−β₂)g²;  θ ← θ − η·m̂/(√ŝ + ε) − ηλθ, with m̂ = m/(1−β₁ᵗ), ŝ = s/(1−β₂ᵗ).
+
+    `bias_correction=False` is the rule of the original BERT code: m̂ = m, ŝ = s.
+    """
+
+    def __init__(self, params: Params, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, bias_correction: bool = True):
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay,
+                         bias_correction=bias_correction)
+
+    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state.update(t=0, m=torch.zeros_like(p), s=torch.zeros_like(p))
+        state["t"] += 1
+        m, s, (beta1, beta2) = state["m"], state["s"], group["betas"]
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        s.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        correct1, correct2 = 1.0, 1.0
+        if group["bias_correction"]:
+            correct1, correct2 = 1 - beta1 ** state["t"], 1 - beta2 ** state["t"]
+        root = (s.sqrt() / correct2 ** 0.5).add_(group["eps"])
+        p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(m, root, value=-group["lr"] / correct1)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters, each with "names": matrices are decayed; biases and LayerNorm are not.
+
+    Decided by the type of the module that holds a parameter and its role there, never by matching names: a bias only
+    shifts, a LayerNorm weight has its natural size at 1, so pulling either towards 0 fits no prior.
+    """
+    plain = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+    plain |= {id(m.bias) for m in model.modules() if getattr(m, "bias", None) is not None}
+    groups = [{"params": [], "names": [], "weight_decay": weight_decay}, {"params": [], "names": [], "weight_decay": 0.0}]
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            group = groups[id(p) in plain]
+            group["params"].append(p)
+            group["names"].append(name)
+    return [g for g in groups if g["params"]]
+
+
+@torch.no_grad()
+def clip_gradient(params: Iterable[nn.Parameter], largest: float) -> float:
+    """Scale all gradients by one factor so that their joint Euclidean norm is at most `largest` (0: only measure).
+
+    Returns the norm before. One norm over all parameters: clipping each alone would turn the direction.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+    if largest and norm > largest:
+        torch._foreach_mul_(grads, largest / norm)
+    return norm
+
+
+def lr_at(step: int, total: int, warmup: int, peak: float) -> float:
+    """The learning rate of update `step` in 1..total: a straight rise over `warmup` updates, then a straight fall.
+
+    peak · min(step/warmup, (total+1−step)/(total+1−warmup)); the first update is above 0, the last too.
+    """
+    rise = step / warmup if warmup else 1.0
+    return peak * min(rise, (total + 1 - step) / (total + 1 - warmup))

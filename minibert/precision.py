@@ -1,0 +1,81 @@
+"""Number formats and dropout masks: autocast, loss scaling for fp16, randomness without hidden state."""
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """"auto" -> "bf16" where the hardware multiplies bf16 fast, else "fp32"; other names stand as they are."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    can = torch.cpu.get_capabilities()             # without these two, bf16 on a CPU is slower than fp32
+    return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which matrix products run in `precision`; weights and the loss stay fp32."""
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+class LossScaler:
+    """Scales the loss so that small gradients survive fp16, whose smallest positive number is 2^-24 ≈ 6e-8.
+
+    The scale halves when a gradient overflowed (that update is skipped) and doubles after `interval` good updates
+    (Micikevicius et al. 2018, section 3.2). Disabled, the scale is 1 and stays 1.
+    """
+
+    def __init__(self, enabled: bool, scale: float = 2.0 ** 16, interval: int = 2000):
+        self.enabled, self.scale, self.interval = enabled, scale if enabled else 1.0, interval
+        self.good = 0                              # updates since the scale last changed
+        self.skipped = 0
+
+    def unscale(self, params: Iterable[nn.Parameter]) -> bool:
+        """Divide every gradient by the scale, in place, once an update; False if any of them is not finite."""
+        grads = [p.grad for p in params if p.grad is not None]
+        if self.scale != 1.0:
+            torch._foreach_mul_(grads, 1.0 / self.scale)
+        return all(bool(torch.isfinite(g).all()) for g in grads) if self.enabled else True
+
+    def update(self, finite: bool) -> None:
+        """After each update: shrink the scale where it overflowed, grow it after a long good run."""
+        if not self.enabled:
+            return
+        if not finite:
+            self.scale, self.good, self.skipped = self.scale / 2, 0, self.skipped + 1
+            return
+        self.good += 1
+        if self.good == self.interval:
+            self.scale, self.good = self.scale * 2, 0
+
+
+class DropoutMasks:
+    """The dropout masks of one micro-batch: a pure function of (seed, update, micro-batch, process, site).
+
+    Philox is a counter-based generator: output = f(key, counter), f being a bijection of the counter. The key is
+    (seed, process), the counter (block, site, micro-batch, update), so two sites never share a number and nothing
+    depends on what was drawn before (Salmon et al. 2011).
+    """
+
+    def __init__(self, seed: int, update: int, micro_batch: int = 0, process: int = 0):
+        self.seed, self.update, self.micro_batch, self.process = seed, update, micro_batch, process
+
+    def __call__(self, site: int, shape: Iterable[int], p: float, like: Tensor) -> Tensor:
+        """A mask of `shape` in the dtype and on the device of `like`: 0 with probability p, else 1/(1-p).
+
+        16 random bits decide each number, so p is rounded to a multiple of 2^-16 (0.1 becomes 0.1000061); survivors
+        are scaled by the rounded p, so the expectation is exact.
+        """
+        shape = tuple(shape)
+        threshold = round(p * 2 ** 16)
+        philox = np.random.Philox(key=[self.seed, self.process], counter=[0, site, self.micro_batch, self.update])
+        count = int(np.prod(shape))
+        lanes = philox.random_raw(-(-count // 4)).view(np.int16)[:count]     # four 16-bit lanes a 64-bit number
+        kept = torch.from_numpy(lanes).view(shape) >= threshold - 2 ** 15    # signed lanes: shift the threshold
+        return kept.to(like.device, like.dtype) * (2 ** 16 / (2 ** 16 - threshold))

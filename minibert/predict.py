@@ -1,0 +1,86 @@
+"""Load a run folder: text in, spans and labels with character offsets out."""
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minibert.batching import Feature, collate
+from minibert.config import BertConfig, read_json
+from minibert.errors import MinibertError
+from minibert.evaluate import encode_all, predict_examples
+from minibert.model import Bert, Model
+from minibert.tasks import TASKS, Task
+from minibert.tokenizer import CASE_SHAPES, Tokenizer
+from minibert.weights import load as load_weights
+
+TOGETHER = 64                                      # texts of a stream that are computed at once
+
+
+class FineTuned(Model):
+    """A Model with its task and tokenizer: what a run folder holds."""
+
+    def __init__(self, bert: Bert, head: torch.nn.Module, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]):
+        super().__init__(bert, head)
+        self.task, self.tokenizer, self.settings = task, tokenizer, settings
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """One result a text, with character offsets; float32, no dropout. The form is the task's result()."""
+        if isinstance(texts, str):
+            raise MinibertError("predict takes a list of texts, not one string; write predict([text])")
+        examples = [self.task.example(t) for t in texts]
+        predictions = predict_examples(self, self.task, examples, self.encode_examples(examples))
+        return [self.task.result(e, p) for e, p in zip(examples, predictions, strict=True)]
+
+    def stream(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """predict() over any number of texts, a few at a time."""
+        texts = iter(texts)
+        while chunk := list(islice(texts, TOGETHER)):
+            yield from self.predict(chunk)
+
+    def features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
+        rows = self.encode_examples([self.task.example(t) for t in texts])
+        if not rows:
+            return tuple(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3))
+        batch = collate(rows, "rectangle", pad=self.tokenizer.pad)
+        ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
+        return ids, mask, types
+
+    def encode_examples(self, examples: Sequence[Any]) -> list[Feature]:
+        """The task's features under the settings of the run."""
+        return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
+
+
+def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
+    """The tokenizer of a checkpoint; raises MinibertError where it does not belong to its encoder."""
+    tokenizer = Tokenizer.read(folder)
+    if tokenizer.size > bert.config.vocab_size:
+        raise MinibertError(f"{folder}: the tokenizer has {tokenizer.size} pieces, the encoder "
+                            f"{bert.config.vocab_size}; they belong to different checkpoints")
+    if bert.config.case_shapes not in ((), CASE_SHAPES):
+        raise MinibertError(f"{folder}/config.json: case_shapes {list(bert.config.case_shapes)}; this version knows "
+                            f"{list(CASE_SHAPES)}")
+    tokenizer.case_shapes = bool(bert.config.case_shapes)
+    return tokenizer
+
+
+def load(folder: str | Path) -> FineTuned:
+    """The model in a run folder, ready to predict. Raises MinibertError for a folder that holds no whole run."""
+    folder = Path(folder)
+    if not (folder / "train.json").is_file():
+        raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
+    settings, config = read_json(folder / "train.json"), read_json(folder / "config.json")
+    kind = TASKS.get(settings.get("task"))
+    if kind is None:
+        raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
+    known = {f.name for f in dataclasses.fields(kind.Options)}
+    names = config.get("id2label") or {}
+    task = kind(kind.Options(**{k: v for k, v in settings.items() if k in known}),
+                [names[str(i)] for i in range(len(names))])
+    head = task.head(BertConfig.read(folder))
+    bert, _ = load_weights(folder, head)
+    return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)

@@ -1,0 +1,66 @@
+"""What a task is, and TASKS: the only place that lists them."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from minibert.batching import Batch, Feature
+from minibert.config import BertConfig
+from minibert.tasks.ner import NER
+from minibert.tokenizer import Tokenizer
+
+
+class Task(Protocol):
+    """One file of this folder. An instance knows its options and, once read from data or a run folder, its labels."""
+    name: str                                      # key in TASKS
+    defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate
+    best: tuple[str, str]                          # the score that selects a checkpoint, ("entity.f1", "max")
+    architecture: str                              # the published class that opens a run folder
+    problem_type: str | None                       # the published config's word for the kind of labels
+    Options: type                                  # dataclass of the task's own options, each a config.option()
+    labels: list[str]                              # [K] names, by number
+    notices: list[str]                             # what reading found worth telling, in words
+
+    def read(self, path: Path) -> dict[str, list[Any]]:
+        """A folder, or one file as "test", -> {"train" | "dev" | "test": examples}; errors name file and line."""
+
+    def learn_labels(self, splits: dict[str, list[Any]]) -> None:
+        """Take the labels from the training examples; count and note labels that only dev or test have."""
+
+    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
+        """Example `number` as features; a long text becomes windows, and nothing of it is dropped."""
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names."""
+
+    def layout(self, features: Sequence[Feature]) -> Tensor | None:
+        """Prefix lengths [B] for a sequence-to-sequence batch; None: all within a row attend to all."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """{term: how much of it there is to learn from}, from labels alone."""
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{term: sum of losses}, in float32; the objective divides by the counts of the whole update."""
+
+    def decode(self, examples: Sequence[Any], features: Sequence[Feature], scores: Sequence[np.ndarray]) -> list[Any]:
+        """The scores [M,K] of every feature -> one prediction an example, at text level."""
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Any]:
+        """Nested dict of numbers."""
+
+    def report(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str:
+        """The scores as text tables."""
+
+    def example(self, text: str) -> Any:
+        """An example without labels from raw text."""
+
+    def result(self, example: Any, prediction: Any) -> dict[str, Any]:
+        """A prediction for raw text, ready for JSON, with character offsets."""
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """A result as one line for a person."""
+
+
+TASKS: dict[str, type[Task]] = {"ner": NER}

@@ -1,0 +1,296 @@
+"""Named entities: one tag a word, read on the word's first piece.
+
+Which label does ##son get? None. A word is scored once, on its first piece; the other pieces carry no loss.
+"""
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minibert import metrics
+from minibert.batching import Batch, Feature, word_features
+from minibert.config import BertConfig, option
+from minibert.errors import MinibertError
+from minibert.model import dropout
+from minibert.tokenizer import Tokenizer, split_words
+
+SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
+SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
+COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence, or a document of several."""
+    words: list[str]
+    tags: list[str]                                # one a word; empty for raw text
+    sentences: list[int]                           # word where each sentence begins
+    where: str                                     # file:line of the first word
+    text: str = ""                                 # raw text, where the words were cut from one
+    spans: Sequence[tuple[int, int]] = ()          # characters of each word in `text`
+
+    def cut(self, values: Sequence[Any]) -> list[list[Any]]:
+        """One value a word -> one list a sentence."""
+        ends = [*self.sentences[1:], len(self.words)]
+        return [list(values[a:b]) for a, b in zip(self.sentences, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """NER's own options."""
+    context: str = option("sentence", "what a row shows: one sentence, or as much of its document as fits",
+                          ("sentence", "document"))
+    decoding: str = option("valid", "valid: the best tag sequence in which every entity begins with B-; "
+                                    "argmax: the best tag of each word alone", ("valid", "argmax"))
+
+
+class TokenHead(nn.Module):
+    """Dropout and one linear map on the pieces that carry a label."""
+
+    def __init__(self, config: BertConfig, K: int):
+        super().__init__()
+        self.classifier = nn.Linear(config.hidden_size, K)
+        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
+
+    def forward(self, hidden: Tensor, batch: Batch, masks=None) -> Tensor:
+        """[P,H] -> scores [M,K] of the batch's picks."""
+        return self.classifier(dropout(hidden.index_select(0, batch.picks), self.p, masks, self.site))
+
+
+class NER:
+    """The task; see tasks.Task for what each member is."""
+    name = "ner"
+    defaults: dict[str, Any] = {}
+    best = ("entity.f1", "max")
+    architecture, problem_type = "BertForTokenClassification", None
+    Options = Options
+
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels), []
+
+    # --------------------------------------------------------------------------------------------- text -> examples
+
+    def read(self, path: Path) -> dict[str, list[Example]]:
+        """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
+        path = Path(path)
+        if not path.exists():
+            raise MinibertError(f"{path}: no such file or folder; --data takes a folder with train, dev and test files")
+        files = {"test": path} if path.is_file() else find_files(path)
+        documents = {split: read_conll(file) for split, file in files.items()}
+        sequences = [s.tags for split in documents.values() for document in split for s in document]
+        scheme = metrics.detect_scheme(sequences)
+        if scheme != "IOB2":
+            self.notices.append(f"tags are {scheme}; converted to IOB2")
+        if broken := sum(metrics.invalid_starts(t) for t in sequences) if scheme == "IOB2" else 0:
+            self.notices.append(f"{broken} entities begin with I-; read as B-, as conlleval does")
+        whole = self.options.context == "document" and all(len(split) > 1 for split in documents.values())
+        if self.options.context == "document" and not whole:
+            self.notices.append("no -DOCSTART- lines: every sentence stands alone")
+        return {split: [join(group, scheme) for document in documents[split]
+                        for group in ([document] if whole else [[s] for s in document])] for split in documents}
+
+    def learn_labels(self, splits: dict[str, list[Example]]) -> None:
+        """O, and B-X and I-X of every type X in train."""
+        seen = Counter(t for e in splits["train"] for t in e.tags)
+        types = sorted({t[2:] for t in seen if t != "O"})
+        if not types:
+            raise MinibertError(f"{splits['train'][0].where}: every tag of the training file is O; nothing to learn")
+        self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
+        for split, examples in splits.items():
+            unseen = Counter(t for e in examples for t in e.tags if t not in self.labels)
+            if unseen:
+                self.notices.append(f"{split} has tags that train never saw, which count as missed: "
+                                    + ", ".join(f"{t} ({n} words)" for t, n in unseen.items()))
+
+    def example(self, text: str) -> Example:
+        """Raw text, cut into words as newspaper corpora are."""
+        spans = split_words(text)
+        return Example([text[a:b] for a, b in spans], [], [0] if spans else [], "text", text, spans)
+
+    # ----------------------------------------------------------------------------------- examples -> scores and loss
+
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
+        """A label on the first piece of each word, in the window where the word has most context."""
+        if not example.words:
+            return []
+        index = {label: i for i, label in enumerate(self.labels)}
+        labels = [index.get(t, -1) for t in example.tags] or [-1] * len(example.words)
+        return word_features(number, tokenizer.pieces([example.words])[0], tokenizer, max_pieces, overlap, labels)
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Published as `classifier`."""
+        return TokenHead(config, len(self.labels))
+
+    def layout(self, features: Sequence[Feature]) -> None:
+        """All within a row attend to all."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Labelled words."""
+        return {"words": float((batch.labels >= 0).sum())}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,K] -> the sum over labelled words of −log softmax at the label."""
+        return {"words": F.cross_entropy(scores.float(), batch.labels, ignore_index=-1, reduction="sum")}
+
+    # ---------------------------------------------------------------------------------------- scores -> text and score
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[list[str]]:
+        """One tag a word."""
+        table = [np.zeros((len(e.words), len(self.labels)), np.float32) for e in examples]
+        for feature, rows in zip(features, scores, strict=True):
+            table[feature.example][feature.targets] = rows
+        path = best_valid_path if self.options.decoding == "valid" else best_tags
+        return [[self.labels[k] for sentence in e.cut(t) for k in path(np.array(sentence), self.labels)]
+                for e, t in zip(examples, table, strict=True)]
+
+    def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> dict[str, Any]:
+        """Entities with conlleval's meaning, and single tags."""
+        gold, guess = sentences(predictions, examples)
+        tags = metrics.tag_scores(gold, guess)
+        return {"entity": metrics.entity_scores(gold, guess),
+                "tags": {k: tags[k] for k in ("micro_f1", "macro_f1", "weighted_f1", "per_tag")},
+                "words": sum(len(g) for g in gold)}
+
+    def report(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str:
+        """The table a tag and the table an entity type."""
+        gold, guess = sentences(predictions, examples)
+        return f"{metrics.tag_report(gold, guess)}\n\n{metrics.entity_report(gold, guess)}"
+
+    def result(self, example: Example, prediction: list[str]) -> dict[str, Any]:
+        """{"text", "entities": [{"text", "type", "start", "end"}]}, offsets in characters."""
+        found = []
+        for kind, first, stop in metrics.entities(prediction):
+            start, end = example.spans[first][0], example.spans[stop - 1][1]
+            found.append({"text": example.text[start:end], "type": kind, "start": start, "end": end})
+        return {"text": example.text, "entities": found}
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """Angela Merkel [PER] met Tim Cook [PER] …, coloured on a terminal; spans below."""
+        line, spans, at = "", [], 0
+        for e in result["entities"]:
+            word = f"{e['text']} [{e['type']}]"
+            line += result["text"][at:e["start"]] + (f"\033[{COLOURS.get(e['type'], 34)}m{word}\033[0m" if colour else word)
+            spans.append(f"{e['type']} {e['start']}-{e['end']} {e['text']}")
+            at = e["end"]
+        return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
+
+
+def sentences(predictions: Sequence[list[str]], examples: Sequence[Example]) -> tuple[list[list[str]], list[list[str]]]:
+    """Gold and predicted tags, a list a sentence: entities never cross sentences."""
+    gold = [s for e in examples for s in e.cut(e.tags)]
+    guess = [s for e, p in zip(examples, predictions, strict=True) for s in e.cut(p)]
+    return gold, guess
+
+
+def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
+    """[words, K] -> the best label of each word alone."""
+    return scores.argmax(-1).tolist()
+
+
+def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
+    """[words, K] -> the labels of highest joint log-probability in which I-X stands only after B-X or I-X (Viterbi).
+
+    Words are taken as independent given the text, so the sum of their log-softmax is the joint log-probability.
+    """
+    after = np.array([[0.0 if b[:2] != "I-" or a[2:] == b[2:] else -np.inf for b in labels] for a in labels])  # [K,K]
+    first = np.array([-np.inf if b.startswith("I-") else 0.0 for b in labels])
+    top = scores.max(-1, keepdims=True)
+    logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
+    best, back = logs[0] + first, []
+    for row in logs[1:]:
+        through = best[:, None] + after                                      # [K before, K now]
+        back.append(through.argmax(0))
+        best = through.max(0) + row
+    path = [int(best.argmax())]
+    for choice in reversed(back):
+        path.append(int(choice[path[-1]]))
+    return path[::-1]
+
+
+# ------------------------------------------------------------------------------------------------------- CoNLL files
+
+
+@dataclass
+class Sentence:
+    """As it stands in the file."""
+    words: list[str]
+    tags: list[str]
+    line: int
+    file: Path
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """{"train", "dev", "test": file} of a folder, those that are there."""
+    found = {}
+    for split, names in SPLITS.items():
+        files = [folder / (name + suffix) for name in names for suffix in SUFFIXES if (folder / (name + suffix)).is_file()]
+        if len(files) > 1:
+            raise MinibertError(f"{folder}: {files[0].name} and {files[1].name} could both be {split}; keep one")
+        found |= {split: files[0]} if files else {}
+    if not found:
+        raise MinibertError(f"{folder}: no train, dev or test file; expected names such as train{SUFFIXES[0]}, "
+                            "dev.txt, valid.txt, testa.txt")
+    return found
+
+
+def read_conll(file: Path) -> list[list[Sentence]]:
+    """A file as documents of sentences. Raises MinibertError with file:line for what does not parse."""
+    documents: list[list[Sentence]] = [[]]
+    current: Sentence | None = None
+    for number, line in enumerate(decode_utf8(file).split("\n"), 1):
+        line = line.strip(" \t\r")
+        if not line or line.startswith("-DOCSTART-"):
+            current = None
+            if line and documents[-1]:
+                documents.append([])
+            continue
+        word, tag = columns(line, f"{file}:{number}")
+        if current is None:
+            current = Sentence([], [], number, file)
+            documents[-1].append(current)
+        current.words.append(word)
+        current.tags.append(tag)
+    if not documents[-1]:
+        documents.pop()
+    if not documents:
+        raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
+    return documents
+
+
+def decode_utf8(file: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark. Raises MinibertError with file:line."""
+    try:
+        raw = file.read_bytes()
+    except OSError as e:
+        raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = raw[:e.start].count(b"\n") + 1
+        raise MinibertError(f"{file}:{line}: byte 0x{raw[e.start]:02x} is not UTF-8; convert the file to UTF-8") from None
+
+
+def columns(line: str, where: str) -> tuple[str, str]:
+    """First and last column: a word and its tag. Raises MinibertError where there is no second or it is no tag."""
+    parts = [p.strip(" ") for p in line.split("\t")] if "\t" in line else re.split(" +", line)
+    shown = line if len(line) < 60 else line[:57] + "..."
+    if len(parts) < 2 or not parts[0]:
+        raise MinibertError(f"{where}: {shown!r} has one column; expected a word and a tag, as in 'Paris B-LOC'")
+    if not metrics.is_tag(parts[-1]):
+        raise MinibertError(f"{where}: {parts[-1]!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE in the last "
+                            f"column of {shown!r}")
+    return parts[0], parts[-1]
+
+
+def join(group: Sequence[Sentence], scheme: str) -> Example:
+    """Sentences -> one Example with IOB2 tags."""
+    begins = np.cumsum([0, *(len(s.words) for s in group[:-1])]).tolist()
+    return Example([w for s in group for w in s.words], [t for s in group for t in metrics.to_iob2(s.tags, scheme)],
+                   begins, f"{group[0].file}:{group[0].line}")

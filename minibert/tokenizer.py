@@ -1,0 +1,193 @@
+"""Text -> words -> pieces: each piece knows its word and its character span, each word its case shape.
+
+WordPiece itself is the tokenizers library's; this file decides what a word is, that no word is ever lost, and that
+nothing is cut or padded behind our back.
+"""
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from minibert.errors import MinibertError
+
+CASE_SHAPES = ("lower", "title", "upper", "mixed")
+SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+
+
+def case_shape(word: str) -> int:
+    """Index into CASE_SHAPES: how the letters of a word are written.
+
+    >>> [CASE_SHAPES[case_shape(w)] for w in ("apple", "Apple", "USA", "McCoy", "1996")]
+    ['lower', 'title', 'upper', 'mixed', 'lower']
+    """
+    letters = [c for c in word if c.isalpha()]
+    if not any(c.isupper() for c in letters):
+        return 0
+    if all(c.isupper() for c in letters):
+        return 2
+    return 1 if word.istitle() else 3
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one text, without special pieces. Lists of equal length, one entry a piece."""
+    ids: list[int]
+    words: list[int]                               # which word each piece belongs to
+    spans: list[tuple[int, int]]                   # characters of that word, [start, end)
+    shapes: list[int]                              # case shape of that word; all 0 where case is not given back
+
+
+class Tokenizer:
+    """WordPiece with the vocabulary of a checkpoint."""
+
+    def __init__(self, backend: Backend, case_shapes: bool = False):
+        self.case_shapes = case_shapes             # whether pieces carry the case shape of their word
+        backend.no_truncation()                    # some published files cut at 128 pieces and pad everything to 128
+        backend.no_padding()
+        self.backend = backend
+        ids = {role: backend.token_to_id(piece) for role, piece in SPECIAL.items()}
+        if missing := [SPECIAL[role] for role, i in ids.items() if i is None and role != "mask"]:
+            raise MinibertError(f"vocabulary without {', '.join(missing)}; is this the tokenizer of a BERT checkpoint?")
+        self.unknown, self.start, self.end, self.pad, self.mask = ids.values()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Tokenizer":
+        """From tokenizer.json, or vocab.txt with tokenizer_config.json. Raises MinibertError if neither can be read."""
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        try:
+            if file.is_file():
+                return cls(Backend.from_file(str(file)))
+            file = folder / "vocab.txt"
+            if file.is_file():
+                return cls(wordpiece(file, folder / "tokenizer_config.json"))
+        except MinibertError as e:
+            raise MinibertError(f"{file}: {e}") from None
+        except Exception as e:                     # the library raises bare Exception for whatever does not parse
+            raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
+        raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that the usual libraries want."""
+        self.backend.save(str(folder / "tokenizer.json"))
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
+                    "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def uncased(self) -> bool:
+        """Whether capital letters are thrown away."""
+        normalizer = self.backend.normalizer
+        return normalizer is not None and normalizer.normalize_str("A") == "a"
+
+    @property
+    def size(self) -> int:
+        """[V] pieces in the vocabulary."""
+        return self.backend.get_vocab_size()
+
+    def pieces(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
+        """Each text, given as its words, as pieces; spans count characters inside the word.
+
+        A word that gives no piece (a lone zero-width space, a control character) becomes one unknown piece, so that
+        every word has a first piece, a label and a prediction.
+        """
+        encoded = self.backend.encode_batch([list(t) for t in texts], is_pretokenized=True, add_special_tokens=False)
+        return [self._complete(words, e) for words, e in zip(texts, encoded, strict=True)]
+
+    def _complete(self, words: Sequence[str], encoded) -> Pieces:
+        rows = list(zip(encoded.ids, encoded.word_ids, encoded.offsets, strict=True))
+        if empty := set(range(len(words))) - set(encoded.word_ids):
+            rows += [(self.unknown, w, (0, len(words[w]))) for w in empty]
+            rows.sort(key=lambda r: r[1])          # stable: the pieces of one word keep their order
+        ids, owners, spans = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+        shape = [case_shape(w) if self.case_shapes else 0 for w in words]
+        return Pieces(ids, owners, spans, [shape[w] for w in owners])
+
+
+def wordpiece(vocabulary: Path, config: Path) -> Backend:
+    """The BERT tokenizer that vocab.txt (one piece a line) and tokenizer_config.json describe."""
+    settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    lines = vocabulary.read_text("utf-8").split("\n")
+    pieces = {piece.rstrip("\r"): i for i, piece in enumerate(lines) if piece or i < len(lines) - 1}
+    backend = Backend(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"), lowercase=settings.get("do_lower_case", True))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in SPECIAL.values() if p in pieces])
+    return backend
+
+
+# --------------------------------------------------------------------------------------------- raw text -> words
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Character spans of the words of raw text, cut as newspaper corpora are: punctuation alone, hyphens inside.
+
+    >>> text = "Dr. Jean-Luc O'Neil's U.S. trip cost 1,200.50."
+    >>> [text[a:b] for a, b in split_words(text)]
+    ['Dr.', 'Jean-Luc', "O'Neil", "'s", 'U.S.', 'trip', 'cost', '1,200.50', '.']
+    """
+    spans, start = [], None
+    for i, c in enumerate(text + " "):
+        if c.isspace():
+            if start is not None:
+                spans += split_chunk(text, start, i)
+            start = None
+        elif start is None:
+            start = i
+    return spans
+
+
+TITLES = {"Dr.", "Mr.", "Mrs.", "Ms.", "St.", "Jr.", "Sr.", "Prof.", "Gen.", "Sen.", "Gov.", "Lt.", "Col.", "vs.", "No."}
+
+
+def split_chunk(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """The words of one stretch without spaces."""
+    cuts = [start, *(i for i in range(start + 1, end) if boundary(text, i, start, end)), end]
+    spans: list[tuple[int, int]] = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        if text[a:b] == "." and spans and is_abbreviation(text[spans[-1][0]:b]):
+            spans[-1] = (spans[-1][0], b)
+        else:
+            spans.append((a, b))
+    return spans
+
+
+def is_abbreviation(word: str) -> bool:
+    """Whether a final full stop belongs to the word: a title, one capital (J.), letters with stops between (U.S.)."""
+    parts = word[:-1].split(".")
+    initials = all(len(p) == 1 and p.isalpha() for p in parts)
+    return word in TITLES or (initials and word != "I." and (word[0].isupper() or len(parts) > 1))
+
+
+def boundary(text: str, i: int, start: int, end: int) -> bool:
+    """Whether a new word begins at character i, which is neither the first nor past the last of its chunk."""
+    before, here = text[i - 1], text[i]
+    if is_ideograph(before) or is_ideograph(here):
+        return True
+    if here in "'’" and text[i + 1:end].lower() in ("s", "ll", "re", "ve", "d", "m") and is_letter(before):
+        return True                                # possessives and contractions: Merkel | 's
+    if is_letter(before) and is_letter(here):
+        return False
+    inside = i if not is_letter(here) else i - 1   # the punctuation mark in question
+    joins = (start < inside < end - 1 and is_letter(text[inside - 1]) and is_letter(text[inside + 1])
+             and (text[inside] in "-‐‑'’.&@_·/:" or (text[inside] == "," and text[inside + 1].isdecimal()
+                                                    and text[inside - 1].isdecimal())))
+    if text[inside] == ":" and joins:
+        joins = text[inside - 1].isdecimal() and text[inside + 1].isdecimal()
+    return not joins
+
+
+def is_letter(c: str) -> bool:
+    """Letters, digits and the marks that combine with them; also what cannot be seen, which is never punctuation."""
+    return unicodedata.category(c)[0] in "LNMC"
+
+
+def is_ideograph(c: str) -> bool:
+    """Chinese characters, each of which BERT treats as a word."""
+    return any(a <= ord(c) <= b for a, b in ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2CEAF), (0xF900, 0xFAFF)))

@@ -1,0 +1,295 @@
+"""safetensors <-> Bert: the table of names, reading with every check, the load report, saving.
+
+A safetensors file is eight bytes (header length, little-endian), a JSON header {name: dtype, shape, offsets}, then the
+numbers. The safetensors library reads it; this file adds what that leaves unchecked: duplicate names, shapes against
+the config, numbers that are not finite.
+"""
+import dataclasses
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minibert.config import BertConfig, read_json
+from minibert.errors import MinibertError
+from minibert.model import Bert, Model, initialise
+
+MAX_HEADER = 100_000_000                           # bytes, the format's own limit
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class Name(NamedTuple):
+    """One parameter under its three names."""
+    symbol: str                                    # in the docs
+    ours: str                                      # in Bert.state_dict()
+    published: str                                 # in the file, after an optional "bert."
+
+
+EMBEDDING_NAMES = (
+    Name("E_word", "embeddings.word.weight", "embeddings.word_embeddings.weight"),
+    Name("E_position", "embeddings.position.weight", "embeddings.position_embeddings.weight"),
+    Name("E_type", "embeddings.token_type.weight", "embeddings.token_type_embeddings.weight"),
+    Name("gamma_0", "embeddings.norm.weight", "embeddings.LayerNorm.weight"),
+    Name("beta_0", "embeddings.norm.bias", "embeddings.LayerNorm.bias"),
+)
+BLOCK_NAMES = (                                    # i is the block's number, from 0
+    Name("W_Q[i]", "blocks.{i}.attention.query.weight", "encoder.layer.{i}.attention.self.query.weight"),
+    Name("b_Q[i]", "blocks.{i}.attention.query.bias", "encoder.layer.{i}.attention.self.query.bias"),
+    Name("W_K[i]", "blocks.{i}.attention.key.weight", "encoder.layer.{i}.attention.self.key.weight"),
+    Name("b_K[i]", "blocks.{i}.attention.key.bias", "encoder.layer.{i}.attention.self.key.bias"),
+    Name("W_V[i]", "blocks.{i}.attention.value.weight", "encoder.layer.{i}.attention.self.value.weight"),
+    Name("b_V[i]", "blocks.{i}.attention.value.bias", "encoder.layer.{i}.attention.self.value.bias"),
+    Name("W_O[i]", "blocks.{i}.attention.output.weight", "encoder.layer.{i}.attention.output.dense.weight"),
+    Name("b_O[i]", "blocks.{i}.attention.output.bias", "encoder.layer.{i}.attention.output.dense.bias"),
+    Name("gamma_A[i]", "blocks.{i}.attention_norm.weight", "encoder.layer.{i}.attention.output.LayerNorm.weight"),
+    Name("beta_A[i]", "blocks.{i}.attention_norm.bias", "encoder.layer.{i}.attention.output.LayerNorm.bias"),
+    Name("W_1[i]", "blocks.{i}.feedforward.inner.weight", "encoder.layer.{i}.intermediate.dense.weight"),
+    Name("b_1[i]", "blocks.{i}.feedforward.inner.bias", "encoder.layer.{i}.intermediate.dense.bias"),
+    Name("W_2[i]", "blocks.{i}.feedforward.outer.weight", "encoder.layer.{i}.output.dense.weight"),
+    Name("b_2[i]", "blocks.{i}.feedforward.outer.bias", "encoder.layer.{i}.output.dense.bias"),
+    Name("gamma_F[i]", "blocks.{i}.feedforward_norm.weight", "encoder.layer.{i}.output.LayerNorm.weight"),
+    Name("beta_F[i]", "blocks.{i}.feedforward_norm.bias", "encoder.layer.{i}.output.LayerNorm.bias"),
+)
+POOLER_NAMES = (
+    Name("W_P", "pooler.dense.weight", "pooler.dense.weight"),
+    Name("b_P", "pooler.dense.bias", "pooler.dense.bias"),
+)
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")     # constants that some files carry
+KNOWN_HEADS = {"cls.predictions.": "masked-word head", "cls.seq_relationship.": "next-sentence head",
+               "classifier.": "classification head", "qa_outputs.": "question-answering head"}
+
+
+def name_table(config: BertConfig, pooler: bool = True) -> list[Name]:
+    """Every parameter of an encoder, one row each: docs symbol, our name, published name (without "bert.")."""
+    rows = list(EMBEDDING_NAMES)
+    for i in range(config.num_hidden_layers):
+        rows += [Name(n.symbol.replace("[i]", f"[{i}]"), n.ours.format(i=i), n.published.format(i=i))
+                 for n in BLOCK_NAMES]
+    return rows + (list(POOLER_NAMES) if pooler else [])
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file. Raises MinibertError for a truncated file or a name given twice."""
+    size = file.stat().st_size
+    with open(file, "rb") as f:
+        start = f.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(MAX_HEADER, size - 8):
+            raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or not "
+                                "safetensors; fetch it again")
+        text = f.read(length)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [k for k, _ in pairs]
+        if len(set(names)) != len(names):
+            twice = next(k for k in names if names.count(k) > 1)
+            raise MinibertError(f"{file}: the name {twice!r} stands twice in the header; the file cannot be trusted")
+        return dict(pairs)
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as e:
+        raise MinibertError(f"{file}: the header is not JSON ({e}); fetch the file again") from None
+    if not isinstance(header, dict):
+        raise MinibertError(f"{file}: the header is not a JSON object; fetch the file again")
+    return header
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors of `folder`, or the files that model.safetensors.index.json lists."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        other = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.ckpt*")]
+        hint = f" ({other[0]} is not read: it can run code when opened)" if other else ""
+        raise MinibertError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(v, str) and Path(v).name == v for v in table.values()):
+        raise MinibertError(f"{index}: no weight_map of names to files in the same folder; fetch it again")
+    files = [folder / name for name in sorted(set(table.values()))]
+    if missing := [f for f in files if not f.is_file()]:
+        raise MinibertError(f"{missing[0]}: listed in {index.name} but not there; fetch the checkpoint again")
+    return files
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Path, Any]]:
+    """(published name without "bert.", file, lazy slice) of every tensor of a checkpoint, gamma/beta renamed."""
+    seen: dict[str, Path] = {}
+    for file in weight_files(Path(folder)):
+        read_header(file)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+                    plain = modern_name(name)
+                    if plain in seen:
+                        raise MinibertError(f"{file}: {name!r} means {plain!r}, which {seen[plain].name} has already")
+                    seen[plain] = file
+                    yield plain, file, tensors.get_slice(name)
+        except SafetensorError as e:
+            raise MinibertError(f"{file}: not a whole safetensors file ({e}); fetch it again") from None
+
+
+def modern_name(name: str) -> str:
+    """Without "bert.", and LayerNorm.gamma/beta of the first published files as weight/bias."""
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def read_weight(name: str, file: Path, stored: Any, shape: tuple[int, ...]) -> Tensor:
+    """One tensor as float32 of `shape`. Raises MinibertError naming tensor, file and both shapes or dtypes."""
+    if stored.get_dtype() not in FLOATS:
+        raise MinibertError(f"{file}: {name} is stored as {stored.get_dtype()}; weights must be {', '.join(FLOATS)}")
+    if tuple(stored.get_shape()) != tuple(shape):
+        raise MinibertError(f"{file}: {name} is {stored.get_shape()}, but config.json asks for {list(shape)}")
+    value = stored[...].to(torch.float32)
+    if not bool(torch.isfinite(value).all()):
+        raise MinibertError(f"{file}: {name} holds numbers that are not finite; fetch the checkpoint again")
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass
+class Report:
+    """What happened to every tensor of a checkpoint, in plain words."""
+    loaded: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)            # of ours, not in the file
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # what it is -> names in the file
+
+    def __str__(self) -> str:
+        lines = [f"loaded: {len(self.loaded)} tensors"]
+        if self.new:
+            lines.append(f"newly initialised: {', '.join(self.new)} (expected: new head)")
+        lines += [f"ignored: {what} ({len(names)} tensors)" for what, names in self.ignored.items()]
+        return "\n".join(lines)
+
+
+def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
+    """BertConfig of `folder`, with both dropout probabilities replaced unless `dropout` is None."""
+    config = BertConfig.read(folder)
+    if dropout is None:
+        return config
+    return dataclasses.replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+
+
+@torch.no_grad()
+def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
+         dropout: float | None = None) -> tuple[Bert, Report]:
+    """The encoder in `folder` (eval mode, float32), and `head` filled in place from the same file.
+
+    A head tensor that is missing is an error, unless `new_head`: then a head that is absent or has other shapes keeps
+    its initial values and is reported as new. Raises MinibertError for a missing encoder weight, a wrong shape or
+    dtype, a number that is not finite, a damaged file.
+    """
+    folder = Path(folder)
+    config = read_config(folder, dropout)
+    found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
+    bert = Bert(config, pooler=POOLER_NAMES[0].published in found)
+    table = {n.published: n.ours for n in name_table(config, pooler=bert.pooler is not None)}
+    report, state = Report(), bert.state_dict()
+    if missing := [name for name in table if name not in found]:
+        raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
+                            "checkpoint, and does config.json belong to it?")
+    for published, ours in table.items():
+        state[ours].copy_(read_weight(published, *found[published], state[ours].shape))
+        report.loaded.append(published)
+    load_head(head, found, new_head, folder, report)
+    used = set(report.loaded)
+    for name in (n for n in found if n not in used):
+        report.ignored.setdefault(describe(name), []).append(name)
+    return bert.eval(), report
+
+
+def load_head(head: nn.Module | None, found: dict, new_head: bool, folder: Path, report: Report) -> None:
+    """Fill the head's tensors (their names are the published ones) and note in `report` what was loaded or is new."""
+    state = head.state_dict() if head is not None else {}
+    fits = all(n in found and tuple(found[n][1].get_shape()) == tuple(t.shape) for n, t in state.items())
+    if new_head and not fits:
+        report.new += state
+        return
+    for name, tensor in state.items():
+        if name not in found:
+            raise MinibertError(f"{folder}: {name} missing; this folder was saved for another task")
+        tensor.copy_(read_weight(name, *found[name], tensor.shape))
+        report.loaded.append(name)
+
+
+def describe(name: str) -> str:
+    """What a tensor is that the model here has no place for."""
+    if name in BUFFERS:
+        return "constant buffers"
+    return next((f"known: {what}" for start, what in KNOWN_HEADS.items() if name.startswith(start)), f"unknown: {name}")
+
+
+def load_into(folder: Path, model: Model) -> None:
+    """Replace the weights of `model` by those in `folder`, which was saved from a model of the same kind."""
+    bert, _ = load(folder, model.head)
+    model.bert.load_state_dict(bert.state_dict())
+
+
+def load_bert(folder: str | Path) -> Bert:
+    """The encoder in `folder`, ready to use: eval mode, float32. Raises MinibertError as load() does."""
+    return load(Path(folder))[0]
+
+
+def random_bert(config: BertConfig, seed: int = 0, pooler: bool = True) -> Bert:
+    """An untrained encoder, initialised as in the paper."""
+    bert = Bert(config, pooler)
+    initialise(bert, config.initializer_range, seed)
+    return bert.eval()
+
+
+# ------------------------------------------------------------------------------------------------------ saving
+
+
+def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[str, Any] | None = None) -> None:
+    """model.safetensors and config.json under the published names; the usual libraries open the folder.
+
+    `extra` joins config.json (architectures, id2label …). Each file is written beside its name, flushed and renamed,
+    so that a crash leaves the old file or the new one.
+    """
+    folder = Path(folder)
+    state = bert.state_dict()
+    tensors = {"bert." + n.published: state[n.ours] for n in name_table(bert.config, bert.pooler is not None)}
+    tensors |= dict(head.state_dict()) if head is not None else {}
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
+    temporary = folder / ".model.safetensors.new"
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as e:
+        temporary.unlink(missing_ok=True)
+        raise MinibertError(f"{folder}: the weights cannot be written ({e}); free space or name another --output") \
+            from None
+    replace(temporary, folder / "model.safetensors")
+    write_json(folder / "config.json", bert.config.to_dict() | (extra or {}))
+
+
+def write_json(file: Path, value: Any) -> None:
+    """`value` as JSON in `file`: the whole of it or nothing. Raises MinibertError where it cannot be written."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
+    replace(temporary, file)
+
+
+def replace(temporary: Path, file: Path) -> None:
+    """Flush `temporary` to the disk, then give it its name in one step."""
+    with open(temporary, "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, file)
