@@ -54,7 +54,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
     else:
         results = model.stream(arguments.text)
     for result in results:
-        print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour), flush=True)
+        text = json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour)
+        print(text, flush=True)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -62,6 +63,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from minibert.evaluate import predict_examples
     from minibert.predict import load
     model = load(arguments.run)
+    precision = model.settings["precision"]
     splits = model.task.read(arguments.data)
     chosen = [arguments.split] if arguments.split else [s for s in splits if s != "train"]
     if not chosen or chosen[0] not in splits:
@@ -71,7 +73,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     scores = {}
     for split in chosen:
         examples = splits[split]
-        guess = predict_examples(model, model.task, examples, model.encode_examples(examples), model.settings["precision"])
+        guess = predict_examples(model, model.task, examples, model.encode_examples(examples), precision)
         scores[split] = model.task.score(guess, examples)
         if not arguments.json:
             print(f"{split}\n{model.task.report(guess, examples)}\n")

@@ -1,4 +1,4 @@
-"""Features (one row each), windows over long texts, batches, and the order of batches as a function of (seed, epoch)."""
+"""Features (one row each), windows over long texts, batches, their order as a function of (seed, epoch)."""
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -62,7 +62,7 @@ class Optimizer:
                 "state": {number[p]: dict(s) for p, s in self.state.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from state_dict() of an optimizer over the same parameters. Raises MinibertError if they differ."""
+        """Continue from the state_dict() of an optimizer over such parameters; MinibertError if they differ."""
         params = [p for g in self.groups for p in g["params"]]
         if len(saved["settings"]) != len(self.groups) or any(i >= len(params) for i in saved["state"]):
             raise MinibertError(f"optimizer state of {len(saved['settings'])} groups does not fit the "
@@ -113,7 +113,7 @@ class AdamW(Optimizer):
         correct1, correct2 = 1.0, 1.0
         if group["bias_correction"]:
             correct1, correct2 = 1 - beta1 ** state["t"], 1 - beta2 ** state["t"]
-        root = (s.sqrt() / correct2 ** 0.5).add_(group["eps"])
+        root = s.sqrt().div_(correct2 ** 0.5).add_(group["eps"])
         p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(m, root, value=-group["lr"] / correct1)
 
 
@@ -125,7 +125,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """
     plain = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     plain |= {id(m.bias) for m in model.modules() if getattr(m, "bias", None) is not None}
-    groups = [{"params": [], "names": [], "weight_decay": weight_decay}, {"params": [], "names": [], "weight_decay": 0.0}]
+    groups = [{"params": [], "names": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
     for name, p in model.named_parameters():
         if p.requires_grad:
             group = groups[id(p) in plain]

@@ -72,7 +72,7 @@ class Tokenizer:
         raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that the usual libraries want."""
+        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want."""
         self.backend.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
                     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
@@ -143,7 +143,8 @@ def split_words(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-TITLES = {"Dr.", "Mr.", "Mrs.", "Ms.", "St.", "Jr.", "Sr.", "Prof.", "Gen.", "Sen.", "Gov.", "Lt.", "Col.", "vs.", "No."}
+TITLES = {"Dr.", "Mr.", "Mrs.", "Ms.", "St.", "Jr.", "Sr.", "Prof.", "Gen.", "Sen.", "Gov.", "Lt.", "Col.", "vs.",
+          "No."}
 
 
 def split_chunk(text: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -570,20 +570,30 @@ def test_a_full_disk_is_one_clear_line(server, tmp_path, know, monkeypatch):
     assert not (tmp_path / "tiny").exists()
 
 
+FETCHER = """
+import sys, types
+package = types.ModuleType("minibert")  # without its __init__, which takes seconds to bring torch
+package.__path__ = [sys.argv[1]]
+sys.modules["minibert"] = package
+from minibert import hub
+entry = hub.Entry("tiny", sys.argv[2], int(sys.argv[3]), "MIT", "random bytes", 1e-3, True)
+hub.manifest = lambda: {"tiny": entry}
+print("ready", flush=True)
+sys.stdin.readline()
+print(hub.fetch("tiny", "root"))
+"""
+
+
 def test_two_processes_that_fetch_at_once_download_once(server, tmp_path):
     server.delay = 0.5
-    script = tmp_path / "both.py"
-    script.write_text(
-        "from minibert import hub\n"
-        f"entry = hub.Entry('tiny', {REPOSITORY!r}, {len(MODEL)}, 'MIT', 'random', 1e-3, True)\n"
-        "hub.manifest = lambda: {'tiny': entry}\n"
-        "print(hub.fetch('tiny', 'root'))\n"
-    )
-    project = str(Path(hub.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": project, "HF_ENDPOINT": server.url, "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, str(script)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", FETCHER, str(Path(hub.__file__).parent), REPOSITORY, str(len(MODEL))]
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "NO_PROXY": "127.0.0.1"}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=tmp_path, env=environment, **streams) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     outputs = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert [out.strip() for out, _ in outputs] == ["root/tiny"] * 2

@@ -115,7 +115,8 @@ class NER:
 
     # ----------------------------------------------------------------------------------- examples -> scores and loss
 
-    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
         """A label on the first piece of each word, in the window where the word has most context."""
         if not example.words:
             return []
@@ -176,7 +177,8 @@ class NER:
         line, spans, at = "", [], 0
         for e in result["entities"]:
             word = f"{e['text']} [{e['type']}]"
-            line += result["text"][at:e["start"]] + (f"\033[{COLOURS.get(e['type'], 34)}m{word}\033[0m" if colour else word)
+            shown = f"\033[{COLOURS.get(e['type'], 34)}m{word}\033[0m" if colour else word
+            line += result["text"][at:e["start"]] + shown
             spans.append(f"{e['type']} {e['start']}-{e['end']} {e['text']}")
             at = e["end"]
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
@@ -230,7 +232,8 @@ def find_files(folder: Path) -> dict[str, Path]:
     """{"train", "dev", "test": file} of a folder, those that are there."""
     found = {}
     for split, names in SPLITS.items():
-        files = [folder / (name + suffix) for name in names for suffix in SUFFIXES if (folder / (name + suffix)).is_file()]
+        candidates = [folder / (name + suffix) for name in names for suffix in SUFFIXES]
+        files = [f for f in candidates if f.is_file()]
         if len(files) > 1:
             raise MinibertError(f"{folder}: {files[0].name} and {files[1].name} could both be {split}; keep one")
         found |= {split: files[0]} if files else {}
@@ -274,7 +277,7 @@ def decode_utf8(file: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = raw[:e.start].count(b"\n") + 1
-        raise MinibertError(f"{file}:{line}: byte 0x{raw[e.start]:02x} is not UTF-8; convert the file to UTF-8") from None
+        raise MinibertError(f"{file}:{line}: byte 0x{raw[e.start]:02x} is not UTF-8; convert the file") from None
 
 
 def columns(line: str, where: str) -> tuple[str, str]:
@@ -284,8 +287,8 @@ def columns(line: str, where: str) -> tuple[str, str]:
     if len(parts) < 2 or not parts[0]:
         raise MinibertError(f"{where}: {shown!r} has one column; expected a word and a tag, as in 'Paris B-LOC'")
     if not metrics.is_tag(parts[-1]):
-        raise MinibertError(f"{where}: {parts[-1]!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE in the last "
-                            f"column of {shown!r}")
+        raise MinibertError(f"{where}: {parts[-1]!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
+                            f"last column of {shown!r}")
     return parts[0], parts[-1]
 
 
