@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
     if wanted and not bert.config.case_shapes:
         grow_types(bert, CASE_SHAPES)
         tokenizer.case_shapes = True
-        report.new.append(f"case shapes ({', '.join(CASE_SHAPES)}) as copies of the token types")
+        report.grown.append(f"grown: token types to {bert.config.type_vocab_size}, a copy of each for the case shapes "
+                            f"{', '.join(CASE_SHAPES)}")
     model = freeze(Model(bert, head), settings.freeze)
     print(report)
     return model, tokenizer
@@ -112,7 +114,8 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
     for g in groups:
         count = sum(p.numel() for p in g["params"])
         what = f"decayed by {g['weight_decay']}" if g["weight_decay"] else "not decayed"
-        print(f"trained, {what}: {len(g['names'])} tensors, {count:,} numbers: {shorten(g['names'])}")
+        text = f"trained, {what}: {len(g['names'])} tensors, {count:,} numbers: {shorten(g['names'])}"
+        print(textwrap.fill(text, 118, subsequent_indent="  "))
     if settings.optimizer == "sgd":
         return SGD(groups, settings.learning_rate, settings.momentum)
     return AdamW(groups, settings.learning_rate, (settings.beta1, settings.beta2), settings.epsilon,
@@ -208,7 +211,7 @@ def train(argv: list[str]) -> Path:
               "threads": torch.get_num_threads(), "device": device.type, "torch": torch.__version__}
     weights.write_json(output / "train.json", record)
     tokenizer.save(output)
-    print("settings: " + ", ".join(f"{k} {v}" for k, v in record.items()))
+    print(textwrap.fill("settings: " + ", ".join(f"{k} {v}" for k, v in record.items()), 118, subsequent_indent="  "))
     for note in task.notices:
         print(f"note: {note}")
     sizes = ", ".join(f"{s} {len(e):,} examples in {len(features[s]):,} rows" for s, e in splits.items())

@@ -2,8 +2,10 @@
 import argparse
 import json
 import os
+import queue
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from minibert.errors import MinibertError
@@ -47,15 +49,32 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from minibert.predict import load
     model = load(arguments.run)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    lines = (line.rstrip("\n") for line in sys.stdin)
-    if arguments.text == ["-"]:
-        # one line at a time where a person types, many at once where a file is piped in
-        results = (model.predict([line])[0] for line in lines) if sys.stdin.isatty() else model.stream(lines)
-    else:
-        results = model.stream(arguments.text)
-    for result in results:
-        text = json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour)
-        print(text, flush=True)
+    for texts in as_they_come(sys.stdin) if arguments.text == ["-"] else [arguments.text]:
+        for result in model.predict(texts):
+            print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour))
+        sys.stdout.flush()
+
+
+def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
+    """The lines of a stream in lists: all that wait already, up to `most`, and never waiting for a full list.
+
+    So a file is read fast, and a program that writes one line and waits for its answer gets it.
+    """
+    waiting: queue.Queue[str | None] = queue.Queue(maxsize=most)
+
+    def feed() -> None:
+        for line in lines:
+            waiting.put(line.rstrip("\r\n"))
+        waiting.put(None)
+
+    threading.Thread(target=feed, daemon=True).start()
+    while (line := waiting.get()) is not None:
+        chunk = [line]
+        while len(chunk) < most and not waiting.empty() and chunk[-1] is not None:
+            chunk.append(waiting.get())
+        yield [text for text in chunk if text is not None]
+        if chunk[-1] is None:
+            return
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

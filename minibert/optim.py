@@ -70,7 +70,7 @@ class Optimizer:
         for i, state in saved["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape != params[i].shape:
-                    raise MinibertError(f"optimizer state {name} of parameter {i} is {list(value.shape)}, the parameter "
+                    raise MinibertError(f"optimizer state {name} of parameter {i} is {list(value.shape)}, not "
                                         f"{list(params[i].shape)}; load it into the same kind of model")
         for group, settings in zip(self.groups, saved["settings"], strict=True):
             group.update(settings)

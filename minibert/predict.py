@@ -1,7 +1,6 @@
 """Load a run folder: text in, spans and labels with character offsets out."""
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from minibert.model import Bert, Model
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.weights import load as load_weights
-
-TOGETHER = 64                                      # texts of a stream that are computed at once
 
 
 class FineTuned(Model):
@@ -34,12 +31,6 @@ class FineTuned(Model):
         examples = [self.task.example(t) for t in texts]
         predictions = predict_examples(self, self.task, examples, self.encode_examples(examples))
         return [self.task.result(e, p) for e, p in zip(examples, predictions, strict=True)]
-
-    def stream(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """predict() over any number of texts, a few at a time."""
-        texts = iter(texts)
-        while chunk := list(islice(texts, TOGETHER)):
-            yield from self.predict(chunk)
 
     def features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""

@@ -168,12 +168,15 @@ class Report:
     loaded: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)            # of ours, not in the file
     ignored: dict[str, list[str]] = field(default_factory=dict)  # what it is -> names in the file
+    grown: list[str] = field(default_factory=list)          # what was made from loaded tensors, in words
 
     def __str__(self) -> str:
         lines = [f"loaded: {len(self.loaded)} tensors"]
         if self.new:
             lines.append(f"newly initialised: {', '.join(self.new)} (expected: new head)")
-        lines += [f"ignored: {what} ({len(names)} tensors)" for what, names in self.ignored.items()]
+        lines += self.grown
+        lines += [f"ignored: {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                  for what, names in self.ignored.items()]
         return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class Example:
 
     def cut(self, values: Sequence[Any]) -> list[list[Any]]:
         """One value a word -> one list a sentence."""
-        ends = [*self.sentences[1:], len(self.words)]
+        ends = [*self.sentences[1:], len(self.words)][:len(self.sentences)]
         return [list(values[a:b]) for a, b in zip(self.sentences, ends, strict=True)]
 
 
@@ -137,7 +138,8 @@ class NER:
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,K] -> the sum over labelled words of −log softmax at the label."""
-        return {"words": F.cross_entropy(scores.float(), batch.labels, ignore_index=-1, reduction="sum")}
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))     # a sum of many terms: not in bf16
+        return {"words": F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum")}
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
