@@ -2,8 +2,11 @@
 
     python train.py --task ner
 """
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import os
 import sys
 import textwrap
@@ -141,15 +144,15 @@ def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Op
     params = [p for g in optimizer.groups for p in g["params"]]
     optimizer.zero_grad()
     loss = accumulate_gradient(model, task, batches, scaler.scale, settings, step)
-    finite = scaler.unscale(params)
-    norm = clip_gradient(params, settings.clip) if finite else float("inf")
-    if not scaler.enabled and not np.isfinite(loss + norm):
+    whole = scaler.unscale(params)
+    norm = clip_gradient(params, settings.clip) if whole else math.inf
+    if not scaler.enabled and not math.isfinite(loss + norm):
         raise MinibertError(f"update {step}: the loss is {loss}, the gradient norm {norm}; stopped before the weights "
                             "were touched; lower --learning-rate, or look at this batch")
     optimizer.set_learning_rate(lr)
-    if finite:
+    if whole:
         optimizer.step()
-    scaler.update(finite)
+    scaler.update(whole)
     return loss, norm
 
 
@@ -220,7 +223,7 @@ def train(argv: list[str]) -> Path:
     run = Run(output, task, splits, features, model, settings)
     before, before_tables = run.evaluate(run.scored if settings.before else ())
     timer = time.perf_counter()
-    seconds, pieces, step, epoch, running = 0.0, 0, 0, 0, None
+    seconds, pieces, step, epoch, running = 0.0, 0, 0, 0, 0.0
     bar = tqdm(total=total, unit="update", disable=None, dynamic_ncols=True)
     while step < total:
         epoch += 1
@@ -231,10 +234,11 @@ def train(argv: list[str]) -> Path:
             loss, norm = one_update(model, task, batches, optimizer, scaler, settings, step, lr)
             pieces += sum(b.pieces for b in batches)
             now = time.perf_counter()
-            run.log({"step": step, "epoch": epoch, "loss": loss, "learning_rate": lr, "gradient_norm": norm,
-                     "pieces": sum(b.pieces for b in batches), "seconds": now - timer})
+            run.log({"step": step, "epoch": epoch, "loss": finite(loss), "learning_rate": lr,
+                     "gradient_norm": finite(norm), "pieces": sum(b.pieces for b in batches), "seconds": now - timer})
             seconds, timer = seconds + now - timer, now
-            running = loss if running is None else 0.95 * running + 0.05 * loss
+            if math.isfinite(loss):
+                running = loss if step == 1 else 0.95 * running + 0.05 * loss
             bar.set_postfix_str(f"epoch {epoch}, loss {running:.3f}, lr {lr:.1e}, {pieces / seconds:,.0f} pieces/s")
             bar.update()
         if run.end_of_epoch(epoch, step, running) and not settings.max_steps:
@@ -248,6 +252,11 @@ def train(argv: list[str]) -> Path:
     weights.write_json(output / "metrics.json", {"before": before, **after, "train": speed})
     summarise(run, before, before_tables, after, after_tables, speed)
     return output
+
+
+def finite(x: float) -> float | None:
+    """x, or None for what JSON has no number for: an fp16 update that overflowed and was skipped."""
+    return x if math.isfinite(x) else None
 
 
 class Run:
@@ -315,21 +324,22 @@ def claim_folder(settings: TrainConfig) -> Path:
         output = Path(settings.output)
         if output.is_dir() and any(output.iterdir()) or output.is_file():
             raise MinibertError(f"--output {output}: holds another run; name another folder, or remove that one")
-        make_folder(output)
-        return output
-    for number in range(1, 10_000):
+        return make_folder(output, exist_ok=True)
+    for number in itertools.count(1):
         output = Path("runs") / (settings.task if number == 1 else f"{settings.task}-{number}")
-        if not output.exists():
-            make_folder(output)
-            return output
-    raise MinibertError("runs: ten thousand runs of this task; name one with --output")
+        with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
+            return make_folder(output, exist_ok=False)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, exist_ok: bool) -> Path:
+    """`folder`, made; FileExistsError is the caller's business, any other fault the user's."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
     except OSError as e:
         raise MinibertError(f"{folder}: cannot be made ({e.strerror}); name another with --output") from None
+    return folder
 
 
 def resolve_device(wanted: str) -> torch.device:

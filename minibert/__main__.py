@@ -32,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, help="run folder of train.py")
     evaluate.add_argument("--data", required=True, type=Path, help="folder with dev and test files, or one file")
     evaluate.add_argument("--split", choices=("train", "dev", "test"), help="only this one")
+    evaluate.add_argument("--case-shapes", choices=("on", "off"), default="on",
+                          help="off: as a library sees the model that leaves all token types at 0")
     evaluate.add_argument("--json", action="store_true", help="the scores as one JSON object")
     return top
 
@@ -83,6 +85,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from minibert.predict import load
     model = load(arguments.run)
     precision = model.settings["precision"]
+    model.tokenizer.case_shapes &= arguments.case_shapes == "on"
     splits = model.task.read(arguments.data)
     chosen = [arguments.split] if arguments.split else [s for s in splits if s != "train"]
     if not chosen or chosen[0] not in splits:

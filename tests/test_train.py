@@ -233,7 +233,8 @@ def test_every_update_is_one_line(finished):
     for u in lines:
         assert u.keys() == {"step", "epoch", "loss", "learning_rate", "gradient_norm", "pieces", "seconds"}
         assert u["learning_rate"] == lr_at(u["step"], settings["updates"], warmup, 3e-3)
-    evaluations = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines() if "split" in line]
+    everything = map(json.loads, (finished / "metrics.jsonl").read_text().splitlines())
+    evaluations = [line for line in everything if "split" in line]
     assert [e["epoch"] for e in evaluations] == list(range(1, 13)) and all("loss" not in e for e in evaluations)
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["train"]["pieces"] == sum(u["pieces"] for u in lines)
@@ -319,7 +320,7 @@ def test_without_dev_the_last_epoch_is_kept(tiny_folder, tiny_data, tmp_path):
     assert (folder / "model.safetensors").is_file()
 
 
-def test_the_checkpoint_recommends_a_learning_rate_below_the_command_line(tiny_folder, tiny_data, tmp_path, monkeypatch):
+def test_the_checkpoints_learning_rate_stands_below_the_command_line(tiny_folder, tiny_data, tmp_path, monkeypatch):
     entry = hub.manifest()["minilm-l6"]
     monkeypatch.setattr(hub, "recommended", lambda folder: entry)
     base = ["--weights", str(tiny_folder), "--data", str(tiny_data), "--max-steps", "1", "--evaluate", "none",
@@ -342,12 +343,14 @@ def test_unnamed_runs_take_the_next_free_name(tiny_folder, tiny_data, tmp_path, 
 @pytest.mark.parametrize("more, says", [
     (("--batch-size", "0"), "--batch-size is 0"), (("--accumulate", "9"), "--accumulate is 9"),
     (("--epochs", "0"), "--epochs is 0"), (("--task", "poetry"), "known: ner"), (("--bogus", "1"), "--bogus"),
-    (("--epochs", "many"), "--epochs"), (("--precision", "fp8"), "--precision"), (("--freeze", "top"), "--freeze is top"),
+    (("--epochs", "many"), "--epochs"), (("--precision", "fp8"), "--precision"),
+    (("--freeze", "top"), "--freeze is top"),
     (("--freeze", "77"), "--freeze is 77"), (("--data", "/no/such/folder"), "/no/such/folder"),
     (("--weights", "bert-huge"), "minilm-l6"), (("--max-pieces", "4000"), "--max-pieces is 4000"),
     (("--config", "/no/such.toml"), "/no/such.toml"), (("--learning-rate", "-1"), "--learning-rate is -1"),
     (("--overlap", "20"), "--overlap is 20"), (("--dropout", "1.5"), "--dropout is 1.5")])
-def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch, more, says):
+def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch,
+                                                        more, says):
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "out"
     code = train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(output), *QUICK, *more])
@@ -394,7 +397,8 @@ def test_ctrl_c_is_not_a_traceback(tiny_folder, tiny_data, tmp_path, capsys, mon
     def interrupted(*a):
         raise KeyboardInterrupt
     monkeypatch.setattr(train, "one_update", interrupted)
-    code = train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(tmp_path / "r"), *QUICK])
+    output = tmp_path / "r"
+    code = train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(output), *QUICK])
     assert code == 130 and "Traceback" not in capsys.readouterr().err
 
 
