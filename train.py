@@ -153,6 +153,9 @@ def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Op
     if whole:
         optimizer.step()
     scaler.update(whole)
+    if scaler.scale < 2.0 ** -24:
+        raise MinibertError(f"update {step}: fp16 gradients overflow at every loss scale, {scaler.skipped} updates "
+                            "skipped; lower --learning-rate, or use --precision fp32")
     return loss, norm
 
 

@@ -64,8 +64,9 @@ def windows(words: Sequence[int], capacity: int, overlap: int) -> list[tuple[int
         result.append((start, stop))
         if stop == n:
             return result
-        later = edges[(edges > start) & (edges >= stop - overlap)]
-        start = int(later[0])
+        # back by the overlap, but not so far that the next window could show no new word
+        earliest = min(stop, max(stop - overlap, int(edges[edges > stop][0]) - capacity))
+        start = int(edges[(edges > start) & (edges >= earliest)][0])
 
 
 def owned_words(words: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
@@ -91,7 +92,7 @@ def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces
                   labels: Sequence[int]) -> list[Feature]:
     """One text with a label a word as features: [CLS] window [SEP], picks on the first piece of each owned word."""
     cuts = windows(pieces.words, max_pieces - 2, overlap)
-    ids, types = np.array(pieces.ids, np.int64), 2 * np.array(pieces.shapes, np.int64)
+    ids, types = np.array(pieces.ids, np.int64), tokenizer.types * np.array(pieces.shapes, np.int64)
     begins = np.searchsorted(pieces.words, np.arange(len(labels)))
     features = []
     for (start, stop), owned in zip(cuts, owned_words(pieces.words, cuts), strict=True):
@@ -132,7 +133,8 @@ def fill(values: np.ndarray, live: np.ndarray, pad: int) -> np.ndarray:
 
 def shuffled(count: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
     """A permutation of 0..count-1, a pure function of its arguments: sorted random keys from Philox."""
-    philox = np.random.Philox(key=[seed, 2 ** 63 + epoch], counter=[0, purpose, 0, 0])   # apart from dropout's keys
+    key = np.array([seed, 2 ** 63 + epoch], np.uint64)               # apart from dropout's keys, whose second is small
+    philox = np.random.Philox(key=key, counter=[0, purpose, 0, 0])
     return np.argsort(philox.random_raw(count), kind="stable")
 
 

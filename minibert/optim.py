@@ -56,22 +56,19 @@ class Optimizer:
             group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """{"settings": one dict a group, "state": {number of the parameter: its tensors and counts}}."""
+        """{"settings": one dict a group, "shapes": of its parameters, "state": {number of the parameter: tensors}}."""
         number = {p: i for i, p in enumerate(p for g in self.groups for p in g["params"])}
         return {"settings": [{k: v for k, v in g.items() if k != "params"} for g in self.groups],
+                "shapes": [[list(p.shape) for p in g["params"]] for g in self.groups],
                 "state": {number[p]: dict(s) for p, s in self.state.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue from the state_dict() of an optimizer over such parameters; MinibertError if they differ."""
-        params = [p for g in self.groups for p in g["params"]]
-        if len(saved["settings"]) != len(self.groups) or any(i >= len(params) for i in saved["state"]):
-            raise MinibertError(f"optimizer state of {len(saved['settings'])} groups does not fit the "
-                                f"{len(self.groups)} groups of this model; load it into the same kind of model")
-        for i, state in saved["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape != params[i].shape:
-                    raise MinibertError(f"optimizer state {name} of parameter {i} is {list(value.shape)}, not "
-                                        f"{list(params[i].shape)}; load it into the same kind of model")
+        mine, params = self.state_dict(), [p for g in self.groups for p in g["params"]]
+        same_rule = [*map(set, saved["settings"])] == [*map(set, mine["settings"])]
+        if saved["shapes"] != mine["shapes"] or not same_rule:
+            raise MinibertError("the optimizer state is of another rule, or of parameters in other groups or shapes; "
+                                "load it into the same kind of model")
         for group, settings in zip(self.groups, saved["settings"], strict=True):
             group.update(settings)
         self.state = {params[i]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}

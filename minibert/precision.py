@@ -74,7 +74,8 @@ class DropoutMasks:
         """
         shape = tuple(shape)
         threshold = round(p * 2 ** 16)
-        philox = np.random.Philox(key=[self.seed, self.process], counter=[0, site, self.micro_batch, self.update])
+        key, counter = [self.seed, self.process], [0, site, self.micro_batch, self.update]
+        philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
         count = int(np.prod(shape))
         lanes = philox.random_raw(-(-count // 4)).view(np.int16)[:count]     # four 16-bit lanes a 64-bit number
         kept = torch.from_numpy(lanes).view(shape) >= threshold - 2 ** 15    # signed lanes: shift the threshold

@@ -56,6 +56,7 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
         raise MinibertError(f"{folder}/config.json: case_shapes {list(bert.config.case_shapes)}; this version knows "
                             f"{list(CASE_SHAPES)}")
     tokenizer.case_shapes = bool(bert.config.case_shapes)
+    tokenizer.types = bert.config.type_vocab_size // max(1, len(bert.config.case_shapes))
     return tokenizer
 
 

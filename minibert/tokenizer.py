@@ -44,8 +44,9 @@ class Pieces:
 class Tokenizer:
     """WordPiece with the vocabulary of a checkpoint."""
 
-    def __init__(self, backend: Backend, case_shapes: bool = False):
+    def __init__(self, backend: Backend, case_shapes: bool = False, types: int = 2):
         self.case_shapes = case_shapes             # whether pieces carry the case shape of their word
+        self.types = types                         # token types a case shape has: shape s begins at types · s
         backend.no_truncation()                    # some published files cut at 128 pieces and pad everything to 128
         backend.no_padding()
         self.backend = backend

@@ -303,8 +303,8 @@ def first_pieces(tokenizer, words) -> list[int]:
 
 
 @pytest.mark.parametrize("overlap, ends", [
-    (6, [9, 15, 20]),                              # windows of words 0-11, 6-17, 12-19: word 8 has 3 after it, 2 before it
-    (5, [10, 17, 20])])                            # windows of words 0-11, 7-18, 14-19: word 9 has 2 and 2, the first wins
+    (6, [9, 15, 20]),                              # windows of words 0-11, 6-17, 12-19: word 8 has 3 after, 2 before
+    (5, [10, 17, 20])])                            # windows of words 0-11, 7-18, 14-19: word 9 has 2 and 2: the first
 def test_a_word_in_an_overlap_belongs_to_the_window_with_most_context(tokenizer, overlap, ends):
     example = Example(list("abcdefghijklmnopqrst"), ["O"] * 20, [0], "here:1")              # one piece each
     owned = [f.targets.tolist() for f in task().encode(0, example, tokenizer, 14, overlap)]  # 12 pieces a window
