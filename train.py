@@ -117,8 +117,7 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
     for g in groups:
         count = sum(p.numel() for p in g["params"])
         what = f"decayed by {g['weight_decay']}" if g["weight_decay"] else "not decayed"
-        text = f"trained, {what}: {len(g['names'])} tensors, {count:,} numbers: {shorten(g['names'])}"
-        print(textwrap.fill(text, 118, subsequent_indent="  "))
+        print_wrapped(f"trained, {what}: {len(g['names'])} tensors, {count:,} numbers: {shorten(g['names'])}")
     if settings.optimizer == "sgd":
         return SGD(groups, settings.learning_rate, settings.momentum)
     return AdamW(groups, settings.learning_rate, (settings.beta1, settings.beta2), settings.epsilon,
@@ -185,140 +184,103 @@ def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, 
     return [collate(p, settings.layout, pad, task.layout(p), device) for p in parts]
 
 
-# ------------------------------------------------------------------------------------------------------- the loop
-
-
-def train(argv: list[str]) -> Path:
-    """One run, from the command line's words to the run folder it returns."""
-    settings, options, chosen = resolve_settings(argv)
-    device = resolve_device(settings.device)
-    task = TASKS[settings.task](options)
-    splits = read_data(task, settings)
-    if not hub.at_hand(settings.weights):
-        print(f"fetching {hub.describe(settings.weights)}")
-    folder = hub.fetch(settings.weights)
-    entry = hub.recommended(folder)
-    if entry and "learning_rate" not in chosen:
-        settings = dataclasses.replace(settings, learning_rate=entry.learning_rate)
-    settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision, device))
-
-    model, tokenizer = build_model(folder, task, settings)
-    model.to(device)
-    features = {s: encode_all(task, e, tokenizer, settings.max_pieces, settings.overlap) for s, e in splits.items()}
-    lengths = [len(f.ids) for f in features["train"]]
-    optimizer = build_optimizer(model, settings)
-    scaler = LossScaler(enabled=settings.precision == "fp16")
-    an_epoch = -(-len(lengths) // settings.batch_size)
-    total = settings.max_steps or settings.epochs * an_epoch
-    warmup = int(settings.warmup * total)
-
-    output = claim_folder(settings)
-    record = {**dataclasses.asdict(settings), **dataclasses.asdict(options), "output": str(output), "updates": total,
-              "threads": torch.get_num_threads(), "device": device.type, "torch": torch.__version__}
-    weights.write_json(output / "train.json", record)
-    tokenizer.save(output)
-    print(textwrap.fill("settings: " + ", ".join(f"{k} {v}" for k, v in record.items()), 118, subsequent_indent="  "))
-    for note in task.notices:
-        print(f"note: {note}")
-    sizes = ", ".join(f"{s} {len(e):,} examples in {len(features[s]):,} rows" for s, e in splits.items())
-    print(f"data: {sizes}; {len(task.labels)} labels; {total:,} updates")
-
-    run = Run(output, task, splits, features, model, settings)
-    before, before_tables = run.evaluate(run.scored if settings.before else ())
-    timer = time.perf_counter()
-    seconds, pieces, step, epoch, running = 0.0, 0, 0, 0, 0.0
-    bar = tqdm(total=total, unit="update", disable=None, dynamic_ncols=True)
-    while step < total:
-        epoch += 1
-        for numbers in epoch_batches(lengths, settings.batch_size, settings.seed, epoch)[:total - step]:
-            step += 1
-            lr = lr_at(step, total, warmup, settings.learning_rate)
-            batches = micro_batches(features["train"], numbers, task, settings, tokenizer.pad, device)
-            loss, norm = one_update(model, task, batches, optimizer, scaler, settings, step, lr)
-            pieces += sum(b.pieces for b in batches)
-            now = time.perf_counter()
-            run.log({"step": step, "epoch": epoch, "loss": finite(loss), "learning_rate": lr,
-                     "gradient_norm": finite(norm), "pieces": sum(b.pieces for b in batches), "seconds": now - timer})
-            seconds, timer = seconds + now - timer, now
-            if math.isfinite(loss):
-                running = loss if step == 1 else 0.95 * running + 0.05 * loss
-            bar.set_postfix_str(f"epoch {epoch}, loss {running:.3f}, lr {lr:.1e}, {pieces / seconds:,.0f} pieces/s")
-            bar.update()
-        if run.end_of_epoch(epoch, step, running) and not settings.max_steps:
-            break
-        timer = time.perf_counter()
-    bar.close()
-
-    run.restore_best()
-    after, after_tables = run.evaluate(run.scored)
-    speed = {"seconds": seconds, "pieces": pieces, "pieces_per_second": pieces / seconds, "steps": step}
-    weights.write_json(output / "metrics.json", {"before": before, **after, "train": speed})
-    summarise(run, before, before_tables, after, after_tables, speed)
-    return output
-
-
-def finite(x: float) -> float | None:
-    """x, or None for what JSON has no number for: an fp16 update that overflowed and was skipped."""
-    return x if math.isfinite(x) else None
+# --------------------------------------------------------------------------------------------------- before the loop
 
 
 class Run:
-    """What the loop keeps: the run folder, the best score so far, how to evaluate."""
+    """One run: its parts, its folder, the best score so far, how to evaluate and save."""
 
-    def __init__(self, output: Path, task: Task, splits: dict[str, list[Any]], features: dict[str, list[Feature]],
-                 model: Model, settings: TrainConfig):
-        self.output, self.task, self.splits, self.features = output, task, splits, features
-        self.model, self.settings = model, settings
+    def __init__(self, argv: list[str]):
+        """Everything from the command line's words to an untrained model and a claimed run folder."""
+        settings, options, chosen = resolve_settings(argv)
+        device = resolve_device(settings.device)
+        self.task = TASKS[settings.task](options)
+        self.splits = read_data(self.task, settings)
+        folder = fetch_weights(settings.weights)
+        entry = hub.recommended(folder)
+        if entry and "learning_rate" not in chosen:
+            settings = dataclasses.replace(settings, learning_rate=entry.learning_rate)
+        self.settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision, device))
+
+        self.model, self.tokenizer = build_model(folder, self.task, settings)
+        self.model.to(device)
+        self.features = {split: encode_all(self.task, examples, self.tokenizer, settings.max_pieces, settings.overlap)
+                         for split, examples in self.splits.items()}
+        self.lengths = [len(f.ids) for f in self.features["train"]]
+        self.optimizer = build_optimizer(self.model, self.settings)
+        self.scaler = LossScaler(enabled=self.settings.precision == "fp16")
+        an_epoch = -(-len(self.lengths) // settings.batch_size)
+        self.total = settings.max_steps or settings.epochs * an_epoch          # updates
+        self.warmup = int(settings.warmup * self.total)
         wanted = {"all": ("dev", "test"), "dev": ("dev",), "none": ()}[settings.evaluate]
-        self.scored = [s for s in wanted if s in splits]
-        self.best: float | None = None
-        self.best_epoch = self.saved_epoch = 0
+        self.scored = [split for split in wanted if split in self.splits]
+        self.best: tuple[float, Any, str] | None = None                        # value, scores, tables on dev
+        self.best_epoch = self.epoch = 0
+        self.output = claim_folder(self.settings)
+        self.introduce({**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
+                        "updates": self.total, "threads": torch.get_num_threads(), "device": device.type,
+                        "torch": torch.__version__})
+
+    def introduce(self, record: dict[str, Any]) -> None:
+        """Save and print every resolved setting and what was read."""
+        weights.write_json(self.output / "train.json", record)
+        self.tokenizer.save(self.output)
+        print_wrapped("settings: " + ", ".join(f"{k} {v}" for k, v in record.items()))
+        for note in self.task.notices:
+            print(f"note: {note}")
+        sizes = ", ".join(f"{split} {len(examples):,} examples in {len(self.features[split]):,} rows"
+                          for split, examples in self.splits.items())
+        print(f"data: {sizes}; {len(self.task.labels)} labels; {self.total:,} updates")
 
     def log(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 
-    def evaluate(self, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-        """({split: scores}, {split: text tables}) of the named splits."""
-        scores, tables = {}, {}
-        for split in names:
-            examples = self.splits[split]
-            guess = predict_examples(self.model, self.task, examples, self.features[split], self.settings.precision)
-            scores[split], tables[split] = self.task.score(guess, examples), self.task.report(guess, examples)
-        return scores, tables
+    def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
+        """(scores, text tables) of one split."""
+        examples = self.splits[split]
+        guess = predict_examples(self.model, self.task, examples, self.features[split], self.settings.precision)
+        return self.task.score(guess, examples), self.task.report(guess, examples)
 
-    def end_of_epoch(self, epoch: int, step: int, loss: float) -> bool:
+    def end_of_epoch(self, step: int, loss: float) -> bool:
         """Score dev, save if it is the best so far (or dev is not scored); -> whether patience is at its end."""
+        self.epoch += 1
         key, direction = self.task.best
-        better = True
+        better, said = True, ""
         if "dev" in self.scored:
-            scores = self.evaluate(["dev"])[0]["dev"]
-            self.log({"step": step, "epoch": epoch, "split": "dev", **scores})
+            scores, tables = self.evaluate("dev")
+            self.log({"step": step, "epoch": self.epoch, "split": "dev", **scores})
             value = at(scores, key)
-            better = self.best is None or (value > self.best if direction == "max" else value < self.best)
-            tqdm.write(f"epoch {epoch}: loss {loss:.4f}, dev {key} {value:.4f}{' (best so far)' if better else ''}")
-            self.best = value if better else self.best
-        else:
-            tqdm.write(f"epoch {epoch}: loss {loss:.4f}")
+            better = self.best is None or (value > self.best[0] if direction == "max" else value < self.best[0])
+            self.best = (value, scores, tables) if better else self.best
+            said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}"
+        tqdm.write(f"epoch {self.epoch}: loss {loss:.4f}{said}")
         if better:
-            self.best_epoch = self.saved_epoch = epoch
+            self.best_epoch = self.epoch
             self.save()
-        self.epoch = epoch
-        return bool(self.settings.patience) and epoch - self.best_epoch >= self.settings.patience
+        return bool(self.settings.patience) and self.epoch - self.best_epoch >= self.settings.patience
 
     def save(self) -> None:
         """The model as it is now, under the published names."""
-        labels = dict(enumerate(self.task.labels))
+        labels = self.task.labels
         weights.save(self.output, self.model.bert, self.model.head, {
             "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
-            "id2label": {str(i): label for i, label in labels.items()},
-            "label2id": {label: i for i, label in labels.items()}})
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)}})
 
-    def restore_best(self) -> None:
-        """Go back to the weights of the best epoch, which are on the disk."""
-        if self.saved_epoch != self.epoch:
+    def final_scores(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Go back to the weights of the best epoch, which are on the disk, and score what was not scored with them."""
+        if self.best_epoch != self.epoch:
             weights.load_into(self.output, self.model)
+        return {split: self.best[1:] if split == "dev" else self.evaluate(split) for split in self.scored}
+
+
+def fetch_weights(name: str) -> Path:
+    """The folder of a checkpoint; says what it is before fetching it."""
+    if not hub.at_hand(name):
+        print(f"fetching {hub.describe(name)}")
+    return hub.fetch(name)
 
 
 def claim_folder(settings: TrainConfig) -> Path:
@@ -352,18 +314,71 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu"))
 
 
-def summarise(run: Run, before: dict, before_tables: dict[str, str], after: dict, after_tables: dict[str, str],
-              speed: dict[str, float]) -> None:
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+def fit(run: Run) -> dict[str, float]:
+    """All updates, dev scored after every epoch; -> {"seconds", "pieces", "pieces_per_second", "steps"}.
+
+    Seconds are the wall time of updates, assembling their batches included, evaluation and saving not.
+    """
+    settings, device = run.settings, next(run.model.parameters()).device
+    seconds, pieces, step, running = 0.0, 0, 0, 0.0
+    timer = time.perf_counter()
+    bar = tqdm(total=run.total, unit="update", disable=None, dynamic_ncols=True)
+    while step < run.total:
+        order = epoch_batches(run.lengths, settings.batch_size, settings.seed, run.epoch + 1)
+        for numbers in order[:run.total - step]:
+            step += 1
+            lr = lr_at(step, run.total, run.warmup, settings.learning_rate)
+            batches = micro_batches(run.features["train"], numbers, run.task, settings, run.tokenizer.pad, device)
+            loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr)
+            live, took = sum(b.pieces for b in batches), time.perf_counter() - timer
+            run.log({"step": step, "epoch": run.epoch + 1, "loss": finite(loss), "learning_rate": lr,
+                     "gradient_norm": finite(norm), "pieces": live, "seconds": took})
+            seconds, pieces, timer = seconds + took, pieces + live, timer + took
+            running = loss if step == 1 else 0.95 * running + 0.05 * loss if math.isfinite(loss) else running
+            bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {running:.3f}, lr {lr:.1e}, "
+                                f"{pieces / seconds:,.0f} pieces/s")
+            bar.update()
+        if run.end_of_epoch(step, running) and not settings.max_steps:
+            break
+        timer = time.perf_counter()
+    bar.close()
+    return {"seconds": seconds, "pieces": pieces, "pieces_per_second": pieces / seconds, "steps": step}
+
+
+def finite(x: float) -> float | None:
+    """x, or None for what JSON has no number for: an fp16 update that overflowed and was skipped."""
+    return x if math.isfinite(x) else None
+
+
+def train(argv: list[str]) -> Path:
+    """One run, from the command line's words to the run folder it returns."""
+    run = Run(argv)
+    before = {split: run.evaluate(split) for split in (run.scored if run.settings.before else ())}
+    speed = fit(run)
+    after = run.final_scores()
+    weights.write_json(run.output / "metrics.json", {"before": {split: scores for split, (scores, _) in before.items()},
+                                                     **{split: scores for split, (scores, _) in after.items()},
+                                                     "train": speed})
+    summarise(run, before, after, speed)
+    return run.output
+
+
+# ------------------------------------------------------------------------------------------------------- the words
+
+
+def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed: dict[str, float]) -> None:
     """What was trained, before -> after, where it is, what to type next."""
-    for split in after:
-        columns = [("before fine-tuning", before_tables[split])] if split in before else []
-        print(f"\n{split}\n" + side_by_side(*columns, ("after fine-tuning", after_tables[split])))
-    s = run.settings
+    for split, (_, tables) in after.items():
+        columns = [("before fine-tuning", before[split][1])] if split in before else []
+        print(f"\n{split}\n" + side_by_side(*columns, ("after fine-tuning", tables)))
+    s, key = run.settings, run.task.best[0]
     print(f"\ntrained: {s.task} on {s.data or 'data/' + s.task} from {s.weights}, {speed['steps']:,} updates, "
           f"{speed['pieces']:,} pieces in {speed['seconds']:.0f} s ({speed['pieces_per_second']:,.0f} pieces/s)")
-    key = run.task.best[0]
-    for split, scores in after.items():
-        was = f"{at(before[split], key):.3f} -> " if split in before else ""
+    for split, (scores, _) in after.items():
+        was = f"{at(before[split][0], key):.3f} -> " if split in before else ""
         print(f"{split} {key}: {was}{at(scores, key):.3f}")
     print(f"run folder: {run.output}\nnext: python -m minibert predict {run.output} "
           '"Angela Merkel met Tim Cook in Paris."')
@@ -376,6 +391,11 @@ def side_by_side(*columns: tuple[str, str]) -> str:
     height = max(map(len, blocks))
     rows = zip(*(b + [""] * (height - len(b)) for b in blocks), strict=True)
     return "\n".join("   |   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def print_wrapped(text: str) -> None:
+    """A long line as a paragraph."""
+    print(textwrap.fill(text, 118, subsequent_indent="  "))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -272,13 +272,12 @@ def test_the_best_epoch_is_restored_and_patience_ends_the_run(tiny_folder, tiny_
     scores = iter([0.1, 0.7, 0.4, 0.6, 0.9, 0.9])
     evaluate, kept = train.Run.evaluate, {}
 
-    def scripted(self, names):
-        found = evaluate(self, names)
-        if list(names) == ["dev"] and "test" not in names and not kept.get("done"):
-            value = next(scores)
-            found[0]["dev"]["entity"]["f1"] = value
+    def scripted(self, split):
+        found, tables = evaluate(self, split)
+        if split == "dev":
+            found["entity"]["f1"] = value = next(scores)
             kept[value] = {n: t.clone() for n, t in self.model.state_dict().items()}
-        return found
+        return found, tables
 
     monkeypatch.setattr(train.Run, "evaluate", scripted)
     folder = run(tiny_folder, tiny_data, tmp_path / "r", "--epochs", "6", "--patience", "2", "--no-before",
