@@ -63,7 +63,7 @@ def task_name(argv: list[str]) -> str:
     if name is None and (file := option("--config")):
         options = [k.Options for k in TASKS.values()]
         name = read_settings(file, TrainConfig, *options).get("task")
-    name = name or TrainConfig.task
+    name = TrainConfig.task if name is None else name
     if name not in TASKS:
         raise MinibertError(f"--task is {name!r}; known: {', '.join(TASKS)}")
     return name
@@ -90,7 +90,8 @@ def read_data(task: Task, settings: TrainConfig) -> dict[str, list[Any]]:
 def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer]:
     """The published encoder with a head for the task; prints what was loaded, what is new and what is trained."""
     head = task.head(weights.read_config(folder, settings.dropout))
-    bert, report = weights.load(folder, head, new_head=True, dropout=settings.dropout)
+    fits = weights.read_labels(folder) == task.labels        # a stored head of the same size may mean other labels
+    bert, report = weights.load(folder, head, new_head=not fits, dropout=settings.dropout)
     if report.new:
         initialise(head, bert.config.initializer_range, settings.seed)
     tokenizer = read_tokenizer(folder, bert)

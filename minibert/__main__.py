@@ -90,6 +90,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     chosen = [arguments.split] if arguments.split else [s for s in splits if s != "train"]
     if not chosen or chosen[0] not in splits:
         raise MinibertError(f"{arguments.data}: no {arguments.split or 'dev or test'} file")
+    model.task.note_unseen({split: splits[split] for split in chosen})
     for note in model.task.notices:
         print(f"note: {note}", file=sys.stderr)
     scores = {}

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import tomllib
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -54,12 +55,17 @@ class BertConfig:
         """BertConfig from the keys of a published config.json; keys that do not touch the numbers are passed over."""
         refuse_unsupported(published, where)
         own = published.get("minibert") or {}
+        shapes = own.get("case_shapes", []) if isinstance(own, dict) else None
+        if not isinstance(shapes, list) or not all(isinstance(s, str) for s in shapes):
+            raise MinibertError(f"{where}: minibert is {own!r}; expected case_shapes, a list of names; mend the file")
         values = {k: published[k] for k in SIZES}
         for f in dataclasses.fields(cls):
             if f.name in published and f.name not in SIZES:
                 values[f.name] = published[f.name]
         values["pad_token_id"] = values.get("pad_token_id") or 0        # some files say null
-        values["case_shapes"] = tuple(own.get("case_shapes", ()))
+        values["case_shapes"] = tuple(shapes)
+        if type(values["pad_token_id"]) is not int:
+            raise MinibertError(f"{where}: pad_token_id is {values['pad_token_id']!r}, not a number; mend the file")
         for name, kind in (*((k, int) for k in SIZES), ("max_position_embeddings", int), ("type_vocab_size", int)):
             value = values.get(name, 1)
             if type(value) is not kind or value < 1:
@@ -96,7 +102,7 @@ def refuse_unsupported(published: dict[str, Any], where: str) -> None:
                       ("quantization_config", "quantised weights")):
         if published.get(key):
             raise MinibertError(f"{where}: {key} is {published[key]!r}; minibert cannot honour {what}")
-    if published.get("hidden_act", "gelu") not in ACTIVATIONS:
+    if published.get("hidden_act", "gelu") not in tuple(ACTIVATIONS):
         raise MinibertError(f"{where}: hidden_act is {published['hidden_act']!r}; known: {', '.join(ACTIVATIONS)}")
 
 
@@ -153,10 +159,11 @@ class TrainConfig:
                  (self.max_steps >= 0, "--max-steps", "0 or more"), (self.limit >= 0, "--limit", "0 or more"),
                  (self.patience >= 0, "--patience", "0 or more"), (self.max_pieces >= 8, "--max-pieces", "at least 8"),
                  (0 <= self.overlap <= (self.max_pieces - 2) // 2, "--overlap", "between 0 and half of --max-pieces"),
-                 (self.learning_rate >= 0, "--learning-rate", "0 or more"), (self.clip >= 0, "--clip", "0 or more"),
+                 (0 <= self.learning_rate < inf, "--learning-rate", "0 or more"),
+                 (self.clip >= 0, "--clip", "0 or more"),
                  (0 <= self.momentum < 1, "--momentum", "in [0, 1)"), (0 <= self.beta1 < 1, "--beta1", "in [0, 1)"),
-                 (0 <= self.beta2 < 1, "--beta2", "in [0, 1)"), (self.epsilon > 0, "--epsilon", "above 0"),
-                 (self.weight_decay >= 0, "--weight-decay", "0 or more"),
+                 (0 <= self.beta2 < 1, "--beta2", "in [0, 1)"), (0 < self.epsilon < inf, "--epsilon", "above 0"),
+                 (0 <= self.weight_decay < inf, "--weight-decay", "0 or more"),
                  (0 <= self.warmup <= 1, "--warmup", "in [0, 1]"),
                  (self.dropout is None or 0 <= self.dropout < 1, "--dropout", "in [0, 1)"),
                  (0 <= self.seed < 2 ** 63, "--seed", "between 0 and 2^63 - 1"),
@@ -215,6 +222,8 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in known:
             raise MinibertError(f"{file}: unknown setting {key!r}; known: {', '.join(known)}")
+        if name in result:
+            raise MinibertError(f"{file}: {name} stands twice, with a dash and with an underscore; keep one")
         kind, choices = _kind(known[name].type), known[name].metadata["choices"]
         if value is None and known[name].default is None:
             continue

@@ -81,6 +81,7 @@ class Attention(nn.Module):
         return self.output(layout.pieces(mixed.transpose(1, 2).flatten(2)))
 
     def heads(self, x: Tensor) -> Tensor:
+        """[B,T,H] -> [B,A,T,D]."""
         # [B,T,H] -split-> [B,T,A,D] -swap-> [B,A,T,D]
         return x.unflatten(-1, (self.A, self.D)).transpose(1, 2)
 
@@ -192,8 +193,11 @@ class NoPooled:
         raise MinibertError(f"pooled is taken from column 0, which the mask hides in rows {self._rows}; "
                             "pad on the right, or use the hidden states")
 
-    def __getitem__(self, key):
-        return self.__getattr__("__getitem__")
+    def _refuse(self, *operands):
+        return self.__getattr__("use")
+
+    __getitem__ = __eq__ = __bool__ = _refuse      # Python would answer the last two by itself
+    __hash__ = None
 
 
 class Model(nn.Module):

@@ -15,6 +15,7 @@ from minibert.model import Bert, Model
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.weights import load as load_weights
+from minibert.weights import read_labels
 
 
 class FineTuned(Model):
@@ -65,14 +66,12 @@ def load(folder: str | Path) -> FineTuned:
     folder = Path(folder)
     if not (folder / "train.json").is_file():
         raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
-    settings, config = read_json(folder / "train.json"), read_json(folder / "config.json")
+    settings = read_json(folder / "train.json")
     kind = TASKS.get(settings.get("task"))
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
     known = {f.name for f in dataclasses.fields(kind.Options)}
-    names = config.get("id2label") or {}
-    task = kind(kind.Options(**{k: v for k, v in settings.items() if k in known}),
-                [names[str(i)] for i in range(len(names))])
+    task = kind(kind.Options(**{k: v for k, v in settings.items() if k in known}), read_labels(folder))
     head = task.head(BertConfig.read(folder))
     bert, _ = load_weights(folder, head)
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)

@@ -25,7 +25,7 @@ def case_shape(word: str) -> int:
     ['lower', 'title', 'upper', 'mixed', 'lower']
     """
     letters = [c for c in word if c.isalpha()]
-    if not any(c.isupper() for c in letters):
+    if not any(c.istitle() for c in letters):          # capital or titlecase (ǅ)
         return 0
     if all(c.isupper() for c in letters):
         return 2
@@ -75,7 +75,10 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want."""
         self.backend.save(str(folder / "tokenizer.json"))
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
+        normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
+        settings = {"strip_accents": normalizer.get("strip_accents"),
+                    "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+                    "tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
                     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -96,7 +99,8 @@ class Tokenizer:
         A word that gives no piece (a lone zero-width space, a control character) becomes one unknown piece, so that
         every word has a first piece, a label and a prediction.
         """
-        encoded = self.backend.encode_batch([list(t) for t in texts], is_pretokenized=True, add_special_tokens=False)
+        clean = [[w.encode("utf-8", "replace").decode() for w in t] for t in texts]      # half a surrogate pair -> ?
+        encoded = self.backend.encode_batch(clean, is_pretokenized=True, add_special_tokens=False)
         return [self._complete(words, e) for words, e in zip(texts, encoded, strict=True)]
 
     def _complete(self, words: Sequence[str], encoded) -> Pieces:
@@ -172,7 +176,8 @@ def boundary(text: str, i: int, start: int, end: int) -> bool:
     before, here = text[i - 1], text[i]
     if is_ideograph(before) or is_ideograph(here):
         return True
-    if here in "'’" and text[i + 1:end].lower() in ("s", "ll", "re", "ve", "d", "m") and is_letter(before):
+    tail = next((j for j in range(i + 1, end) if not is_letter(text[j])), end)
+    if here in "'’" and text[i + 1:tail].lower() in ("s", "ll", "re", "ve", "d", "m") and is_letter(before):
         return True                                # possessives and contractions: Merkel | 's
     if is_letter(before) and is_letter(here):
         return False

@@ -4,6 +4,7 @@ A safetensors file is eight bytes (header length, little-endian), a JSON header 
 numbers. The safetensors library reads it; this file adds what that leaves unchecked: duplicate names, shapes against
 the config, numbers that are not finite.
 """
+import contextlib
 import dataclasses
 import json
 import os
@@ -193,8 +194,8 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
          dropout: float | None = None) -> tuple[Bert, Report]:
     """The encoder in `folder` (eval mode, float32), and `head` filled in place from the same file.
 
-    A head tensor that is missing is an error, unless `new_head`: then a head that is absent or has other shapes keeps
-    its initial values and is reported as new. Raises MinibertError for a missing encoder weight, a wrong shape or
+    A head tensor that is missing is an error, unless `new_head`: then the head keeps its initial values and is reported
+    as new, whatever the file holds. Raises MinibertError for a missing encoder weight, a wrong shape or
     dtype, a number that is not finite, a damaged file.
     """
     folder = Path(folder)
@@ -206,6 +207,9 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
     if missing := [name for name in table if name not in found]:
         raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
                             "checkpoint, and does config.json belong to it?")
+    if extra := [n for n in found if n.startswith(("embeddings.", "encoder.")) and n not in {*table, *BUFFERS}]:
+        raise MinibertError(f"{folder}: config.json has no place for {len(extra)} weights, first {extra[0]}; does it "
+                            "belong to this checkpoint?")
     for published, ours in table.items():
         state[ours].copy_(read_weight(published, *found[published], state[ours].shape))
         report.loaded.append(published)
@@ -219,8 +223,7 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
 def load_head(head: nn.Module | None, found: dict, new_head: bool, folder: Path, report: Report) -> None:
     """Fill the head's tensors (their names are the published ones) and note in `report` what was loaded or is new."""
     state = head.state_dict() if head is not None else {}
-    fits = all(n in found and tuple(found[n][1].get_shape()) == tuple(t.shape) for n, t in state.items())
-    if new_head and not fits:
+    if new_head:
         report.new += state
         return
     for name, tensor in state.items():
@@ -235,6 +238,12 @@ def describe(name: str) -> str:
     if name in BUFFERS:
         return "constant buffers"
     return next((f"known: {what}" for start, what in KNOWN_HEADS.items() if name.startswith(start)), f"unknown: {name}")
+
+
+def read_labels(folder: Path) -> list[str]:
+    """The names of a head's outputs in config.json, by number; [] for an encoder alone."""
+    names = read_json(folder / "config.json").get("id2label")
+    return [str(names.get(str(i))) for i in range(len(names))] if isinstance(names, dict) else []
 
 
 def load_into(folder: Path, model: Model) -> None:
@@ -272,11 +281,12 @@ def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[st
     temporary = folder / ".model.safetensors.new"
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        replace(temporary, folder / "model.safetensors")
     except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise MinibertError(f"{folder}: the weights cannot be written ({e}); free space or name another --output") \
             from None
-    replace(temporary, folder / "model.safetensors")
     write_json(folder / "config.json", bert.config.to_dict() | (extra or {}))
 
 
@@ -285,10 +295,11 @@ def write_json(file: Path, value: Any) -> None:
     temporary = file.with_name(f".{file.name}.new")
     try:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace(temporary, file)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
-    replace(temporary, file)
 
 
 def replace(temporary: Path, file: Path) -> None:

@@ -404,3 +404,23 @@ def test_ctrl_c_is_not_a_traceback(tiny_folder, tiny_data, tmp_path, capsys, mon
 def test_the_tables_of_tasks_agree():
     for name, kind in TASKS.items():
         assert kind.name == name and "learning_rate" not in kind.defaults
+
+
+def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tiny_data, tmp_path, capsys):
+    def start(weights_folder: Path, name: str) -> tuple[str, float]:
+        folder = train.train(["--weights", str(weights_folder), "--data", str(tiny_data), "--output",
+                              str(tmp_path / name), *QUICK, "--max-steps", "1", "--learning-rate", "0"])
+        before = json.loads((folder / "metrics.json").read_text())["before"]
+        return capsys.readouterr().out, before["test"]["entity"]["f1"]
+
+    reached = json.loads((finished / "metrics.json").read_text())["test"]["entity"]["f1"]
+    said, score = start(finished, "same")
+    assert "newly initialised" not in said and score == reached
+    swapped = tmp_path / "swapped"
+    shutil.copytree(finished, swapped)
+    config = json.loads((swapped / "config.json").read_text())
+    names = config["id2label"]
+    names["1"], names["3"] = names["3"], names["1"]
+    (swapped / "config.json").write_text(json.dumps(config))
+    said, score = start(swapped, "other")
+    assert "newly initialised: classifier.weight" in said and score != reached

@@ -344,13 +344,20 @@ def test_one_tensor_in_two_files_of_an_index(tmp_path):
 
 def test_a_head_is_loaded_from_the_same_file(tmp_path):
     head = Head()
-    for new_head in (False, True):
-        with torch.no_grad():
-            head.classifier.weight.zero_()
-        _, report = weights.load(checkpoint(tmp_path, {**draw(), **head_tensors()}), head, new_head=new_head)
-        assert np.array_equal(head.classifier.weight.detach().numpy(), head_tensors()["classifier.weight"])
-        assert np.array_equal(head.classifier.bias.detach().numpy(), head_tensors()["classifier.bias"])
-        assert "classifier.weight" in report.loaded and not report.new and not report.ignored
+    folder = checkpoint(tmp_path, {**draw(), **head_tensors()})
+    _, report = weights.load(folder, head)
+    assert np.array_equal(head.classifier.weight.detach().numpy(), head_tensors()["classifier.weight"])
+    assert np.array_equal(head.classifier.bias.detach().numpy(), head_tensors()["classifier.bias"])
+    assert "classifier.weight" in report.loaded and not report.new and not report.ignored
+
+
+def test_a_new_head_keeps_its_initial_values_even_where_the_stored_one_would_fit(tmp_path):
+    head = Head()
+    initial = {k: v.clone() for k, v in head.state_dict().items()}
+    _, report = weights.load(checkpoint(tmp_path, {**draw(), **head_tensors()}), head, new_head=True)
+    assert all(torch.equal(v, initial[k]) for k, v in head.state_dict().items())
+    assert report.new == ["classifier.weight", "classifier.bias"]
+    assert report.ignored == {"known: classification head": ["classifier.weight", "classifier.bias"]}
 
 
 @pytest.mark.parametrize("stored", [{}, head_tensors(K=11), {"classifier.bias": head_tensors()["classifier.bias"]}],

@@ -27,7 +27,10 @@ class Task(Protocol):
         """A folder, or one file as "test", -> {"train" | "dev" | "test": examples}; errors name file and line."""
 
     def learn_labels(self, splits: dict[str, list[Any]]) -> None:
-        """Take the labels from the training examples; count and note labels that only dev or test have."""
+        """Take the labels from the training examples, then note_unseen()."""
+
+    def note_unseen(self, splits: dict[str, list[Any]]) -> None:
+        """Count labels that training never saw into `notices`; they count as missed, and never crash."""
 
     def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """Example `number` as features; a long text becomes windows, and nothing of it is dropped."""

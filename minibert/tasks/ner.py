@@ -90,7 +90,8 @@ class NER:
             self.notices.append(f"tags are {scheme}; converted to IOB2")
         if broken := sum(metrics.invalid_starts(t) for t in sequences) if scheme == "IOB2" else 0:
             self.notices.append(f"{broken} entities begin with I-; read as B-, as conlleval does")
-        whole = self.options.context == "document" and all(len(split) > 1 for split in documents.values())
+        whole = self.options.context == "document" and all(
+            re.search(rb"(?m)^-DOCSTART-", file.read_bytes()) for file in files.values())
         if self.options.context == "document" and not whole:
             self.notices.append("no -DOCSTART- lines: every sentence stands alone")
         return {split: [join(group, scheme) for document in documents[split]
@@ -103,6 +104,10 @@ class NER:
         if not types:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training file is O; nothing to learn")
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
+        self.note_unseen(splits)
+
+    def note_unseen(self, splits: dict[str, list[Example]]) -> None:
+        """Count tags that training never saw."""
         for split, examples in splits.items():
             unseen = Counter(t for e in examples for t in e.tags if t not in self.labels)
             if unseen:
