@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from minibert import optim
 from minibert.errors import MinibertError
 from minibert.model import Bert
 from minibert.optim import SGD, AdamW, clip_gradient, decay_groups, lr_at
@@ -389,3 +390,34 @@ def test_clip_only_measures_at_zero_and_below_the_limit(scale, limit):
 
 def test_clip_of_no_gradients_is_zero():
     assert clip_gradient(parameters(), 1.0) == 0.0
+
+
+@pytest.mark.parametrize("rule, settings", [(SGD, {"momentum": 0.7}), (AdamW, {"eps": 1e-6})])
+def test_a_step_in_parts_equals_a_step_at_once(rule, settings, monkeypatch):
+    draw = torch.Generator().manual_seed(8)
+    start, gradients = torch.randn(23, 11, generator=draw), torch.randn(6, 23, 11, generator=draw)
+    ends = []
+    for part in (10_000, 37):                       # 253 numbers: at once, or in seven parts, the last one shorter
+        monkeypatch.setattr(optim, "PART", part)
+        p = torch.nn.Parameter(start.clone())
+        optimizer = rule([p], lr=0.03, weight_decay=0.2, **settings)
+        for g in gradients:
+            p.grad = g.clone()
+            optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends) and not torch.equal(ends[0], start)
+
+
+def test_parameters_and_gradients_may_lie_in_any_order(monkeypatch):
+    monkeypatch.setattr(optim, "PART", 13)
+    draw = torch.Generator().manual_seed(9)
+    start, g = torch.randn(7, 9, generator=draw), torch.randn(7, 9, generator=draw)
+    ends = []
+    for turn in (lambda x: x, lambda x: x.t().contiguous().t()):
+        p = torch.nn.Parameter(turn(start.clone()))
+        optimizer = AdamW([p], lr=0.03)
+        for _ in range(3):
+            p.grad = turn(g.clone())
+            optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
