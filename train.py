@@ -33,6 +33,8 @@ from minibert.predict import read_tokenizer
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 
+DATA = Path(os.path.relpath(Path(__file__).resolve().parent / "data"))        # small sets written for this project
+
 # ------------------------------------------------------------------------------------------------------- settings
 
 
@@ -46,6 +48,10 @@ def resolve_settings(argv: list[str]) -> tuple[TrainConfig, Any, set[str]]:
     given = {**kind.defaults, **given, "task": name}
     own = {f.name for f in dataclasses.fields(kind.Options)}
     settings = TrainConfig(**{k: v for k, v in given.items() if k not in own}).check()
+    if settings.overlap is None:
+        settings = dataclasses.replace(settings, overlap=settings.max_pieces // 4)
+    if settings.data is None:
+        settings = dataclasses.replace(settings, data=str(DATA / name))
     return settings, kind.Options(**{k: v for k, v in given.items() if k in own}), set(given)
 
 
@@ -74,7 +80,7 @@ def task_name(argv: list[str]) -> str:
 
 def read_data(task: Task, settings: TrainConfig) -> dict[str, list[Any]]:
     """{"train", "dev", "test": examples}; the task has learnt its labels from train."""
-    folder = Path(settings.data or f"data/{settings.task}")
+    folder = Path(settings.data)
     splits = task.read(folder)
     if "train" not in splits:
         raise MinibertError(f"{folder}: no training file; expected a name such as train.conll or train.txt")
@@ -98,7 +104,10 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
     if settings.max_pieces > bert.config.max_position_embeddings:
         raise MinibertError(f"--max-pieces is {settings.max_pieces}; the checkpoint has "
                             f"{bert.config.max_position_embeddings} positions")
-    wanted = settings.case_shapes == "on" or (settings.case_shapes == "auto" and tokenizer.uncased)
+    if settings.case_shapes == "off" and bert.config.case_shapes:
+        raise MinibertError(f"--case-shapes is off; {folder} was trained with them; start from published weights")
+    wanted = settings.case_shapes == "on" or (settings.case_shapes == "auto" and tokenizer.uncased
+                                                  and settings.freeze == "none")
     if wanted and not bert.config.case_shapes:
         grow_types(bert, CASE_SHAPES)
         tokenizer.case_shapes = True
@@ -216,7 +225,9 @@ class Run:
         wanted = {"all": ("dev", "test"), "dev": ("dev",), "none": ()}[settings.evaluate]
         self.scored = [split for split in wanted if split in self.splits]
         self.best: tuple[float, Any, str] | None = None                        # value, scores, tables on dev
-        self.best_epoch = self.epoch = 0
+        self.saved_epoch = self.better_epoch = self.epoch = 0
+        if settings.patience and "dev" not in self.scored:
+            raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
         self.output = claim_folder(self.settings)
         self.introduce({**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
                         "updates": self.total, "threads": torch.get_num_threads(), "device": device.type,
@@ -248,19 +259,21 @@ class Run:
         """Score dev, save if it is the best so far (or dev is not scored); -> whether patience is at its end."""
         self.epoch += 1
         key, direction = self.task.best
-        better, said = True, ""
+        better, as_good, said = True, True, ""
         if "dev" in self.scored:
             scores, tables = self.evaluate("dev")
             self.log({"step": step, "epoch": self.epoch, "split": "dev", **scores})
             value = at(scores, key)
             better = self.best is None or (value > self.best[0] if direction == "max" else value < self.best[0])
-            self.best = (value, scores, tables) if better else self.best
+            as_good = better or value == self.best[0]                          # of equals the longer trained
+            self.best = (value, scores, tables) if as_good else self.best
             said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}"
         tqdm.write(f"epoch {self.epoch}: loss {loss:.4f}{said}")
-        if better:
-            self.best_epoch = self.epoch
+        self.better_epoch = self.epoch if better else self.better_epoch
+        if as_good:
+            self.saved_epoch = self.epoch
             self.save()
-        return bool(self.settings.patience) and self.epoch - self.best_epoch >= self.settings.patience
+        return bool(self.settings.patience) and self.epoch - self.better_epoch >= self.settings.patience
 
     def save(self) -> None:
         """The model as it is now, under the published names."""
@@ -272,7 +285,7 @@ class Run:
 
     def final_scores(self) -> dict[str, tuple[dict[str, Any], str]]:
         """Go back to the weights of the best epoch, which are on the disk, and score what was not scored with them."""
-        if self.best_epoch != self.epoch:
+        if self.saved_epoch != self.epoch:
             weights.load_into(self.output, self.model)
         return {split: self.best[1:] if split == "dev" else self.evaluate(split) for split in self.scored}
 
@@ -288,7 +301,9 @@ def claim_folder(settings: TrainConfig) -> Path:
     """The run folder, made here and empty; raises MinibertError where the named one holds something."""
     if settings.output is not None:
         output = Path(settings.output)
-        if output.is_dir() and any(output.iterdir()) or output.is_file():
+        if os.path.lexists(output) and not output.is_dir():
+            raise MinibertError(f"--output {output}: is there and no folder; name another")
+        if output.is_dir() and any(output.iterdir()):
             raise MinibertError(f"--output {output}: holds another run; name another folder, or remove that one")
         return make_folder(output, exist_ok=True)
     for number in itertools.count(1):
@@ -376,7 +391,7 @@ def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed
         columns = [("before fine-tuning", before[split][1])] if split in before else []
         print(f"\n{split}\n" + side_by_side(*columns, ("after fine-tuning", tables)))
     s, key = run.settings, run.task.best[0]
-    print(f"\ntrained: {s.task} on {s.data or 'data/' + s.task} from {s.weights}, {speed['steps']:,} updates, "
+    print(f"\ntrained: {s.task} on {s.data} from {s.weights}, {speed['steps']:,} updates, "
           f"{speed['pieces']:,} pieces in {speed['seconds']:.0f} s ({speed['pieces_per_second']:,.0f} pieces/s)")
     for split, (scores, _) in after.items():
         was = f"{at(before[split][0], key):.3f} -> " if split in before else ""
@@ -403,7 +418,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
     try:
         train(sys.argv[1:] if argv is None else argv)
-    except MinibertError as e:
+    except (MinibertError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,16 +8,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from minibert.config import OneLineParser
 from minibert.errors import MinibertError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the package."""
-    class OneLine(argparse.ArgumentParser):
-        def error(self, message: str) -> None:
-            raise MinibertError(f"{message}; {self.prog} --help lists the options")
-
-    top = OneLine(prog="minibert", description="BERT fine-tuning in plain PyTorch", allow_abbrev=False)
+    top = OneLineParser(prog="minibert", description="BERT fine-tuning in plain PyTorch", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate")
 
     fetch = commands.add_parser("fetch", help="get and verify a published checkpoint", allow_abbrev=False)
@@ -51,7 +48,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from minibert.predict import load
     model = load(arguments.run)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for texts in as_they_come(sys.stdin) if arguments.text == ["-"] else [arguments.text]:
+    for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
         for result in model.predict(texts):
             print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour))
         sys.stdout.flush()
@@ -63,11 +60,16 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
     So a file is read fast, and a program that writes one line and waits for its answer gets it.
     """
     waiting: queue.Queue[str | None] = queue.Queue(maxsize=most)
+    broken: list[Exception] = []                   # what ended the reading, if not the end
 
     def feed() -> None:
-        for line in lines:
-            waiting.put(line.rstrip("\r\n"))
-        waiting.put(None)
+        try:
+            for line in lines:
+                waiting.put(line.rstrip("\r\n"))
+        except (OSError, ValueError) as e:         # a byte that is not UTF-8 is a ValueError
+            broken.append(e)
+        finally:                                   # whatever happens, the reader must not wait forever
+            waiting.put(None)
 
     threading.Thread(target=feed, daemon=True).start()
     while (line := waiting.get()) is not None:
@@ -76,7 +78,9 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
             chunk.append(waiting.get())
         yield [text for text in chunk if text is not None]
         if chunk[-1] is None:
-            return
+            break
+    if broken:
+        raise MinibertError(f"standard input: cannot be read ({broken[0]}); give UTF-8 text")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -110,6 +114,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
+    if getattr(sys.stdout, "errors", None) == "strict":      # what the terminal cannot show is spelt out, no crash
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(argv)
         COMMANDS[arguments.command](arguments)
@@ -121,6 +127,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:                        # `| head` closed its end: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -126,7 +126,8 @@ class TrainConfig:
     batch_size: int = option(32, "features an update")
     accumulate: int = option(1, "micro-batches an update is split into: less memory, the same gradient")
     max_pieces: int = option(256, "longest row in pieces; longer texts become overlapping windows")
-    overlap: int = option(64, "pieces that neighbouring windows of one text share")
+    overlap: int | None = option(None, "pieces that neighbouring windows of one text share (default: a quarter of "
+                                       "--max-pieces)")
     learning_rate: float = option(5e-5, "the highest learning rate, reached after warm-up")
     optimizer: str = option("adamw", "the update rule", ("adamw", "sgd"))
     momentum: float = option(0.9, "of sgd")
@@ -138,8 +139,8 @@ class TrainConfig:
     warmup: float = option(0.1, "share of the updates in which the learning rate rises")
     clip: float = option(1.0, "largest global norm of the gradient (0: no clipping)")
     dropout: float | None = option(None, "dropout everywhere (default: as the checkpoint says)")
-    case_shapes: str = option("auto", "give letter case back to an uncased checkpoint through token types "
-                                      "(auto: where it is uncased)", ("auto", "on", "off"))
+    case_shapes: str = option("auto", "give letter case back to an uncased checkpoint through token types (auto: "
+                                      "where it is uncased and nothing is frozen)", ("auto", "on", "off"))
     layout: str = option("rectangle", "how batches lie in memory", ("rectangle", "ragged"))
     precision: str = option("auto", "auto: bf16 where the processor is fast at it, else fp32",
                             ("auto", "fp32", "bf16", "fp16"))
@@ -158,7 +159,7 @@ class TrainConfig:
                  (1 <= self.accumulate <= self.batch_size, "--accumulate", "between 1 and --batch-size"),
                  (self.max_steps >= 0, "--max-steps", "0 or more"), (self.limit >= 0, "--limit", "0 or more"),
                  (self.patience >= 0, "--patience", "0 or more"), (self.max_pieces >= 8, "--max-pieces", "at least 8"),
-                 (0 <= self.overlap <= (self.max_pieces - 2) // 2, "--overlap", "between 0 and half of --max-pieces"),
+                 (0 <= (self.overlap or 0) <= self.max_pieces // 2, "--overlap", "between 0 and half of --max-pieces"),
                  (0 <= self.learning_rate < inf, "--learning-rate", "0 or more"),
                  (self.clip >= 0, "--clip", "0 or more"),
                  (0 <= self.momentum < 1, "--momentum", "in [0, 1)"), (0 <= self.beta1 < 1, "--beta1", "in [0, 1)"),
@@ -167,6 +168,10 @@ class TrainConfig:
                  (0 <= self.warmup <= 1, "--warmup", "in [0, 1]"),
                  (self.dropout is None or 0 <= self.dropout < 1, "--dropout", "in [0, 1)"),
                  (0 <= self.seed < 2 ** 63, "--seed", "between 0 and 2^63 - 1"),
+                 (self.freeze == "none" or self.case_shapes != "on", "--case-shapes",
+                  "auto or off with --freeze: frozen token types cannot learn what the shapes mean"),
+                 (self.evaluate != "none" or not self.patience, "--patience",
+                  "0 with --evaluate none: there is no score to wait for"),
                  (self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(), "--freeze",
                   "none, embeddings, encoder or a number of blocks")]
         for holds, name, wanted in rules:
@@ -176,9 +181,12 @@ class TrainConfig:
         return self
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, no usage before it."""
+
     def error(self, message: str) -> None:
-        raise MinibertError(f"{message}; --help lists the options")
+        """Called by argparse for whatever it does not understand."""
+        raise MinibertError(f"{message}; {self.prog} --help lists the options")
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -201,7 +209,7 @@ def _kind(annotation: Any) -> type:
 
 def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
     """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
-    parser = _Parser(prog="train.py", description=description, allow_abbrev=False)
+    parser = OneLineParser(prog="train.py", description=description, allow_abbrev=False)
     for s in settings:
         add_options(parser, s)
     parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE",
@@ -213,7 +221,7 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
     """The options in a TOML or JSON file. Raises MinibertError for an unknown key or a value of the wrong kind."""
     file = Path(path)
     try:
-        values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8"))
+        values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
     known = {f.name: f for s in settings for f in dataclasses.fields(s)}
@@ -227,8 +235,10 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
         kind, choices = _kind(known[name].type), known[name].metadata["choices"]
         if value is None and known[name].default is None:
             continue
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2 ** 1023:
             value = float(value)
+        if name == "freeze" and type(value) is int:   # a number of blocks, as on the command line
+            value = str(value)
         if type(value) is not kind or (choices and value not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
             raise MinibertError(f"{file}: {key} is {value!r}, not {wanted}")

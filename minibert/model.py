@@ -21,7 +21,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, mask: Ten
     """softmax(QKᵀ/√D)V, as a learner reads it: [B,A,T,D] three times -> [B,A,T,D].
 
     `allowed`, bool, broadcasts to [B,A,T,T]: which key (last axis) each query may see; None: all. `mask` [B,A,T,T]
-    multiplies the probabilities (dropout). A query that may see no key gets the mean of all values, never NaN.
+    multiplies the probabilities (dropout). A query that may see no key gets the mean of all values, in
+    attention_fused 0, never NaN; nothing reads it.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                 # [B,A,T query,T key]
     if allowed is not None:
@@ -165,8 +166,8 @@ class Bert(nn.Module):
         hidden = hidden * live[..., None]
         if self.pooler is None:
             return hidden, None
-        hidden_first = (~live[:, 0]).nonzero().flatten().tolist()
-        return hidden, NoPooled(hidden_first) if hidden_first else self.pooler(hidden[:, 0])
+        masked_rows = (~live[:, 0]).nonzero().flatten().tolist()
+        return hidden, NoPooled(masked_rows) if masked_rows else self.pooler(hidden[:, 0])
 
     def check_input(self, ids: Tensor, mask: Tensor, types: Tensor) -> None:
         """Raises MinibertError where [B,T] ids, mask or types do not fit the checkpoint."""

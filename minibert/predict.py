@@ -27,20 +27,24 @@ class FineTuned(Model):
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """One result a text, with character offsets; float32, no dropout. The form is the task's result()."""
-        if isinstance(texts, str):
-            raise MinibertError("predict takes a list of texts, not one string; write predict([text])")
-        examples = [self.task.example(t) for t in texts]
+        examples = self.examples(texts)
         predictions = predict_examples(self, self.task, examples, self.encode_examples(examples))
         return [self.task.result(e, p) for e, p in zip(examples, predictions, strict=True)]
 
     def features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
-        rows = self.encode_examples([self.task.example(t) for t in texts])
+        rows = self.encode_examples(self.examples(texts))
         if not rows:
             return tuple(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3))
         batch = collate(rows, "rectangle", pad=self.tokenizer.pad)
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
+
+    def examples(self, texts: Sequence[str]) -> list[Any]:
+        """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
+        if isinstance(texts, str):
+            raise MinibertError("expected a list of texts, not one string; write [text]")
+        return [self.task.example(t) for t in texts]
 
     def encode_examples(self, examples: Sequence[Any]) -> list[Feature]:
         """The task's features under the settings of the run."""
@@ -67,7 +71,9 @@ def load(folder: str | Path) -> FineTuned:
     if not (folder / "train.json").is_file():
         raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
     settings = read_json(folder / "train.json")
-    kind = TASKS.get(settings.get("task"))
+    if missing := {"task", "max_pieces", "overlap", "precision"} - settings.keys():
+        raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; train.py wrote more")
+    kind = TASKS.get(str(settings["task"]))
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
     known = {f.name for f in dataclasses.fields(kind.Options)}

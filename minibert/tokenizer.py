@@ -24,6 +24,7 @@ def case_shape(word: str) -> int:
     >>> [CASE_SHAPES[case_shape(w)] for w in ("apple", "Apple", "USA", "McCoy", "1996")]
     ['lower', 'title', 'upper', 'mixed', 'lower']
     """
+    word = unicodedata.normalize("NFC", word)        # a combining mark would end a word for istitle
     letters = [c for c in word if c.isalpha()]
     if not any(c.istitle() for c in letters):          # capital or titlecase (ǅ)
         return 0
@@ -74,7 +75,7 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want."""
-        self.backend.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
         settings = {"strip_accents": normalizer.get("strip_accents"),
                     "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
@@ -176,9 +177,10 @@ def boundary(text: str, i: int, start: int, end: int) -> bool:
     before, here = text[i - 1], text[i]
     if is_ideograph(before) or is_ideograph(here):
         return True
-    tail = next((j for j in range(i + 1, end) if not is_letter(text[j])), end)
-    if here in "'’" and text[i + 1:tail].lower() in ("s", "ll", "re", "ve", "d", "m") and is_letter(before):
-        return True                                # possessives and contractions: Merkel | 's
+    if here in "'’" and is_letter(before):
+        tail = next((j for j in range(i + 1, end) if not is_letter(text[j])), end)
+        if text[i + 1:tail].lower() in ("s", "ll", "re", "ve", "d", "m"):
+            return True                            # possessives and contractions: Merkel | 's
     if is_letter(before) and is_letter(here):
         return False
     inside = i if not is_letter(here) else i - 1   # the punctuation mark in question

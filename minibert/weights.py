@@ -281,6 +281,8 @@ def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[st
     temporary = folder / ".model.safetensors.new"
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        os.umask(mask := os.umask(0))              # safetensors makes files that only their owner may read
+        os.chmod(temporary, 0o666 & ~mask)
         replace(temporary, folder / "model.safetensors")
     except (OSError, SafetensorError) as e:
         with contextlib.suppress(OSError):

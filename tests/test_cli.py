@@ -1,6 +1,8 @@
 """python -m minibert, as a shell sees it: fetch, predict, evaluate."""
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +101,32 @@ def test_a_real_process_with_a_closed_pipe_stays_quiet(finished, tiny_data):
     done = subprocess.run(f"{' '.join(command)} | head -n 1", input=lines, shell=True, capture_output=True, text=True,
                           cwd=Path(__file__).parent.parent)
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stdin, answers, says", [
+    (b"ada met\nbad \xff byte\n", None, "UTF-8"), (None, 0, ""), (b"", 0, "")])
+def test_standard_input_that_breaks_or_is_closed_ends_the_program(finished, stdin, answers, says):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
+    close = " <&-" if stdin is None else ""
+    done = subprocess.run(" ".join(command) + close, input=stdin, shell=True, capture_output=True, timeout=60,
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, cwd=Path(__file__).parent.parent)
+    assert done.returncode == (2 if says else 0)
+    assert says in done.stderr.decode() and len(done.stderr.splitlines()) == bool(says)
+    assert answers is None or len(done.stdout.splitlines()) == answers
+
+
+@pytest.mark.parametrize("coding, text", [("utf-8:strict", b"Ada \xff met"), ("ascii", "Ada \u0141".encode())])
+def test_what_the_terminal_cannot_show_is_spelt_out(finished, coding, text):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), text]
+    done = subprocess.run(command, capture_output=True, timeout=60, cwd=Path(__file__).parent.parent,
+                          env={**os.environ, "PYTHONIOENCODING": coding})
+    assert done.returncode == 0 and done.stderr == b"" and b"\\u" in done.stdout
+
+
+def test_settings_of_a_run_that_lost_a_line_are_named(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "train.json").read_text())
+    del settings["max_pieces"]
+    (tmp_path / "run" / "train.json").write_text(json.dumps(settings))
+    assert main(["predict", str(tmp_path / "run"), "x"]) == 2
+    assert "max_pieces" in capsys.readouterr().err

@@ -237,12 +237,12 @@ def test_the_defaults_pass():
 
 INF, NAN = math.inf, math.nan
 GOOD = [("epochs", 1), ("batch_size", 1), ("accumulate", 32), ("max_steps", 0), ("limit", 0), ("patience", 0),
-        ("overlap", 0), ("overlap", 127), ("learning_rate", 0.0), ("clip", 0.0), ("momentum", 0.0), ("beta1", 0.0),
+        ("overlap", 0), ("overlap", 128), ("learning_rate", 0.0), ("clip", 0.0), ("momentum", 0.0), ("beta1", 0.0),
         ("beta2", 0.0), ("weight_decay", 0.0), ("warmup", 0.0), ("warmup", 1.0), ("dropout", 0.0), ("dropout", None),
         ("seed", 2 ** 63 - 1), ("freeze", "none"), ("freeze", "embeddings"), ("freeze", "encoder"), ("freeze", "0"),
         ("freeze", "11")]
 BAD = [("epochs", 0), ("batch_size", 0), ("batch_size", -7), ("accumulate", 0), ("accumulate", 33), ("max_steps", -1),
-       ("limit", -1), ("patience", -1), ("max_pieces", 7), ("overlap", -1), ("overlap", 128),
+       ("limit", -1), ("patience", -1), ("max_pieces", 7), ("overlap", -1), ("overlap", 129),
        ("learning_rate", -1e-9), ("learning_rate", NAN), ("learning_rate", INF), ("clip", -0.1), ("clip", NAN),
        ("momentum", 1.0), ("momentum", -0.1), ("momentum", NAN), ("beta1", 1.0), ("beta1", -0.1), ("beta2", 1.0),
        ("beta2", -0.1), ("epsilon", 0.0), ("epsilon", INF), ("weight_decay", -0.01), ("weight_decay", INF),
@@ -264,9 +264,10 @@ def test_values_that_no_run_can_have(name, value):
 
 
 def test_the_smallest_window_and_its_overlap():
-    dataclasses.replace(TrainConfig(), max_pieces=8, overlap=3).check()
-    with refused("--overlap is 4"):
-        dataclasses.replace(TrainConfig(), max_pieces=8, overlap=4).check()
+    dataclasses.replace(TrainConfig(), max_pieces=8, overlap=4).check()
+    with refused("--overlap is 5"):
+        dataclasses.replace(TrainConfig(), max_pieces=8, overlap=5).check()
+    dataclasses.replace(TrainConfig(), max_pieces=128).check()         # the usual length with the default overlap
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -495,3 +496,11 @@ def test_a_wrong_option_ends_with_code_2_and_one_line(capsys):
     assert train.main(["--batch-size", "0"]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and "--batch-size" in shown.err
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark_and_count_frozen_blocks(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbffreeze = 2\n")
+    assert read_settings(str(tmp_path / "a.toml"), TrainConfig) == {"freeze": "2"}
+    (tmp_path / "b.toml").write_text(f"learning_rate = 1{'0' * 400}\n")
+    with refused("learning_rate", "float"):
+        read_settings(str(tmp_path / "b.toml"), TrainConfig)

@@ -17,7 +17,7 @@ from minibert.config import BertConfig, TrainConfig
 from minibert.errors import MinibertError
 from minibert.evaluate import encode_all, predict_examples
 from minibert.model import Model, initialise
-from minibert.tasks.ner import NER, Example, best_tags, best_valid_path
+from minibert.tasks.ner import NER, Example, best_tags, best_valid_path, read_conll
 from minibert.tokenizer import Tokenizer
 from minibert.weights import random_bert, save
 
@@ -647,3 +647,11 @@ def test_case_shapes_change_nothing_before_training(tmp_path, tiny_vocabulary, t
         with torch.no_grad():
             scores[shapes] = model.eval()(collate(features))
     assert torch.equal(scores["on"], scores["off"])
+
+
+def test_the_three_line_ends_are_one(tmp_path):
+    lines = ["Ada B-PER", "met O", "", "Oslo B-LOC", ""]
+    for name, end in (("a", "\n"), ("b", "\r\n"), ("c", "\r")):
+        (tmp_path / name).write_bytes(end.join(lines).encode())
+    read = [[(s.words, s.tags, s.line) for d in read_conll(tmp_path / n) for s in d] for n in "abc"]
+    assert read[0] == read[1] == read[2] == [(["Ada", "met"], ["B-PER", "O"], 1), (["Oslo"], ["B-LOC"], 4)]

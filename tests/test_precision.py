@@ -252,3 +252,8 @@ def test_masks_of_one_update_do_not_repeat_from_site_to_site():
     masks = [draw(site=s, shape=(4096,), p=0.5) for s in range(4)]
     windows = [{m[i:i + 64].numpy().tobytes() for i in range(0, 4096, 4)} for m in masks]
     assert all(not (a & b) for a, b in pairwise(windows))
+
+
+def test_p_just_below_one_keeps_almost_nothing_and_divides_by_no_zero():
+    mask = DropoutMasks(3, 5)(0, (400, 500), 0.9999999, torch.zeros(()))
+    assert bool(torch.isfinite(mask).all()) and float((mask == 0).double().mean()) > 0.999

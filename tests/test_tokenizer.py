@@ -465,3 +465,21 @@ def test_an_empty_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("", encoding="utf-8")
     with refused(tmp_path / "vocab.txt", "[CLS]"):
         Tokenizer.read(tmp_path)
+
+
+def test_a_long_stretch_of_letters_takes_no_quadratic_time():
+    seen = []
+
+    class Text(str):
+        def __getitem__(self, key):
+            seen.append(1)
+            return str.__getitem__(self, key)
+
+    n = 3000
+    assert split_words(Text("a" * n)) == [(0, n)] and len(seen) < 20 * n
+
+
+def test_case_shape_is_the_same_however_accents_are_stored():
+    for word in ("Zürich", "Málaga", "ÜBER", "élan"):
+        assert case_shape(unicodedata.normalize("NFD", word)) == case_shape(word)
+    assert CASE_SHAPES[case_shape("Zu\u0308rich")] == "title"

@@ -1,6 +1,8 @@
 """train.py as a whole: exact accumulation, the run folder, reproducibility, and what gets a clear error."""
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import train
 from minibert import hub, weights
 from minibert.batching import Feature, collate
 from minibert.config import BertConfig, TrainConfig
+from minibert.errors import MinibertError
 from minibert.model import Model, initialise
 from minibert.optim import lr_at
 from minibert.precision import LossScaler
@@ -288,6 +291,23 @@ def test_the_best_epoch_is_restored_and_patience_ends_the_run(tiny_folder, tiny_
     assert torch.equal(head.classifier.weight, kept[0.7]["head.classifier.weight"])
 
 
+def test_of_equal_epochs_the_last_is_kept_and_patience_still_ends(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    evaluate, seen = train.Run.evaluate, []
+
+    def flat(self, split):
+        found, tables = evaluate(self, split)
+        if split == "dev":
+            found["entity"]["f1"] = 0.5
+            seen.append({n: t.clone() for n, t in self.model.state_dict().items()})
+        return found, tables
+
+    monkeypatch.setattr(train.Run, "evaluate", flat)
+    folder = run(tiny_folder, tiny_data, tmp_path / "r", "--epochs", "9", "--patience", "2", "--no-before")
+    assert len(seen) == 3
+    saved, _ = weights.load(folder)
+    assert all(torch.equal(t, seen[2]["bert." + n]) for n, t in saved.state_dict().items())
+
+
 def labels(folder: Path) -> list[str]:
     names = json.loads((folder / "config.json").read_text())["id2label"]
     return [names[str(i)] for i in range(len(names))]
@@ -317,6 +337,25 @@ def test_without_dev_the_last_epoch_is_kept(tiny_folder, tiny_data, tmp_path):
     folder = run(tiny_folder, data, tmp_path / "r")
     assert json.loads((folder / "metrics.json").read_text()).keys() == {"before", "train"}
     assert (folder / "model.safetensors").is_file()
+    with pytest.raises(MinibertError, match="--patience is 3.*no dev split"):
+        run(tiny_folder, data, tmp_path / "waits", "--patience", "3")
+    assert not (tmp_path / "waits").exists()
+
+
+def test_frozen_embeddings_grow_no_case_shapes(tiny_folder, tiny_data, tmp_path):
+    folder = run(tiny_folder, tiny_data, tmp_path / "r", "--freeze", "embeddings", "--max-steps", "1")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["type_vocab_size"] == 2 and "minibert" not in config
+    with pytest.raises(MinibertError, match="--case-shapes is on"):
+        run(tiny_folder, tiny_data, tmp_path / "s", "--freeze", "1", "--case-shapes", "on")
+
+
+def test_the_small_data_is_found_from_any_folder(tiny_folder, tmp_path):
+    script = Path(train.__file__).resolve()
+    done = subprocess.run([sys.executable, str(script), "--weights", str(tiny_folder), "--limit", "5", "--max-steps", "2",
+                           "--evaluate", "none", "--max-pieces", "24"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "ner" / "model.safetensors").is_file() and "Traceback" not in done.stderr
 
 
 def test_the_checkpoints_learning_rate_stands_below_the_command_line(tiny_folder, tiny_data, tmp_path, monkeypatch):
@@ -424,3 +463,28 @@ def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tin
     (swapped / "config.json").write_text(json.dumps(config))
     said, score = start(swapped, "other")
     assert "newly initialised: classifier.weight" in said and score != reached
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "device"])
+def test_an_output_that_is_no_folder_is_one_line(tiny_folder, tiny_data, tmp_path, capsys, kind):
+    output = tmp_path / "link"
+    output.symlink_to("/nonexistent/folder" if kind == "dangling link" else "/dev/null")
+    assert train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(output), *QUICK]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(output) in error and "no folder" in error
+
+
+def test_case_shapes_cannot_be_taken_away_from_weights_that_have_them(finished, tiny_data, tmp_path, capsys):
+    arguments = ["--weights", str(finished), "--data", str(tiny_data), "--output", str(tmp_path / "run"), *QUICK]
+    assert train.main([*arguments, "--case-shapes", "off"]) == 2
+    assert "--case-shapes" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_also_while_a_log_is_written(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
+    def full(self, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.Run, "log", full)
+    assert train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(tmp_path / "run"),
+                       *QUICK]) == 2
+    assert "No space left" in capsys.readouterr().err

@@ -715,3 +715,13 @@ def test_random_bert_is_initialised_as_in_the_paper():
             assert bool((p == 1).all()), name
         else:
             assert float(p.std()) > 0.03, name
+
+
+def test_saved_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        weights.save(tmp_path, weights.random_bert(CONFIG))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640

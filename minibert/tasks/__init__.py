@@ -63,7 +63,7 @@ class Task(Protocol):
         """A prediction for raw text, ready for JSON, with character offsets."""
 
     def render(self, result: dict[str, Any], colour: bool) -> str:
-        """A result as one line for a person."""
+        """A result as text for a person."""
 
 
 TASKS: dict[str, type[Task]] = {"ner": NER}

@@ -102,7 +102,8 @@ class NER:
         seen = Counter(t for e in splits["train"] for t in e.tags)
         types = sorted({t[2:] for t in seen if t != "O"})
         if not types:
-            raise MinibertError(f"{splits['train'][0].where}: every tag of the training file is O; nothing to learn")
+            raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
+                                "learn (is --limit too small?)")
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 
@@ -254,8 +255,9 @@ def read_conll(file: Path) -> list[list[Sentence]]:
     """A file as documents of sentences. Raises MinibertError with file:line for what does not parse."""
     documents: list[list[Sentence]] = [[]]
     current: Sentence | None = None
-    for number, line in enumerate(decode_utf8(file).split("\n"), 1):
-        line = line.strip(" \t\r")
+    text = decode_utf8(file).replace("\r\n", "\n").replace("\r", "\n")         # the three line ends there are
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip(" \t")
         if not line or line.startswith("-DOCSTART-"):
             current = None
             if line and documents[-1]:
