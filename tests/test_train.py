@@ -352,8 +352,9 @@ def test_frozen_embeddings_grow_no_case_shapes(tiny_folder, tiny_data, tmp_path)
 
 def test_the_small_data_is_found_from_any_folder(tiny_folder, tmp_path):
     script = Path(train.__file__).resolve()
-    done = subprocess.run([sys.executable, str(script), "--weights", str(tiny_folder), "--limit", "5", "--max-steps", "2",
-                           "--evaluate", "none", "--max-pieces", "24"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), "--weights", str(tiny_folder), "--limit", "5",
+                           "--max-steps", "2", "--evaluate", "none", "--max-pieces", "24"], cwd=tmp_path, text=True,
+                          capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "ner" / "model.safetensors").is_file() and "Traceback" not in done.stderr
 
