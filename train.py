@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -396,8 +397,14 @@ def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed
     for split, (scores, _) in after.items():
         was = f"{at(before[split][0], key):.3f} -> " if split in before else ""
         print(f"{split} {key}: {was}{at(scores, key):.3f}")
-    print(f"run folder: {run.output}\nnext: python -m minibert predict {run.output} "
+    print(f"run folder: {run.output}\nnext: {interpreter()} -m minibert predict {shlex.quote(str(run.output))} "
           '"Angela Merkel met Tim Cook in Paris."')
+
+
+def interpreter() -> str:
+    """What to type for the Python that runs this: its path from here where that is short, as in .venv/bin/python."""
+    path = os.path.relpath(sys.executable)
+    return Path(sys.executable).name if path.startswith("..") else shlex.quote(path)
 
 
 def side_by_side(*columns: tuple[str, str]) -> str:
