@@ -2,11 +2,11 @@
 import dataclasses
 import json
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 import torch
+from refusing import refused
 
 import train
 from minibert.config import (
@@ -19,7 +19,6 @@ from minibert.config import (
     read_json,
     read_settings,
 )
-from minibert.errors import MinibertError
 from minibert.model import ACTIVATE
 from minibert.tasks import TASKS
 
@@ -44,17 +43,6 @@ FINE_TUNED = {**BASE_UNCASED, "architectures": ["BertForTokenClassification"], "
               "pruned_heads": {}, "problem_type": None, "dtype": "float32", "bos_token_id": None}
 SMALL = {"model_type": "bert", "vocab_size": 53, "hidden_size": 30, "num_hidden_layers": 7, "num_attention_heads": 5,
          "intermediate_size": 44}
-
-
-@contextmanager
-def refused(*parts: str):
-    """MinibertError of one line that holds every part."""
-    with pytest.raises(MinibertError) as caught:
-        yield
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, text
-    for part in parts:
-        assert part in text, (part, text)
 
 
 def put(folder, published, name="config.json"):

@@ -4,17 +4,16 @@ import math
 import random
 import re
 import string
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from refusing import refused
 
 import train
 from minibert.batching import Feature, collate
 from minibert.config import BertConfig, TrainConfig
-from minibert.errors import MinibertError
 from minibert.evaluate import encode_all, predict_examples
 from minibert.model import Model, initialise
 from minibert.tasks.ner import NER, Example, best_tags, best_valid_path, read_conll
@@ -22,17 +21,6 @@ from minibert.tokenizer import Tokenizer
 from minibert.weights import random_bert, save
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-
-
-@contextmanager
-def refused(*parts):
-    """MinibertError of one line that holds every part."""
-    with pytest.raises(MinibertError) as caught:
-        yield
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, text
-    for part in parts:
-        assert str(part) in text, (part, text)
 
 
 def task(context: str = "sentence", decoding: str = "valid", labels=LABELS) -> NER:

@@ -3,13 +3,12 @@ import json
 import random
 import string
 import unicodedata
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from refusing import refused
 
 from minibert.batching import word_features
-from minibert.errors import MinibertError
 from minibert.tokenizer import CASE_SHAPES, Tokenizer, case_shape, split_words
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -27,17 +26,6 @@ TEXTS = ["The play ing unable playing played players hi Paris PARIS paris".split
          ["\U0001F600", "👨\u200d👩", "❤\ufe0f", "a\u200bb", "a\u00adb", "\ufeffx", "a\u00a0b", "a\u2028b", "a\tb"],
          ["e\u0301le\u0300ve", "A\u030a", "\u0301", "n\u0303"], ["[CLS]", "[MASK]", "x[SEP]y", "[cls]", "##ing"],
          ["x" * 99, "x" * 100, "x" * 101, "北" * 101], ["\u200b", "\x01", "\x00", "\ufffd", "", " "], []]
-
-
-@contextmanager
-def refused(*parts):
-    """MinibertError of one line that holds every part."""
-    with pytest.raises(MinibertError) as caught:
-        yield
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, text
-    for part in parts:
-        assert str(part) in text, (part, text)
 
 
 def published_json(vocabulary=VOCABULARY, lower=True, strip=None, chinese=True, **change) -> dict:

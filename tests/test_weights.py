@@ -9,33 +9,21 @@ import json
 import math
 import os
 import struct
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from refusing import refused
 from torch import nn
 
 from minibert import weights
 from minibert.config import BertConfig
-from minibert.errors import MinibertError
 from minibert.model import Model, grow_types
 
 V, H, L, A, F, P, TYPES, K = 53, 30, 2, 5, 44, 19, 7, 9
 CONFIG = BertConfig(V, H, L, A, F, max_position_embeddings=P, type_vocab_size=TYPES)
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BF16": "<u2"}
-
-
-@contextmanager
-def refused(*parts):
-    """MinibertError of one line that holds every part."""
-    with pytest.raises(MinibertError) as caught:
-        yield
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, text
-    for part in parts:
-        assert str(part) in text, (part, text)
 
 
 # ------------------------------------------------------------------------- the format, by hand: a writer and a reader
