@@ -24,6 +24,7 @@ from tqdm import tqdm
 from minibert import hub, weights
 from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches
+from minibert.byhand import loss_and_gradients
 from minibert.config import TrainConfig, parse, read_settings
 from minibert.errors import MinibertError
 from minibert.evaluate import at, encode_all, predict_examples
@@ -176,16 +177,35 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
     for batch in batches:
         for term, count in task.counts(batch).items():
             counts[term] = counts.get(term, 0.0) + count
-    device = next(model.parameters()).device
+    factors = {term: scale / (count or 1.0) for term, count in counts.items()}   # a term without labels is 0/1
+    add_gradient = {"autograd": add_by_autograd, "by-hand": add_by_hand}[settings.gradients]
     loss = 0.0
     for i, batch in enumerate(batches):
-        with autocast(settings.precision, device):
-            scores = model(batch, DropoutMasks(settings.seed, step, micro_batch=i))
-        sums = task.loss(scores, batch)
-        objective = sum(sums[term] / (counts[term] or 1.0) for term in sums)     # a term without labels is 0/1
-        (objective * scale).backward()
-        loss += float(objective.detach())
+        sums = add_gradient(model, task, batch, DropoutMasks(settings.seed, step, micro_batch=i), factors,
+                            settings.precision)
+        loss += sum(float(sums[term]) / (counts[term] or 1.0) for term in sums)
     return loss
+
+
+def add_by_autograd(model: Model, task: Task, batch: Batch, masks: DropoutMasks, factors: dict[str, float],
+                    precision: str) -> dict[str, torch.Tensor]:
+    """Add the gradient of Σ factor · sum of losses to every parameter's, derived by torch; -> the sums."""
+    with autocast(precision, batch.ids.device):
+        scores = model(batch, masks)
+    sums = task.loss(scores, batch)
+    sum(factors[term] * sums[term] for term in sums).backward()
+    return {term: x.detach() for term, x in sums.items()}
+
+
+def add_by_hand(model: Model, task: Task, batch: Batch, masks: DropoutMasks, factors: dict[str, float],
+                precision: str) -> dict[str, torch.Tensor]:
+    """The same gradient by the formulas of ops.py, without autograd."""
+    with autocast(precision, batch.ids.device):
+        sums, gradients = loss_and_gradients(model, batch, masks, task, factors)
+    for name, p in model.named_parameters():
+        if name in gradients:
+            p.grad = gradients[name] if p.grad is None else p.grad.add_(gradients[name])
+    return sums
 
 
 def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, settings: TrainConfig, pad: int,
@@ -373,9 +393,10 @@ def finite(x: float) -> float | None:
 def train(argv: list[str]) -> Path:
     """One run, from the command line's words to the run folder it returns."""
     run = Run(argv)
-    before = {split: run.evaluate(split) for split in (run.scored if run.settings.before else ())}
-    speed = fit(run)
-    after = run.final_scores()
+    with torch.set_grad_enabled(run.settings.gradients == "autograd"):
+        before = {split: run.evaluate(split) for split in (run.scored if run.settings.before else ())}
+        speed = fit(run)
+        after = run.final_scores()
     weights.write_json(run.output / "metrics.json", {"before": {split: scores for split, (scores, _) in before.items()},
                                                      **{split: scores for split, (scores, _) in after.items()},
                                                      "train": speed})

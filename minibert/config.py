@@ -144,6 +144,8 @@ class TrainConfig:
     layout: str = option("rectangle", "how batches lie in memory", ("rectangle", "ragged"))
     precision: str = option("auto", "auto: bf16 where the processor is fast at it, else fp32",
                             ("auto", "fp32", "bf16", "fp16"))
+    gradients: str = option("autograd", "who derives the gradient: torch's autograd, or the formulas of ops.py",
+                            ("autograd", "by-hand"))
     freeze: str = option("none", "what is not trained: none, embeddings, K (embeddings and the first K blocks) "
                                  "or encoder (all but the head)")
     patience: int = option(0, "stop after so many epochs without a better dev score (0: never)")

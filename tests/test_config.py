@@ -274,7 +274,8 @@ WORDS = {                                          # field -> words of the comma
     "weight_decay": (["--weight-decay", "0.125"], 0.125), "warmup": (["--warmup", "0.25"], 0.25),
     "clip": (["--clip", "5"], 5.0), "dropout": (["--dropout", "0.375"], 0.375),
     "case_shapes": (["--case-shapes", "off"], "off"), "layout": (["--layout", "ragged"], "ragged"),
-    "precision": (["--precision", "bf16"], "bf16"), "freeze": (["--freeze", "3"], "3"),
+    "precision": (["--precision", "bf16"], "bf16"), "gradients": (["--gradients", "by-hand"], "by-hand"),
+    "freeze": (["--freeze", "3"], "3"),
     "patience": (["--patience", "6"], 6), "evaluate": (["--evaluate", "dev"], "dev"),
     "before": (["--no-before"], False),
     "limit": (["--limit", "29"], 29), "seed": (["--seed", "31"], 31), "device": (["--device", "cpu"], "cpu")}
@@ -285,7 +286,7 @@ def test_every_option_has_a_row_above():
     assert set(WORDS) == set(FIELDS)                                         # a new option needs a row in WORDS
     promised = {"task", "data", "weights", "output", "epochs", "batch_size", "accumulate", "learning_rate", "optimizer",
                 "weight_decay", "warmup", "clip", "dropout", "precision", "freeze", "patience", "max_steps", "limit",
-                "evaluate", "before", "seed", "device"}                      # DESIGN section 7, those of the spine
+                "evaluate", "before", "seed", "device", "gradients"}
     assert promised <= set(FIELDS)
 
 

@@ -36,7 +36,11 @@ class Task(Protocol):
         """Example `number` as features; a long text becomes windows, and nothing of it is dropped."""
 
     def head(self, config: BertConfig) -> nn.Module:
-        """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names."""
+        """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names.
+
+        Beside forward(hidden, batch, masks) it has forward_by_hand, the same arguments -> (scores, cache), and
+        backward_by_hand(dscores, cache) -> (dhidden [P,H], [(parameter, gradient), ...]).
+        """
 
     def layout(self, features: Sequence[Feature]) -> Tensor | None:
         """Prefix lengths [B] for a sequence-to-sequence batch; None: all within a row attend to all."""
@@ -46,6 +50,9 @@ class Task(Protocol):
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{term: sum of losses}, in float32; the objective divides by the counts of the whole update."""
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{term: gradient of its sum by the scores [M,K]}, for --gradients by-hand."""
 
     def decode(self, examples: Sequence[Any], features: Sequence[Feature], scores: Sequence[np.ndarray]) -> list[Any]:
         """The scores [M,K] of every feature -> one prediction an example, at text level."""

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minibert import metrics
+from minibert import metrics, ops
 from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
 from minibert.errors import MinibertError
@@ -62,6 +61,21 @@ class TokenHead(nn.Module):
     def forward(self, hidden: Tensor, batch: Batch, masks=None) -> Tensor:
         """[P,H] -> scores [M,K] of the batch's picks."""
         return self.classifier(dropout(hidden.index_select(0, batch.picks), self.p, masks, self.site))
+
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks=None) -> tuple[Tensor, Any]:
+        """forward() with what backward_by_hand needs: [P,H] -> scores [M,K], cache."""
+        picked, lookup = ops.embedding_forward(batch.picks, hidden)          # a lookup, as word vectors are
+        mask = None if masks is None or self.p == 0 else masks(self.site, picked.shape, self.p, picked)
+        x, mask = ops.dropout_forward(picked, mask)
+        scores, linear = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
+        return scores, (lookup, mask, linear)
+
+    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+        """[M,K] -> dhidden [P,H], 0 where no label is, and (parameter, gradient) pairs."""
+        lookup, mask, linear = cache
+        dx, dw, db = ops.linear_backward(dscores, linear)
+        dhidden = ops.embedding_backward(ops.dropout_backward(dx, mask), lookup)
+        return dhidden, [(self.classifier.weight, dw), (self.classifier.bias, db)]
 
 
 class NER:
@@ -144,8 +158,12 @@ class NER:
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,K] -> the sum over labelled words of −log softmax at the label."""
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))     # a sum of many terms: not in bf16
+        scores = ops.at_least_fp32(scores)                                   # a sum of many terms: not in bf16
         return {"words": F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum")}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,K] -> the gradient of each sum by them, [M,K]: probabilities minus the one-hot label."""
+        return {"words": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
