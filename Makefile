@@ -5,16 +5,23 @@ ORACLE  := .venv-oracle/bin
 PIP     := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS    ?=
 
-.PHONY: ner test oracle lint clean
+.PHONY: ner test oracle mutants formulas lint clean
 
 ner: .venv/ready            ## fine-tune on data/ner; more options: make ner ARGS="--epochs 5"
 	$(BIN)/python train.py --task ner $(ARGS)
 
-test: .venv/ready           ## every test that needs nothing but minibert
+test: .venv/ready           ## every test that needs nothing but minibert; fetches minilm-l6 once
+	$(BIN)/python -m minibert fetch minilm-l6
 	$(BIN)/python -m pytest
 
 oracle: .venv-oracle/ready  ## live comparisons with transformers, scikit-learn and seqeval
 	$(ORACLE)/python -m pytest tests/oracle
+
+mutants: .venv/ready        ## change every labelled line and see its tests fail; writes docs/mutants.md
+	$(BIN)/python tests/mutants.py
+
+formulas: .katex/ready      ## every formula of docs/ through KaTeX; needs node and npm
+	node tests/formulas.mjs
 
 lint: .venv/ready           ## ruff
 	$(BIN)/ruff check .
@@ -30,5 +37,9 @@ lint: .venv/ready           ## ruff
 	$(ORACLE)/python $(PIP) --editable '.[oracle]'
 	touch $@
 
+.katex/ready: Makefile
+	npm install --silent --no-audit --no-fund --prefix .katex katex@0.16.47
+	touch $@
+
 clean:                      ## environments and caches; runs/ and weights/ stay
-	rm -rf .venv .venv-oracle *.egg-info build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oracle .katex *.egg-info build .pytest_cache .ruff_cache

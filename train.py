@@ -176,14 +176,14 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
     counts: dict[str, float] = {}
     for batch in batches:
         for term, count in task.counts(batch).items():
-            counts[term] = counts.get(term, 0.0) + count
-    factors = {term: scale / (count or 1.0) for term, count in counts.items()}   # a term without labels is 0/1
+            counts[term] = counts.get(term, 0.0) + count                      # [ACC-3]
+    factors = {term: scale / (count or 1.0) for term, count in counts.items()}  # [ACC-1] 0/1 for a term without labels
     add_gradient = {"autograd": add_by_autograd, "by-hand": add_by_hand}[settings.gradients]
     loss = 0.0
     for i, batch in enumerate(batches):
         sums = add_gradient(model, task, batch, DropoutMasks(settings.seed, step, micro_batch=i), factors,
                             settings.precision)
-        loss += sum(float(sums[term]) / (counts[term] or 1.0) for term in sums)
+        loss += sum(float(sums[term]) / (counts[term] or 1.0) for term in sums)  # [RISK-1]
     return loss
 
 
@@ -193,7 +193,8 @@ def add_by_autograd(model: Model, task: Task, batch: Batch, masks: DropoutMasks,
     with autocast(precision, batch.ids.device):
         scores = model(batch, masks)
     sums = task.loss(scores, batch)
-    sum(factors[term] * sums[term] for term in sums).backward()
+    objective = sum(factors[term] * sums[term] for term in sums)              # [AMP-1]
+    objective.backward()
     return {term: x.detach() for term, x in sums.items()}
 
 
@@ -204,7 +205,7 @@ def add_by_hand(model: Model, task: Task, batch: Batch, masks: DropoutMasks, fac
         sums, gradients = loss_and_gradients(model, batch, masks, task, factors)
     for name, p in model.named_parameters():
         if name in gradients:
-            p.grad = gradients[name] if p.grad is None else p.grad.add_(gradients[name])
+            p.grad = gradients[name] if p.grad is None else p.grad.add_(gradients[name])  # [ACC-4]
     return sums
 
 
@@ -360,11 +361,12 @@ def fit(run: Run) -> dict[str, float]:
     Seconds are the wall time of updates, assembling their batches included, evaluation and saving not.
     """
     settings, device = run.settings, next(run.model.parameters()).device
-    seconds, pieces, step, running = 0.0, 0, 0, 0.0
+    seconds, pieces, step = 0.0, 0, 0
     timer = time.perf_counter()
     bar = tqdm(total=run.total, unit="update", disable=None, dynamic_ncols=True)
     while step < run.total:
         order = epoch_batches(run.lengths, settings.batch_size, settings.seed, run.epoch + 1)
+        losses: list[float] = []                                               # of this epoch's updates
         for numbers in order[:run.total - step]:
             step += 1
             lr = lr_at(step, run.total, run.warmup, settings.learning_rate)
@@ -374,15 +376,21 @@ def fit(run: Run) -> dict[str, float]:
             run.log({"step": step, "epoch": run.epoch + 1, "loss": finite(loss), "learning_rate": lr,
                      "gradient_norm": finite(norm), "pieces": live, "seconds": took})
             seconds, pieces, timer = seconds + took, pieces + live, timer + took
-            running = loss if step == 1 else 0.95 * running + 0.05 * loss if math.isfinite(loss) else running
-            bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {running:.3f}, lr {lr:.1e}, "
+            losses.append(loss)
+            bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {mean(losses[-20:]):.3f}, lr {lr:.1e}, "
                                 f"{pieces / seconds:,.0f} pieces/s")
             bar.update()
-        if run.end_of_epoch(step, running) and not settings.max_steps:
+        if run.end_of_epoch(step, mean(losses)) and not settings.max_steps:
             break
         timer = time.perf_counter()
     bar.close()
     return {"seconds": seconds, "pieces": pieces, "pieces_per_second": pieces / seconds, "steps": step}
+
+
+def mean(losses: Sequence[float]) -> float:
+    """Of the finite ones: an fp16 update that overflowed and was skipped has no loss."""
+    kept = [x for x in losses if math.isfinite(x)]
+    return sum(kept) / len(kept) if kept else math.nan
 
 
 def finite(x: float) -> float | None:

@@ -80,25 +80,36 @@ def owned_words(words: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[n
     begins, last = np.searchsorted(words, np.arange(count)), np.searchsorted(words, np.arange(count), side="right") - 1
     best, owner = np.full(count, -1.0), np.full(count, -1)
     for i, (start, stop) in enumerate(cuts):
-        left = begins - start if start else np.full(count, np.inf)
-        right = stop - 1 - last if stop < n else np.full(count, np.inf)
-        context = np.maximum(np.minimum(left, right), 0.0)           # a word cut off at `capacity` has context 0
+        context = poorer_side(begins, last, start, stop, n)
         better = (begins >= start) & (begins < stop) & (context > best)
         best[better], owner[better] = context[better], i
     return [np.flatnonzero(owner == i) for i in range(len(cuts))]
+
+
+def poorer_side(begins: np.ndarray, last: np.ndarray, start: int, stop: int, n: int) -> np.ndarray:
+    """Context of each word in a window [start, stop) of n pieces: the smaller of the numbers to its left and right.
+
+    `begins`, `last` [words]: first and last piece of each word. The result [words] means something only for words that
+    begin inside the window; one that the window cuts off has context 0.
+    """
+    left = begins - start if start else np.full(len(begins), np.inf)          # [WIN-1]
+    right = stop - 1 - last if stop < n else np.full(len(last), np.inf)       # [WIN-2]
+    return np.maximum(np.minimum(left, right), 0.0)                           # [WIN-3]
 
 
 def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
                   labels: Sequence[int]) -> list[Feature]:
     """One text with a label a word as features: [CLS] window [SEP], picks on the first piece of each owned word."""
     cuts = windows(pieces.words, max_pieces - 2, overlap)
-    ids, types = np.array(pieces.ids, np.int64), tokenizer.types * np.array(pieces.shapes, np.int64)
-    begins = np.searchsorted(pieces.words, np.arange(len(labels)))
+    ids = np.array(pieces.ids, np.int64)
+    types = tokenizer.types * np.array(pieces.shapes, np.int64)               # [PIECE-3]
+    begins = np.searchsorted(pieces.words, np.arange(len(labels)))            # [PIECE-2]
     features = []
     for (start, stop), owned in zip(cuts, owned_words(pieces.words, cuts), strict=True):
+        picks = begins[owned] - start + 1                                     # [PIECE-4]
         features.append(Feature(
             example, ids=np.concatenate([[tokenizer.start], ids[start:stop], [tokenizer.end]]),
-            types=np.concatenate([[0], types[start:stop], [0]]), picks=begins[owned] - start + 1,
+            types=np.concatenate([[0], types[start:stop], [0]]), picks=picks,
             labels=np.asarray(labels, np.int64)[owned], targets=owned))
     return features
 

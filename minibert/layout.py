@@ -52,4 +52,4 @@ def allowed(live: Tensor, prefix: Tensor | None) -> Tensor | None:
     column = torch.arange(T, device=live.device)
     source = column < prefix[:, None]                                                       # [B,T]
     earlier = column[:, None] >= column                                                     # [T query, T key]
-    return ((source[:, None, :] | earlier) & live[:, None, :])[:, None]
+    return ((source[:, None, :] | earlier) & live[:, None, :])[:, None]       # [ATT-11]

@@ -60,7 +60,7 @@ def _split(tag: str) -> tuple[str, str]:
 
 def _joined(before: tuple[str, str], word: tuple[str, str]) -> bool:
     """Whether two neighbouring (prefix, type) belong to one entity."""
-    return before[1] == word[1] and word[0] in GOES_ON[before[0]]
+    return before[1] == word[1] and word[0] in GOES_ON[before[0]]             # [SCORE-10]
 
 
 def entities(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
@@ -82,7 +82,7 @@ def entities(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
             found[-1] = (kind, found[-1][1], place + 1)
         elif prefix != "O":
             found.append((kind, place, place + 1))
-    return [entity for entity in found if not strict or tags[entity[1]].startswith("B-")]
+    return [entity for entity in found if not strict or tags[entity[1]].startswith("B-")]  # [SCORE-11]
 
 
 # ---- schemes
@@ -159,12 +159,10 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _row(correct: int, predicted: int, gold: int) -> Row:
-    return {
-        "precision": _ratio(correct, predicted),
-        "recall": _ratio(correct, gold),
-        "f1": _ratio(2 * correct, predicted + gold),
-        "support": gold,
-    }
+    precision = _ratio(correct, predicted)                                    # [SCORE-1]
+    recall = _ratio(correct, gold)                                            # [SCORE-2]
+    f1 = _ratio(2 * correct, predicted + gold)                                # [SCORE-3]
+    return {"precision": precision, "recall": recall, "f1": f1, "support": gold}
 
 
 def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, Any]:
@@ -189,7 +187,8 @@ def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, 
         of_gold, of_guess = entities(right), entities(guess)
         there.update(kind for kind, _, _ in of_gold)
         found.update(kind for kind, _, _ in of_guess)
-        correct.update(kind for kind, _, _ in set(of_gold) & set(of_guess))
+        whole = set(of_gold) & set(of_guess)                                  # [SCORE-9]
+        correct.update(kind for kind, _, _ in whole)
     types = {kind: _row(correct[kind], found[kind], there[kind]) for kind in sorted(there | found)}
     return {**_row(correct.total(), found.total(), there.total()), "types": types}
 
@@ -219,13 +218,13 @@ def tag_scores(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
     order = sorted(there | found, key=_place_in_table)
     per_tag = {tag: _row(correct[tag], found[tag], there[tag]) for tag in order}
 
-    accuracy = _ratio(correct.total(), len(words))
+    rows = per_tag.values()
+    accuracy = _ratio(correct.total(), len(words))                            # [SCORE-5]
     scores: dict[str, Any] = {"accuracy": accuracy, "support": len(words)}
     for column in COLUMNS:
         scores[f"micro_{column}"] = accuracy
-        scores[f"macro_{column}"] = _ratio(sum(row[column] for row in per_tag.values()), len(per_tag))
-        weighted = sum(row[column] * row["support"] for row in per_tag.values())
-        scores[f"weighted_{column}"] = _ratio(weighted, len(words))
+        scores[f"macro_{column}"] = _ratio(sum(r[column] for r in rows), len(rows))  # [SCORE-7]
+        scores[f"weighted_{column}"] = _ratio(sum(r[column] * r["support"] for r in rows), len(words))  # [SCORE-8]
     return {**scores, "per_tag": per_tag}
 
 

@@ -1,12 +1,13 @@
 """Every operation of BERT as f_forward(...) -> (out, cache), directly followed by f_backward(dout, cache).
 
 Plain tensor formulas: no autograd, no backward kernel of torch. The gradient of `w` is `dw`: the derivative of the
-summed loss by w, in the shape of w. `# [LN-3]` marks the line that is equation LN-3 of docs/; docs/notation.md lists
-all labels. The cache holds what the backward needs and nothing else.
+summed loss by w, in the shape of w. A label in brackets marks the line that is this equation of docs/, where
+notation.md lists them all. The cache holds what the backward needs and nothing else.
 
 B rows, T columns of a row, P pieces of a batch, A heads, H hidden, D = H/A, F feed-forward, V vocabulary, K labels.
 """
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 ROOT_2 = math.sqrt(2.0)
 ROOT_2_PI = math.sqrt(2.0 * math.pi)
 ROOT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+PART = 2 ** 16                                     # numbers that a GELU works on at a time
 CUBE = 0.044715                                    # fixed by the checkpoint: of the tanh form (Hendrycks & Gimpel 2016)
 
 # -------------------------------------------------------------------------------------------- lookup (docs/01)
@@ -193,37 +195,51 @@ def normal_pdf(x: Tensor) -> Tensor:
 
 def gelu_forward(x: Tensor) -> tuple[Tensor, Any]:
     """x · Φ(x), any shape (Hendrycks & Gimpel 2016); Φ is computed again in the backward rather than kept."""
-    wide = at_least_fp32(x)
-    out = wide * normal_cdf(wide)                                             # [GELU-2]
-    return out.to(x.dtype), x
+    out = in_parts(lambda x: x * normal_cdf(x), x)                            # [GELU-2]
+    return out, x
 
 
 def gelu_backward(dout: Tensor, cache: Any) -> Tensor:
     """dx: product rule on x · Φ(x)."""
-    x = at_least_fp32(cache)
-    dx = dout * (normal_cdf(x) + x * normal_pdf(x))                           # [GELU-4]
-    return dx.to(cache.dtype)
+    return in_parts(lambda dout, x: dout * (normal_cdf(x) + x * normal_pdf(x)), dout, cache)  # [GELU-4]
 
 
 def gelu_tanh_forward(x: Tensor) -> tuple[Tensor, Any]:
     """The tanh form of GELU, which some checkpoints were trained with, any shape."""
-    wide = at_least_fp32(x)
-    u = ROOT_2_OVER_PI * (wide + CUBE * wide * wide * wide)                   # [GELU-5]
-    out = 0.5 * wide * (1 + torch.tanh(u))                                    # [GELU-6]
-    return out.to(x.dtype), x
+    out = in_parts(lambda x: 0.5 * x * (1 + torch.tanh(tanh_argument(x))), x)  # [GELU-6]
+    return out, x
+
+
+def tanh_argument(x: Tensor) -> Tensor:
+    """u(x), any shape."""
+    return ROOT_2_OVER_PI * (x + CUBE * x * x * x)                            # [GELU-5]
 
 
 def gelu_tanh_backward(dout: Tensor, cache: Any) -> Tensor:
     """dx: product rule and chain rule through tanh."""
-    x = at_least_fp32(cache)
-    t = torch.tanh(ROOT_2_OVER_PI * (x + CUBE * x * x * x))
-    du = ROOT_2_OVER_PI * (1 + 3 * CUBE * x * x)                              # [GELU-7]
-    dx = dout * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)                  # [GELU-8]
-    return dx.to(cache.dtype)
+    def part(dout: Tensor, x: Tensor) -> Tensor:
+        t = torch.tanh(tanh_argument(x))
+        du = ROOT_2_OVER_PI * (1 + 3 * CUBE * x * x)                          # [GELU-7]
+        return dout * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)            # [GELU-8]
+
+    return in_parts(part, dout, cache)
+
+
+def in_parts(f: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    """f(*xs) for a function of single numbers, PART of them at a time; shape and dtype of the last of `xs`.
+
+    What f makes on the way stays in the cache instead of filling fresh memory as large as x. Half formats are widened:
+    f computes in fp32, and what it returns is rounded once.
+    """
+    out = torch.empty_like(xs[-1], memory_format=torch.contiguous_format)
+    flat, target = [x.reshape(-1) for x in xs], out.view(-1)
+    for i in range(0, target.numel(), PART):
+        target[i:i + PART] = f(*(at_least_fp32(x[i:i + PART]) for x in flat))
+    return out
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """x, half formats widened: a function of one number is computed in fp32 and rounded once, at the end."""
+    """x; half formats become fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -263,13 +279,13 @@ def sigmoid_textbook(z: Tensor) -> Tensor:
 
 
 def bce_textbook(z: Tensor, y: Tensor) -> Tensor:
-    """Binary cross-entropy of each score, any shape, as on paper: infinite where the sigmoid rounds to 0 or 1."""
+    """Binary cross-entropy of each score, any shape, as on paper: inf or nan where the sigmoid rounds to 0 or 1."""
     p = sigmoid_textbook(z)
     return -(y * p.log() + (1 - y) * (1 - p).log())                           # [BCE-2]
 
 
 def bce_textbook_backward(z: Tensor, y: Tensor) -> Tensor:
-    """Its gradient by z in two factors, any shape: 0/0 where the sigmoid rounds to 0 or 1."""
+    """Its gradient by z in two factors, any shape: nan where the sigmoid rounds to 0 or 1."""
     p = sigmoid_textbook(z)
     dp = -(y / p - (1 - y) / (1 - p))                                         # [BCE-3]
     slope = p * (1 - p)                                                       # [BCE-4]
@@ -296,10 +312,10 @@ def cross_entropy_textbook(z: Tensor, y: Tensor) -> Tensor:
 def cross_entropy_forward(z: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     """Scores [M,K], labels int64 [M] -> the sum over rows of -log softmax at the label; label -1: the row counts 0."""
     known = y >= 0
-    largest = z.amax(-1, keepdim=True)
-    log_sum = largest.squeeze(-1) + (z - largest).exp().sum(-1).log()         # [CE-2] [M]
-    losses = log_sum - z.gather(-1, y.clamp(min=0)[:, None]).squeeze(-1)      # [CE-3] [M]
-    return (losses * known).sum(), (z, y)
+    shifted = z - z.amax(-1, keepdim=True)                                    # at most 0, one of them 0
+    log_sum = shifted.exp().sum(-1).log()                                     # [CE-2] [M]
+    losses = log_sum - shifted.gather(-1, y.clamp(min=0)[:, None]).squeeze(-1)  # [CE-3] [M]
+    return (losses * known).sum(), (z, y)                                     # [CE-5]
 
 
 def cross_entropy_backward(dout: Tensor | float, cache: Any) -> Tensor:

@@ -110,8 +110,8 @@ class SGD(Optimizer):
     def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """The first line of the class."""
         if group["momentum"]:
-            g = state["v"].mul_(group["momentum"]).add_(g)
-        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(g, alpha=-group["lr"])
+            g = state["v"].mul_(group["momentum"]).add_(g)                    # [SGD-1]
+        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(g, alpha=-group["lr"])  # [SGD-2]
 
 
 class AdamW(Optimizer):
@@ -134,13 +134,14 @@ class AdamW(Optimizer):
     def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """The first line of the class."""
         m, s, (beta1, beta2) = state["m"], state["s"], group["betas"]
-        m.mul_(beta1).add_(g, alpha=1 - beta1)
-        s.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)                                # [ADAM-1]
+        s.mul_(beta2).addcmul_(g, g, value=1 - beta2)                         # [ADAM-2]
         correct1, correct2 = 1.0, 1.0
         if group["bias_correction"]:
-            correct1, correct2 = 1 - beta1 ** state["t"], 1 - beta2 ** state["t"]
-        root = s.sqrt().div_(correct2 ** 0.5).add_(group["eps"])
-        p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(m, root, value=-group["lr"] / correct1)
+            correct1 = 1 - beta1 ** state["t"]                                # [ADAM-3]
+            correct2 = 1 - beta2 ** state["t"]                                # [ADAM-4]
+        root = s.sqrt().div_(correct2 ** 0.5).add_(group["eps"])              # [ADAM-5]
+        p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(m, root, value=-group["lr"] / correct1)  # [ADAM-6]
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -169,9 +170,9 @@ def clip_gradient(params: Iterable[nn.Parameter], largest: float) -> float:
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return 0.0
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))  # [CLIP-1]
     if largest and norm > largest:
-        torch._foreach_mul_(grads, largest / norm)
+        torch._foreach_mul_(grads, largest / norm)                            # [CLIP-2]
     return norm
 
 
@@ -180,5 +181,5 @@ def lr_at(step: int, total: int, warmup: int, peak: float) -> float:
 
     peak · min(step/warmup, (total+1−step)/(total+1−warmup)); the first update is above 0, the last too.
     """
-    rise = step / warmup if warmup else 1.0
-    return peak * min(rise, (total + 1 - step) / (total + 1 - warmup))
+    rise = step / warmup if warmup else 1.0                                   # [LR-1]
+    return peak * min(rise, (total + 1 - step) / (total + 1 - warmup))        # [LR-2]

@@ -27,8 +27,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 class LossScaler:
     """Scales the loss so that small gradients survive fp16, whose smallest positive number is 2^-24 ≈ 6e-8.
 
-    The scale halves when a gradient overflowed (that update is skipped) and doubles after `interval` good updates
-    (Micikevicius et al. 2018, section 3.2). Disabled, the scale is 1 and stays 1.
+    Scaling, and skipping an update whose gradient overflowed: Micikevicius et al. 2018, section 3.2. The scale halves
+    after such an update and doubles after `interval` good ones, as torch's GradScaler does. Disabled, it stays 1.
     """
 
     def __init__(self, enabled: bool, scale: float = 2.0 ** 16, interval: int = 2000):
@@ -40,7 +40,7 @@ class LossScaler:
         """Divide every gradient by the scale, in place, once an update; False if any of them is not finite."""
         grads = [p.grad for p in params if p.grad is not None]
         if self.scale != 1.0:
-            torch._foreach_mul_(grads, 1.0 / self.scale)
+            torch._foreach_mul_(grads, 1.0 / self.scale)                      # [AMP-2]
         return all(bool(torch.isfinite(g).all()) for g in grads) if self.enabled else True
 
     def update(self, finite: bool) -> None:
@@ -48,11 +48,13 @@ class LossScaler:
         if not self.enabled:
             return
         if not finite:
-            self.scale, self.good, self.skipped = self.scale / 2, 0, self.skipped + 1
+            self.scale = self.scale / 2                                       # [AMP-3]
+            self.good, self.skipped = 0, self.skipped + 1
             return
         self.good += 1
         if self.good == self.interval:
-            self.scale, self.good = self.scale * 2, 0
+            self.scale = self.scale * 2                                       # [AMP-4]
+            self.good = 0
 
 
 class DropoutMasks:
@@ -74,10 +76,10 @@ class DropoutMasks:
         (in bf16 1.1111 becomes 1.1094: 0.16 % low, as in torch).
         """
         shape = tuple(shape)
-        threshold = min(round(p * 2 ** 16), 2 ** 16 - 1)                     # p just below 1 is not 1
+        threshold = min(round(p * 2 ** 16), 2 ** 16 - 1)                      # [DROP-5] p just below 1 is not 1
         key, counter = [self.seed, self.process], [0, site, self.micro_batch, self.update]
         philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
         count = int(np.prod(shape))
         lanes = philox.random_raw(-(-count // 4)).view(np.int16)[:count]     # four 16-bit lanes a 64-bit number
-        kept = torch.from_numpy(lanes).view(shape) >= threshold - 2 ** 15    # signed lanes: shift the threshold
-        return kept.to(like.device, like.dtype) * (2 ** 16 / (2 ** 16 - threshold))
+        kept = torch.from_numpy(lanes >= threshold - 2 ** 15).view(shape)     # [DROP-6] the lanes are signed
+        return kept.to(like.device, like.dtype) * (2 ** 16 / (2 ** 16 - threshold))  # [DROP-2]

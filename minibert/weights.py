@@ -85,8 +85,8 @@ def read_header(file: Path) -> dict[str, Any]:
     size = file.stat().st_size
     with open(file, "rb") as f:
         start = f.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(MAX_HEADER, size - 8):
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
+        if length > min(MAX_HEADER, size - 8):                                # [FILE-2]
             raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or not "
                                 "safetensors; fetch it again")
         text = f.read(length)

@@ -127,7 +127,7 @@ def index(found: Found) -> str:
         file, function, _ = found.lines.get(label, ("", "", 0))
         tests = "<br>".join(f"`{t.split('::')[1]}`" for t in found.tests.get(label, []))
         chapter = found.docs[label]
-        rows.append(f"| {label} | [{chapter[:2]}]({chapter}) | {file}: `{function}` | {tests} |")
+        rows.append(f"| {label} | [{chapter.removesuffix('.md')}]({chapter}) | {file}: `{function}` | {tests} |")
     return "\n".join([BEGIN, "", *rows, "", END])
 
 

@@ -154,7 +154,7 @@ class NER:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Labelled words."""
-        return {"words": float((batch.labels >= 0).sum())}
+        return {"words": float((batch.labels >= 0).sum())}                    # [PIECE-5]
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,K] -> the sum over labelled words of −log softmax at the label."""
@@ -235,7 +235,7 @@ def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     for row in logs[1:]:
         through = best[:, None] + after                                      # [K before, K now]
         back.append(through.argmax(0))
-        best = through.max(0) + row
+        best = through.max(0) + row                                           # [VIT-2]
     path = [int(best.argmax())]
     for choice in reversed(back):
         path.append(int(choice[path[-1]]))
