@@ -24,7 +24,7 @@ from tqdm import tqdm
 from minibert import hub, weights
 from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches
-from minibert.byhand import loss_and_gradients
+from minibert.byhand import reached_gradients
 from minibert.config import TrainConfig, parse, read_settings
 from minibert.errors import MinibertError
 from minibert.evaluate import at, encode_all, predict_examples
@@ -202,7 +202,7 @@ def add_by_hand(model: Model, task: Task, batch: Batch, masks: DropoutMasks, fac
                 precision: str) -> dict[str, torch.Tensor]:
     """The same gradient by the formulas of ops.py, without autograd."""
     with autocast(precision, batch.ids.device):
-        sums, gradients = loss_and_gradients(model, batch, masks, task, factors)
+        sums, gradients = reached_gradients(model, batch, masks, task, factors)
     for name, p in model.named_parameters():
         if name in gradients:
             p.grad = gradients[name] if p.grad is None else p.grad.add_(gradients[name])  # [ACC-4]

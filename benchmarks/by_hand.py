@@ -80,7 +80,8 @@ def main() -> None:
                     seconds[engine].append(took)
     ratios = [b / a for a, b in zip(*(seconds[e] for e in ENGINES), strict=True)]
     for engine in ENGINES:
-        command = [sys.executable, __file__, "--memory-of", engine, "--precision", args.precision]
+        command = [sys.executable, __file__, "--memory-of", engine, "--precision", args.precision,
+                   "--rounds", str(args.rounds)]
         peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         print(f"{engine:9} {statistics.median(seconds[engine]) * 1000:7.1f} ms an update (median of {args.rounds}), "
               f"{peak['peak']:,.0f} MB above rest")

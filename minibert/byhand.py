@@ -1,9 +1,9 @@
 """The whole network on gradients derived by hand: forward with caches, backward through them, no autograd.
 
-Each part of model.py has a forward and a backward here, chained from ops.py in the same order and in reverse. The
+Each part of the encoder has a forward and a backward here, chained from ops.py in the same order and in reverse. The
 backward pass on one page: docs/09. Gradients of one parameter add up, so a tensor may be used in several places.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from minibert import ops
 from minibert.config import ACTIVATIONS
-from minibert.model import Attention, Bert, Block, Embeddings, FeedForward, Model
-
-Pairs = Iterable[tuple[nn.Parameter, Tensor]]
+from minibert.errors import MinibertError
+from minibert.model import Attention, Bert, Block, Embeddings, FeedForward, Model, draw
 
 
 class Gradients(dict[str, Tensor]):
@@ -36,54 +35,66 @@ class Gradients(dict[str, Tensor]):
         return any(id(p) in self.names for p in module.parameters())
 
 
-@torch.no_grad()
 def loss_and_gradients(model: Model, batch: Any, masks: Any = None, task: Any = None,
                        factors: Mapping[str, float] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A batching.Batch -> ({term: sum of losses}, {parameter name: gradient of Σ factor · sum over the terms}).
 
-    `masks` is a precision.DropoutMasks, None: no dropout. `task` is model.task unless given. `factors` weigh the terms,
-    1 each unless given: scale / count gives the gradient of a scaled mean. Every trainable parameter has a gradient, 0
-    where the loss does not reach it; frozen ones have none, and the backward ends at the lowest trained block.
+    `masks` is a precision.DropoutMasks, None: no dropout. `task` is the model's own unless given; a plain Model has
+    none, which raises MinibertError. `factors` weigh the terms, 1 each unless given: scale / count gives the gradient
+    of a scaled mean. Every trainable parameter has a gradient, 0 where the loss does not reach it; frozen ones have
+    none.
     """
-    task = model.task if task is None else task
-    hidden, caches = bert_forward(model.bert, batch, masks)
+    sums, gradients = reached_gradients(model, batch, masks, task, factors)
+    unreached = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad and n not in gradients}
+    return sums, gradients | unreached
+
+
+@torch.no_grad()
+def reached_gradients(model: Model, batch: Any, masks: Any = None, task: Any = None,
+                      factors: Mapping[str, float] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """loss_and_gradients() without the zeros: as with autograd, what the loss does not reach has no gradient."""
+    task = getattr(model, "task", None) if task is None else task
+    if task is None:
+        raise MinibertError("by hand: this model knows no task; pass task=..., or take a model from minibert.load()")
+    gradients = Gradients(model)
+    hidden, caches = bert_forward(model.bert, batch, masks, gradients)
     scores, head_cache = model.head.forward_by_hand(hidden, batch, masks)
     sums = task.loss(scores, batch)
-    dscores = 0.0
-    for term, dterm in task.loss_backward(scores, batch).items():
-        dscores = dscores + (1.0 if factors is None else factors[term]) * dterm
-    gradients = Gradients(model)
-    dhidden, pairs = model.head.backward_by_hand(dscores, head_cache)
+    parts = [(1.0 if factors is None else factors[term]) * dterm
+             for term, dterm in task.loss_backward(scores, batch).items()]
+    dhidden, pairs = model.head.backward_by_hand(sum(parts[1:], parts[0]).to(scores.dtype), head_cache)
     gradients.add(*pairs)
     bert_backward(model.bert, dhidden, caches, gradients)
-    for name, p in model.named_parameters():
-        if p.requires_grad and name not in gradients:
-            gradients[name] = torch.zeros_like(p)
     return sums, dict(gradients)
 
 
 # ------------------------------------------------------------------------------------------------------ the encoder
 
 
-def bert_forward(bert: Bert, batch: Any, masks: Any) -> tuple[Tensor, list[Any]]:
-    """-> hidden states [P,H] and a cache for the embeddings and for each block, in this order."""
+def lowest_trained(bert: Bert, gradients: Gradients) -> int:
+    """Where the backward ends: 0 for the embeddings, i for block i of 1..L, L + 1 where all is frozen."""
+    parts = [bert.embeddings, *bert.blocks]
+    return next((i for i, part in enumerate(parts) if gradients.wanted(part)), len(parts))
+
+
+def bert_forward(bert: Bert, batch: Any, masks: Any, gradients: Gradients) -> tuple[Tensor, list[Any]]:
+    """-> hidden states [P,H] and a cache for each part that the backward will visit, lowest first."""
+    lowest = lowest_trained(bert, gradients)
     x, cache = embeddings_forward(bert.embeddings, batch, masks)
-    caches = [cache]
-    for block in bert.blocks:
+    caches = [cache] if lowest == 0 else []
+    for i, block in enumerate(bert.blocks, 1):
         x, cache = block_forward(block, x, batch.layout, masks, ACTIVATIONS[bert.config.hidden_act])
-        caches.append(cache)
+        if i >= lowest:
+            caches.append(cache)
     return x, caches
 
 
 def bert_backward(bert: Bert, dout: Tensor, caches: list[Any], gradients: Gradients) -> None:
     """[P,H] -> gradients of the encoder; each cache is let go as soon as it was used."""
-    parts = [bert.embeddings, *bert.blocks]
-    lowest = next((i for i, part in enumerate(parts) if gradients.wanted(part)), len(parts))
-    for i in range(len(parts) - 1, lowest - 1, -1):
-        if i:
-            dout = block_backward(parts[i], dout, caches.pop(), gradients)
-        else:
-            embeddings_backward(parts[0], dout, caches.pop(), gradients)
+    for block in reversed(bert.blocks[max(lowest_trained(bert, gradients) - 1, 0):]):
+        dout = block_backward(block, dout, caches.pop(), gradients)
+    if caches:
+        embeddings_backward(bert.embeddings, dout, caches.pop(), gradients)
 
 
 def embeddings_forward(m: Embeddings, batch: Any, masks: Any) -> tuple[Tensor, Any]:
@@ -93,7 +104,7 @@ def embeddings_forward(m: Embeddings, batch: Any, masks: Any) -> tuple[Tensor, A
     position, position_cache = ops.embedding_forward(batch.layout.position, m.position.weight)
     total = word + kind + position                                            # [EMB-2]
     x, norm_cache = ops.layernorm_forward(total, m.norm.weight, m.norm.bias, m.norm.eps)
-    x, mask = ops.dropout_forward(x, draw(masks, 0, x, m.p))
+    x, mask = ops.dropout_forward(x, draw(masks, 0, x.shape, m.p, x))
     return x, (word_cache, type_cache, position_cache, norm_cache, mask)
 
 
@@ -109,11 +120,11 @@ def embeddings_backward(m: Embeddings, dout: Tensor, cache: Any, gradients: Grad
 def block_forward(m: Block, x: Tensor, layout: Any, masks: Any, activation: str) -> tuple[Tensor, Any]:
     """[P,H] -> [P,H]: twice branch, dropout, residual, LayerNorm."""
     f, attention_cache = attend_forward(m.attention, x, layout, masks)
-    f, mask1 = ops.dropout_forward(f, draw(masks, m.site + 1, f, m.p))
+    f, mask1 = ops.dropout_forward(f, draw(masks, m.site + 1, f.shape, m.p, f))
     x, _ = ops.residual_forward(x, f)
     x, norm1_cache = ops.layernorm_forward(x, m.attention_norm.weight, m.attention_norm.bias, m.attention_norm.eps)
     f, feedforward_cache = feedforward_forward(m.feedforward, x, activation)
-    f, mask2 = ops.dropout_forward(f, draw(masks, m.site + 2, f, m.p))
+    f, mask2 = ops.dropout_forward(f, draw(masks, m.site + 2, f.shape, m.p, f))
     x, _ = ops.residual_forward(x, f)
     x, norm2_cache = ops.layernorm_forward(x, m.feedforward_norm.weight, m.feedforward_norm.bias,
                                            m.feedforward_norm.eps)
@@ -137,10 +148,8 @@ def block_backward(m: Block, dout: Tensor, cache: Any, gradients: Gradients) -> 
 def attend_forward(m: Attention, x: Tensor, layout: Any, masks: Any) -> tuple[Tensor, Any]:
     """[P,H] -> [P,H]: three linear maps, attention, one linear map."""
     (q, query), (k, key), (v, value) = (ops.linear_forward(x, f.weight, f.bias) for f in (m.query, m.key, m.value))
-    mask = None
-    if masks is not None and m.p:
-        B, T = layout.shape
-        mask = masks(m.site, (B, m.A, T, T), m.p, q)
+    B, T = layout.shape
+    mask = draw(masks, m.site, (B, m.A, T, T), m.p, q)
     mixed, attention_cache = ops.attention_forward(q, k, v, layout, m.A, mask)
     out, output = ops.linear_forward(mixed, m.output.weight, m.output.bias)
     return out, (query, key, value, attention_cache, output)
@@ -177,8 +186,3 @@ def feedforward_backward(m: FeedForward, dout: Tensor, cache: Any, gradients: Gr
     dx, dw, db = ops.linear_backward(activation_backward(dactive, active_cache), inner_cache)
     gradients.add((m.inner.weight, dw), (m.inner.bias, db))
     return dx
-
-
-def draw(masks: Any, site: int, like: Tensor, p: float) -> Tensor | None:
-    """The dropout mask of a site in the shape of `like`; None: no dropout."""
-    return None if masks is None or p == 0 else masks(site, like.shape, p, like)

@@ -38,9 +38,15 @@ def attention_fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
 
+def draw(masks, site: int, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor | None:
+    """The dropout mask of a site, in the dtype of `like`; `masks` is a precision.DropoutMasks. None: no dropout."""
+    return None if masks is None or p == 0 else masks(site, shape, p, like)
+
+
 def dropout(x: Tensor, p: float, masks, site: int) -> Tensor:
-    """x · mask, any shape; `masks` is a precision.DropoutMasks, or None: no dropout."""
-    return x if masks is None or p == 0 else x * masks(site, x.shape, p, x)
+    """x · mask, any shape."""
+    mask = draw(masks, site, x.shape, p, x)
+    return x if mask is None else x * mask
 
 
 class Embeddings(nn.Module):
@@ -73,11 +79,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, masks=None) -> Tensor:
         """[P,H] -> [P,H]."""
         q, k, v = (self.heads(layout.rows(f(x))) for f in (self.query, self.key, self.value))
-        if masks is None or self.p == 0:
-            mixed = attention_fused(q, k, v, layout.allowed)
-        else:
-            mask = masks(self.site, (*q.shape[:3], k.shape[2]), self.p, q)
-            mixed = attention(q, k, v, layout.allowed, mask)
+        mask = draw(masks, self.site, (*q.shape[:3], k.shape[2]), self.p, q)
+        mixed = attention_fused(q, k, v, layout.allowed) if mask is None else attention(q, k, v, layout.allowed, mask)
         # [B,A,T,D] -swap-> [B,T,A,D] -join-> [B,T,H]
         return self.output(layout.pieces(mixed.transpose(1, 2).flatten(2)))
 

@@ -4,7 +4,8 @@ Plain tensor formulas: no autograd, no backward kernel of torch. The gradient of
 summed loss by w, in the shape of w. A label in brackets marks the line that is this equation of docs/, where
 notation.md lists them all. The cache holds what the backward needs and nothing else.
 
-B rows, T columns of a row, P pieces of a batch, A heads, H hidden, D = H/A, F feed-forward, V vocabulary, K labels.
+B rows, T columns of a row, P pieces of a batch, A heads, H hidden, D = H/A, F feed-forward, V vocabulary, K labels,
+M labelled pieces; m numbers into a linear map and n out of it.
 """
 import math
 from collections.abc import Callable
@@ -88,7 +89,10 @@ def softmax_textbook(s: Tensor) -> Tensor:
 
 
 def softmax_forward(s: Tensor) -> tuple[Tensor, Any]:
-    """Scores [..., T] -> probabilities [..., T]; the largest exponent is 0, so nothing overflows."""
+    """Scores [..., T] -> probabilities [..., T]; the largest exponent is 0, so nothing overflows.
+
+    It works in place on what it made itself, which autograd would refuse; `s` is left as it is.
+    """
     e = (s - s.amax(-1, keepdim=True)).exp_()                                 # in (0, 1], one of them 1
     p = e.div_(e.sum(-1, keepdim=True))                                       # [SM-2]
     return p, p
@@ -228,8 +232,8 @@ def gelu_tanh_backward(dout: Tensor, cache: Any) -> Tensor:
 def in_parts(f: Callable[..., Tensor], *xs: Tensor) -> Tensor:
     """f(*xs) for a function of single numbers, PART of them at a time; shape and dtype of the last of `xs`.
 
-    What f makes on the way stays in the cache instead of filling fresh memory as large as x. Half formats are widened:
-    f computes in fp32, and what it returns is rounded once.
+    What f makes on the way stays in the processor's cache instead of filling fresh memory as large as x. Half formats
+    are widened: f computes in fp32, and what it returns is rounded once.
     """
     out = torch.empty_like(xs[-1], memory_format=torch.contiguous_format)
     flat, target = [x.reshape(-1) for x in xs], out.view(-1)

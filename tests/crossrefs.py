@@ -8,8 +8,10 @@ line that is the equation ends with `# [LN-3]`: in minibert/ or train.py, or in 
 of the program computes. A test that checks it has LN_3 in its name, and at most three labels.
 """
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,8 @@ def scan_chapter(name: str, text: str, found: Found) -> None:
     text = re.sub(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", "", text, flags=re.S)
     waiting = None
     for number, block in enumerate(re.split(r"(?m)^\$\$\n(.*?)^\$\$$", text, flags=re.S)):
+        if number % 2 == 0 and re.search(r"\$\$|^\s*(```|~~~)\s*math|\\\[", block, flags=re.M):
+            found.faults.append(f"{name}: a display that is not $$ alone on its lines")
         if number % 2:                                             # a display
             if waiting is None:
                 found.faults.append(f"{name}: a displayed equation without a label: {' '.join(block.split())[:60]}")
@@ -81,10 +85,18 @@ def scan_chapter(name: str, text: str, found: Found) -> None:
 
 def scan_lines(name: str, text: str, found: Found) -> None:
     """Labels at the end of code lines; one label a line, one line a label."""
-    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    for number, line in enumerate(text.splitlines(), 1):
-        labels = ON_A_LINE.findall(line) if not line.lstrip().startswith("#") else []
+    tree = ast.parse(text)
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    working = [getattr(n, "test", n) for n in ast.walk(tree)       # of an if, its condition
+               if isinstance(n, ast.Assign | ast.AugAssign | ast.Return | ast.Expr | ast.If)]
+    computing = {line for n in working for line in range(n.lineno, n.end_lineno + 1)}
+    comments = {t.start[0]: t.string for t in tokenize.generate_tokens(io.StringIO(text).readline)
+                if t.type == tokenize.COMMENT and t.line.strip() != t.string.strip()}
+    for number, line in comments.items():
+        labels = ON_A_LINE.findall(line)
         for label in labels:
+            if number not in computing:
+                found.faults.append(f"{name}:{number}: [{label}] stands on a line that computes nothing")
             around = [f for f in functions if f.lineno <= number <= f.end_lineno]
             where = ".".join(f.name for f in sorted(around, key=lambda f: f.lineno))
             if label in found.lines:
@@ -96,7 +108,7 @@ def scan_lines(name: str, text: str, found: Found) -> None:
 
 def scan_names(name: str, text: str, found: Found) -> None:
     """Labels in the names of test functions."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.parse(text).body:                              # what pytest collects
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             labels = ["-".join(pair) for pair in IN_A_NAME.findall(node.name)]
             if len(labels) > 3:

@@ -82,6 +82,10 @@ def changes(statement: ast.stmt) -> Iterator[tuple[str, ast.AST, ast.AST]]:
             yield f"without {show(node.right)} in {show(node)}", node, node.left
             yield f"without {show(node.left)} in {show(node)}", node, (
                 ast.UnaryOp(ast.USub(), node.right) if kind is ast.Sub else node.right)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            yield f"factors exchanged in {show(node)}", node, ast.BinOp(node.right, ast.MatMult(), node.left)
+        elif isinstance(node, ast.Attribute) and node.attr in ("T", "mT"):
+            yield f"without the transpose of {show(node)}", node, node.value
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
             yield f"without the power in {show(node)}", node, node.left
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert | ast.Not):
@@ -200,33 +204,39 @@ class FirstFailure:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.test:
-            self.test = f"{report.nodeid} cannot be imported"
+            self.test = f"{report.nodeid} cannot be imported"         # pytest ends with 2 then
 
 
 def run_here(folder: str, tests: list[str], answer: Connection) -> None:
-    """In a fresh process: pytest on `tests` in the copy at `folder`; the name of the first failure, "" for none."""
+    """In a fresh process: pytest on `tests` in the copy at `folder`; sends its exit code and the first failure."""
     os.chdir(folder)
     sys.path[:] = [folder, f"{folder}/tests", *(p for p in sys.path if not p.startswith(str(ROOT) + "/tests"))]
     sys.dont_write_bytecode = True
     first = FirstFailure()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         code = pytest.main([*FAST, *tests], plugins=[first])
-    answer.send(first.test or ("" if code == 0 else f"pytest ended with {code}"))
+    answer.send((int(code), first.test))
 
 
 def run_tests(folder: str, tests: list[str]) -> str:
-    """The first of `tests` that fails in the copy at `folder`, or "". torch is imported once, by the fork server."""
+    """The first of `tests` that fails in the copy at `folder`, or "". torch is imported once, by the fork server.
+
+    Raises RuntimeError where pytest ends with neither: nothing collected, a crash, no end within ten minutes.
+    """
     here, there = FORK.Pipe()
     child = FORK.Process(target=run_here, args=(folder, tests, there))
     child.start()
     there.close()
     try:
-        return here.recv() if here.poll(600) else "no end within 600 s"
+        code, test = here.recv() if here.poll(600) else (None, "")
     except EOFError:
-        return "the process died"
+        code, test = None, ""
     finally:
         child.terminate()
         child.join()
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest on {' '.join(tests)} ended with {code}")
+    return test
 
 
 def kill(mutant: Mutant, tests: list[str], folders: queue.Queue[str]) -> str:

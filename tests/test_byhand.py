@@ -2,12 +2,14 @@
 import ast
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import trajectory
 from differences import check_gradient
+from refusing import refused
 
 import minibert
 import train
@@ -151,6 +153,46 @@ def test_the_backward_ends_at_the_lowest_trained_block(tiny, monkeypatch):
             assert (mine[name] - dw).norm() <= 1e-12 * dw.norm(), name
 
 
+@pytest.mark.parametrize("trained, kept", [("all", 3), ("block 1", 1), ("nothing", 0)])
+def test_what_the_backward_will_not_visit_keeps_no_cache(tiny, trained, kept):
+    model, features = tiny
+    model.bert.requires_grad_(trained == "all")
+    model.bert.blocks[1].requires_grad_(trained != "nothing")
+    with torch.no_grad():
+        _, caches = byhand.bert_forward(model.bert, collate(features), None, byhand.Gradients(model))
+    assert len(caches) == kept
+    assert set(byhand.loss_and_gradients(model, collate(features), task=Untouched())[1]) == {
+        n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_what_the_loss_does_not_reach_is_0_for_the_caller_and_nothing_for_the_optimizer(tiny_folder):
+    bert = minibert.load_bert(tiny_folder)
+    head = TokenHead(bert.config, len(LABELS))
+    model = Model(bert, head)
+    batch = collate(trajectory.start()[1][0].features)
+    _, whole = byhand.loss_and_gradients(model, batch, task=Untouched())
+    _, reached = byhand.reached_gradients(model, batch, task=Untouched())
+    assert set(whole) - set(reached) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert not any(whole[n].any() for n in set(whole) - set(reached))
+
+
+def test_a_model_without_a_task_is_one_clear_error(tiny):
+    model, features = tiny
+    with refused("knows no task", "task=", "minibert.load()"):
+        byhand.loss_and_gradients(model, collate(features))
+
+
+def test_a_model_in_bf16_throughout_trains(tiny):
+    """Not autocast: weights too. Each gradient has its parameter's dtype and is near the float64 one."""
+    model, features = tiny
+    batch = collate(features)
+    _, exact = byhand.loss_and_gradients(model, batch, task=Untouched())
+    _, mine = byhand.loss_and_gradients(model.to(torch.bfloat16), batch, task=Untouched())
+    for name, dw in exact.items():
+        assert mine[name].dtype == torch.bfloat16
+        assert "key.bias" in name or (mine[name].double() - dw).norm() < 0.1 * dw.norm(), name
+
+
 def test_a_model_of_a_run_folder_brings_its_task(tiny_folder, tiny_data, tmp_path):
     folder = train.train(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(tmp_path / "run"),
                           "--max-steps", "3", "--precision", "fp32", "--max-pieces", "24", "--no-before"])
@@ -255,15 +297,14 @@ def test_training_by_hand_never_records_a_graph(tiny_folder, tiny_data, tmp_path
     def forbidden(*_, **__):
         raise AssertionError("autograd was called")
 
-    seen = 0
+    seen = Counter()
 
     def watched(f):
         def inner(*arguments):
-            nonlocal seen
             result = f(*arguments)
             tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
             assert not torch.is_grad_enabled() and all(t.grad_fn is None for t in tensors), f.__name__
-            seen += len(tensors)
+            seen[f.__name__] += len(tensors)
             return result
         return inner
 
@@ -273,13 +314,18 @@ def test_training_by_hand_never_records_a_graph(tiny_folder, tiny_data, tmp_path
     for name, f in list(vars(ops).items()):
         if name.endswith(("_forward", "_backward")):
             monkeypatch.setattr(ops, name, watched(f))
+    for name, pair in ops.ACTIVATIONS.items():                                # these were taken before the patch
+        monkeypatch.setitem(ops.ACTIVATIONS, name, tuple(map(watched, pair)))
     monkeypatch.setattr(train, "accumulate_gradient", watched_update(train.accumulate_gradient))
     arguments = ["--weights", str(tiny_folder), "--data", str(tiny_data), "--max-steps", "3", "--precision", "fp32",
                  "--max-pieces", "24", "--gradients"]
     folder = train.train([*arguments, "by-hand", "--output", str(tmp_path / "run")])
-    assert seen > 300 and (folder / "metrics.json").is_file()
-    with pytest.raises(AssertionError, match="autograd was called"):          # and the guard does bite
+    assert {"gelu_forward", "gelu_backward", "attention_backward", "layernorm_backward", "linear_backward"} <= set(seen)
+    assert seen.total() > 300 and (folder / "metrics.json").is_file()
+    with pytest.raises(AssertionError, match="cross_entropy_forward"):        # and both guards do bite
         train.train([*arguments, "autograd", "--output", str(tmp_path / "other")])
+    with pytest.raises(AssertionError, match="autograd was called"):
+        torch.ones(5, requires_grad=True).sum().backward()
 
 
 def watched_update(f):
@@ -293,24 +339,30 @@ def watched_update(f):
     return inner
 
 
-FORBIDDEN = ("autograd", "func", "enable_grad", "set_grad_enabled", "requires_grad_", "backward", "vjp", "jvp", "grad",
-             "_C", "aten", "torch.ops", "register_hook")
+FORBIDDEN = {"autograd", "func", "enable_grad", "set_grad_enabled", "requires_grad_", "grad_fn", "vjp", "jvp", "grad",
+             "jacrev", "jacfwd", "jacobian", "hessian", "linearize", "_C", "aten", "register_hook"}
+OURS = ("ops.", "task.", "model.head.")
 
 
 def uses_autograd(source: str) -> list[str]:
-    """Every use of torch's differentiation in a source: names from torch that end in backward, and FORBIDDEN."""
+    """Every use of torch's differentiation in a source: forbidden names, any foreign name with "backward" in it, and
+    any import from torch but Tensor and nn."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             whole = ast.unparse(node)
-            ours = whole.startswith(("ops.", "task.", "model.head.")) and node.attr != "backward"
-            if node.attr in FORBIDDEN or (node.attr.endswith("_backward") and not ours) or whole in FORBIDDEN:
+            foreign = "backward" in node.attr and (not whole.startswith(OURS) or node.attr == "backward")
+            if node.attr in FORBIDDEN or foreign or whole == "torch.ops":
                 found.append(whole)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch."):
-            found += [f"{node.module}.{a.name}" for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "torch":
-            found += [a.name for a in node.names if a.name not in ("Tensor", "nn")]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in FORBIDDEN:
+            if node.attr == "requires_grad" and isinstance(node.ctx, ast.Store):
+                found.append(whole)
+        elif isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.startswith(("torch.", "functorch"))]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("torch", "functorch"):
+            found += [a.name for a in node.names if (node.module, a.name) not in (("torch", "Tensor"), ("torch", "nn"))]
+        elif isinstance(node, ast.keyword) and node.arg == "requires_grad":
+            found.append("requires_grad=")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in FORBIDDEN | {"backward"}:
             found.append(node.value)                                          # getattr(x, "backward")
     return found
 
@@ -323,7 +375,10 @@ def test_no_differentiation_of_torch_in_the_source(name):
 @pytest.mark.parametrize("source", [
     "loss.backward()", "torch.autograd.grad(a, b)", "torch.func.grad(f)", "torch.ops.aten.tanh_backward(g, y)",
     "from torch.func import vjp", "from torch import autograd", "x.requires_grad_()", "getattr(loss, 'backward')()",
-    "torch.native_layer_norm_backward(g)", "with torch.enable_grad(): pass"])
+    "torch.native_layer_norm_backward(g)", "with torch.enable_grad(): pass", "import torch.func as f",
+    "torch._softmax_backward_data(g, p, -1, p.dtype)", "import torch.autograd", "from functorch import jacrev",
+    "loss.grad_fn(one)", "x.requires_grad = True", "torch.tensor(1.0, requires_grad=True)",
+    "import torch.nn.grad as g"])
 def test_the_rule_against_differentiation_can_fail(source):
     assert uses_autograd(source)
 

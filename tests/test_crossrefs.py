@@ -6,6 +6,7 @@ from pathlib import Path
 import crossrefs
 import pytest
 from crossrefs import ROOT, broken_references, index, scan, with_index
+from mutants import mutants_of
 
 CHAPTERS = ["00-map", "01-embeddings", "02-attention", "03-layernorm-gelu", "04-losses", "05-optimizers", "06-loop",
             "07-pieces", "08-weights", "09-backward", "10-evaluation"]
@@ -47,11 +48,15 @@ def test_chapters_have_one_order_inside(chapter):
 
 
 def test_every_mutant_of_the_table_names_a_label_and_a_test_that_are_there():
-    rows = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| (\S+) \| .* \| `(\w+)` \|$",
-                      (ROOT / "docs" / "mutants.md").read_text("utf-8"))
+    page = (ROOT / "docs" / "mutants.md").read_text("utf-8")
+    rows = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| (\S+) \| .* \| `(\w+)` \|$", page)
     found = scan()
     tests = {label: {t.split("::")[1] for t in names} for label, names in found.tests.items()}
     assert {label for label, _, _ in rows} == set(found.docs), "make mutants"
+    changes = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| \S+ \| `(.*)` \| `\w+` \|$", page)
+    for label in found.docs:                                   # a line that has changed since has other mutants
+        assert [c for k, c in changes if k == label] == [
+            m.what.replace(" | ", " or ") for m in mutants_of(label, ROOT, found)], f"{label}: make mutants"
     assert all(file == found.lines[label][0] and test in tests[label] for label, file, test in rows), "make mutants"
 
 
@@ -84,7 +89,11 @@ def change(file: Path, old: str, new: str) -> None:
     ("docs/03-layernorm-gelu.md", "## Shapes", "**[LN-50]** Nothing.\n\n## Shapes", "no displayed equation"),
     ("docs/03-layernorm-gelu.md", "## Shapes", "$$\nx\n$$\n\n## Shapes", "without a label"),
     ("tests/test_eq_03_layernorm_gelu.py", "_LN_3_LN_4(", "_LN_3_LN_4_LN_5_LN_6(", "4 labels in one test"),
-    ("minibert/ops.py", "# [LN-3] [P,1]", "# [LN-3] [GELU-1]", "more than one label")])
+    ("minibert/ops.py", "# [LN-3] [P,1]", "# [LN-3] [GELU-1]", "more than one label"),
+    ("minibert/ops.py", "# [LN-3] [P,1]", "\n    pass  # [LN-3]", "a line that computes nothing"),
+    ("minibert/ops.py", "# [LN-3] [P,1]", "\n    # [LN-3]", "[LN-3] stands on no line of code"),
+    ("docs/03-layernorm-gelu.md", "## Shapes", "$$ y = x^3 $$\n\n## Shapes", "not $$ alone"),
+    ("docs/03-layernorm-gelu.md", "## Shapes", "```math\nx\n```\n\n## Shapes", "not $$ alone")])
 def test_each_way_of_breaking_the_chain_is_found(twin, file, old, new, fault):
     change(twin / file, old, new)
     assert any(fault in f for f in scan(twin).faults), scan(twin).faults

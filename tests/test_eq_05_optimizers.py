@@ -95,7 +95,7 @@ def test_how_much_a_step_lowers_a_quadratic_loss_SGD_4():
     g = curve @ (theta - centre)
     p = parameter(theta)
     after = quadratic(follow(SGD([p], ETA), p, [g]))
-    expected = quadratic(theta) - ETA * (g @ g) + 0.5 * ETA ** 2 * (g @ curve @ g)   # [SGD-4]
+    expected = quadratic(theta) - ETA * g.dot(g) + 0.5 * ETA ** 2 * g.dot(curve.mv(g))   # [SGD-4]
     assert float(after) == pytest.approx(float(expected), rel=1e-12)
     sizes, directions = torch.linalg.eigh(curve)
     steepest, c = centre + directions[:, -1], float(sizes[-1])

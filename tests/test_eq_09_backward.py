@@ -97,10 +97,11 @@ def test_residual_worked_example_BLK_1_BLK_2_RES_2():
 def costs(model, batch) -> tuple[int, int]:
     """Operations of all matrix products of the encoder, forward and backward, as torch counts them."""
     with torch.no_grad():
+        gradients = byhand.Gradients(model)
         with FlopCounterMode(display=False) as forward:
-            out, caches = byhand.bert_forward(model.bert, batch, MASKS)
+            out, caches = byhand.bert_forward(model.bert, batch, MASKS, gradients)
         with FlopCounterMode(display=False) as backward:
-            byhand.bert_backward(model.bert, torch.ones_like(out), caches, byhand.Gradients(model))
+            byhand.bert_backward(model.bert, torch.ones_like(out), caches, gradients)
     return forward.get_total_flops(), backward.get_total_flops()
 
 

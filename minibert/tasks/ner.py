@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
 from minibert.errors import MinibertError
-from minibert.model import dropout
+from minibert.model import draw, dropout
 from minibert.tokenizer import Tokenizer, split_words
 
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
@@ -65,8 +64,7 @@ class TokenHead(nn.Module):
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks=None) -> tuple[Tensor, Any]:
         """forward() with what backward_by_hand needs: [P,H] -> scores [M,K], cache."""
         picked, lookup = ops.embedding_forward(batch.picks, hidden)          # a lookup, as word vectors are
-        mask = None if masks is None or self.p == 0 else masks(self.site, picked.shape, self.p, picked)
-        x, mask = ops.dropout_forward(picked, mask)
+        x, mask = ops.dropout_forward(picked, draw(masks, self.site, picked.shape, self.p, picked))
         scores, linear = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
         return scores, (lookup, mask, linear)
 
@@ -158,8 +156,8 @@ class NER:
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,K] -> the sum over labelled words of −log softmax at the label."""
-        scores = ops.at_least_fp32(scores)                                   # a sum of many terms: not in bf16
-        return {"words": F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum")}
+        total, _ = ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)      # many terms: not in bf16
+        return {"words": total}
 
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,K] -> the gradient of each sum by them, [M,K]: probabilities minus the one-hot label."""
