@@ -8,6 +8,7 @@ line that is the equation ends with `# [LN-3]`: in minibert/ or train.py, or in 
 of the program computes. A test that checks it has LN_3 in its name, and at most three labels.
 """
 import ast
+import functools
 import io
 import re
 import sys
@@ -85,13 +86,9 @@ def scan_chapter(name: str, text: str, found: Found) -> None:
 
 def scan_lines(name: str, text: str, found: Found) -> None:
     """Labels at the end of code lines; one label a line, one line a label."""
-    tree = ast.parse(text)
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    working = [getattr(n, "test", n) for n in ast.walk(tree)       # of an if, its condition
-               if isinstance(n, ast.Assign | ast.AugAssign | ast.Return | ast.Expr | ast.If)]
-    computing = {line for n in working for line in range(n.lineno, n.end_lineno + 1)}
-    comments = {t.start[0]: t.string for t in tokenize.generate_tokens(io.StringIO(text).readline)
-                if t.type == tokenize.COMMENT and t.line.strip() != t.string.strip()}
+    if not MENTIONED.search(text):
+        return
+    functions, computing, comments = structure(text)
     for number, line in comments.items():
         labels = ON_A_LINE.findall(line)
         for label in labels:
@@ -106,17 +103,36 @@ def scan_lines(name: str, text: str, found: Found) -> None:
             found.faults.append(f"{name}:{number}: more than one label on a line")
 
 
+@functools.cache
+def structure(text: str) -> tuple[list[ast.stmt], set[int], dict[int, str]]:
+    """Of a source: its functions and classes, the lines that compute something, {line: comment at its end}."""
+    tree = ast.parse(text)
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    working = [getattr(n, "test", n) for n in ast.walk(tree)       # of an if, its condition
+               if isinstance(n, ast.Assign | ast.AugAssign | ast.Return | ast.Expr | ast.If)]
+    computing = {line for n in working for line in range(n.lineno, n.end_lineno + 1)}
+    comments = {t.start[0]: t.string for t in tokenize.generate_tokens(io.StringIO(text).readline)
+                if t.type == tokenize.COMMENT and t.line.strip() != t.string.strip()}
+    return functions, computing, comments
+
+
+@functools.cache
+def collected(text: str) -> list[tuple[str, int]]:
+    """(name, line) of what pytest collects of a source."""
+    return [(n.name, n.lineno) for n in ast.parse(text).body
+            if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
+
+
 def scan_names(name: str, text: str, found: Found) -> None:
     """Labels in the names of test functions."""
-    for node in ast.parse(text).body:                              # what pytest collects
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            labels = ["-".join(pair) for pair in IN_A_NAME.findall(node.name)]
-            if len(labels) > 3:
-                found.faults.append(f"{name}:{node.lineno}: {len(labels)} labels in one test; three at most")
-            if twice := [k for k, n in Counter(labels).items() if n > 1]:
-                found.faults.append(f"{name}:{node.lineno}: [{twice[0]}] twice in one name")
-            for label in labels:
-                found.tests.setdefault(label, []).append(f"{name}::{node.name}")
+    for test, line in collected(text):
+        labels = ["-".join(pair) for pair in IN_A_NAME.findall(test)]
+        if len(labels) > 3:
+            found.faults.append(f"{name}:{line}: {len(labels)} labels in one test; three at most")
+        if twice := [k for k, n in Counter(labels).items() if n > 1]:
+            found.faults.append(f"{name}:{line}: [{twice[0]}] twice in one name")
+        for label in labels:
+            found.tests.setdefault(label, []).append(f"{name}::{test}")
 
 
 def broken_references(root: Path = ROOT) -> list[str]:
