@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from minibert.config import BertConfig
-from minibert.model import Bert
 from minibert.weights import random_bert, save
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -78,7 +78,7 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 @torch.no_grad()
-def shake(bert: Bert, seed: int) -> Bert:
+def shake(bert: nn.Module, seed: int) -> nn.Module:
     """Move every bias and LayerNorm weight away from 0 and 1, so that none of them can be forgotten unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     for p in bert.parameters():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import trajectory
+from conftest import shake
 from differences import check_gradient
 from refusing import refused
 
@@ -62,15 +63,10 @@ def assert_equal(mine: dict[str, torch.Tensor], torchs: dict[str, torch.Tensor],
 
 
 @pytest.fixture
-def tiny(tiny_config) -> tuple[Model, list]:
+def tiny() -> tuple[Model, list]:
     """A float64 model with no bias 0 and no LayerNorm weight 1, and one list of features."""
     model, batches = trajectory.start()
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 1:
-                p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return model, batches[0].features
+    return shake(model, seed=6), batches[0].features
 
 
 @pytest.mark.parametrize("kind", ["rectangle", "ragged"])

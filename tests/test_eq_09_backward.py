@@ -2,6 +2,7 @@
 import pytest
 import torch
 import trajectory
+from conftest import shake
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,10 +19,7 @@ def parts():
     """A shaken float64 model, a batch with padding, its hidden states and a gradient from above."""
     model, batches = trajectory.start()
     generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 1:
-                p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    shake(model, seed=9)
     batch = collate(batches[0].features)
     assert not batch.layout.live.all()
     shape = (len(batch.ids), model.bert.config.hidden_size)
