@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minibert import hub, weights
+from minibert import fast, hub, weights
 from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches
 from minibert.byhand import reached_gradients
@@ -132,8 +132,9 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
         print_wrapped(f"trained, {what}: {len(g['names'])} tensors, {count:,} numbers: {shorten(g['names'])}")
     if settings.optimizer == "sgd":
         return SGD(groups, settings.learning_rate, settings.momentum)
-    return AdamW(groups, settings.learning_rate, (settings.beta1, settings.beta2), settings.epsilon,
-                 bias_correction=settings.bias_correction)
+    rule = fast.FusedAdamW if settings.gradients == "fast" else AdamW
+    return rule(groups, settings.learning_rate, (settings.beta1, settings.beta2), settings.epsilon,
+                bias_correction=settings.bias_correction)
 
 
 def shorten(names: list[str]) -> str:
@@ -154,7 +155,10 @@ def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Op
     """
     params = [p for g in optimizer.groups for p in g["params"]]
     optimizer.zero_grad()
-    loss = accumulate_gradient(model, task, batches, scaler.scale, settings, step)
+    if settings.adversarial:
+        loss = adversarial_gradient(model, task, batches, scaler.scale, settings, step)
+    else:
+        loss = accumulate_gradient(model, task, batches, scaler.scale, settings, step)
     whole = scaler.unscale(params)
     norm = clip_gradient(params, settings.clip) if whole else math.inf
     if not scaler.enabled and not math.isfinite(loss + norm):
@@ -178,12 +182,34 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
         for term, count in task.counts(batch).items():
             counts[term] = counts.get(term, 0.0) + count                      # [ACC-3]
     factors = {term: scale / (count or 1.0) for term, count in counts.items()}  # [ACC-1] 0/1 for a term without labels
-    add_gradient = {"autograd": add_by_autograd, "by-hand": add_by_hand}[settings.gradients]
+    add_gradient = {"fast": fast.add_gradients, "by-hand": add_by_hand, "autograd": add_by_autograd}[settings.gradients]
     loss = 0.0
     for i, batch in enumerate(batches):
         sums = add_gradient(model, task, batch, DropoutMasks(settings.seed, step, micro_batch=i), factors,
                             settings.precision)
         loss += sum(float(sums[term]) / (counts[term] or 1.0) for term in sums)  # [RISK-1]
+    return loss
+
+
+def adversarial_gradient(model: Model, task: Task, batches: Sequence[Batch], scale: float, settings: TrainConfig,
+                         step: int) -> float:
+    """Half the gradient here and half of it where the word vectors are a step further uphill; -> the objective here.
+
+    The step has the length --adversarial and the direction of the first gradient (Miyato et al. 2017, for text). What
+    the model learns must hold around every word, not only at its vector.
+    """
+    w = model.bert.embeddings.word.weight
+    loss = accumulate_gradient(model, task, batches, scale / 2, settings, step)
+    direction = w.grad.coalesce() if w.grad.is_sparse else w.grad
+    rows = direction.indices()[0] if w.grad.is_sparse else direction.any(-1).nonzero()[:, 0]
+    uphill = direction.values() if w.grad.is_sparse else direction[rows]
+    with torch.no_grad():
+        here = w[rows]                             # a copy: adding and subtracting would not bring back every bit
+        size = uphill.norm().clamp(min=torch.finfo(uphill.dtype).tiny)         # no direction, no step
+        w[rows] = here + uphill * (settings.adversarial / size)               # [ADV-1]
+    accumulate_gradient(model, task, batches, scale / 2, settings, step)      # [ADV-2]
+    with torch.no_grad():
+        w[rows] = here
     return loss
 
 
@@ -224,6 +250,7 @@ class Run:
 
     def __init__(self, argv: list[str]):
         """Everything from the command line's words to an untrained model and a claimed run folder."""
+        fast.keep_memory()
         settings, options, chosen = resolve_settings(argv)
         device = resolve_device(settings.device)
         self.task = TASKS[settings.task](options)

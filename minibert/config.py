@@ -144,8 +144,11 @@ class TrainConfig:
     layout: str = option("rectangle", "how batches lie in memory", ("rectangle", "ragged"))
     precision: str = option("auto", "auto: bf16 where the processor is fast at it, else fp32",
                             ("auto", "fp32", "bf16", "fp16"))
-    gradients: str = option("autograd", "who derives the gradient: torch's autograd, or the formulas of ops.py",
-                            ("autograd", "by-hand"))
+    gradients: str = option("fast", "who derives the gradient: fast and by-hand take the formulas of ops.py, on fused "
+                                    "kernels or as they stand; autograd leaves it to torch",
+                            ("fast", "by-hand", "autograd"))
+    adversarial: float = option(0.0, "length of a step uphill on the word vectors, from which every update learns as "
+                                     "well (0: none; twice the time)")
     freeze: str = option("none", "what is not trained: none, embeddings, K (embeddings and the first K blocks) "
                                  "or encoder (all but the head)")
     patience: int = option(0, "stop after so many epochs without a better dev score (0: never)")
@@ -170,6 +173,9 @@ class TrainConfig:
                  (0 <= self.warmup <= 1, "--warmup", "in [0, 1]"),
                  (self.dropout is None or 0 <= self.dropout < 1, "--dropout", "in [0, 1)"),
                  (0 <= self.seed < 2 ** 63, "--seed", "between 0 and 2^63 - 1"),
+                 (0 <= self.adversarial < inf, "--adversarial", "0 or more"),
+                 (self.freeze == "none" or not self.adversarial, "--adversarial",
+                  "0 with --freeze: frozen word vectors have no gradient to follow"),
                  (self.freeze == "none" or self.case_shapes != "on", "--case-shapes",
                   "auto or off with --freeze: frozen token types cannot learn what the shapes mean"),
                  (self.evaluate != "none" or not self.patience, "--patience",

@@ -41,7 +41,8 @@ class Optimizer:
                 if p.grad is not None:
                     state = self.state.setdefault(p, {})
                     self.begin(p, state, group)
-                    for part in in_parts(p, p.grad, state):
+                    g = p.grad.to_dense() if p.grad.is_sparse else p.grad
+                    for part in in_parts(p, g, state):
                         self.update(*part, group)
 
     def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
@@ -167,13 +168,18 @@ def clip_gradient(params: Iterable[nn.Parameter], largest: float) -> float:
 
     Returns the norm before. One norm over all parameters: clipping each alone would turn the direction.
     """
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [stored(p.grad) for p in params if p.grad is not None]
     if not grads:
         return 0.0
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))  # [CLIP-1]
     if largest and norm > largest:
         torch._foreach_mul_(grads, largest / norm)                            # [CLIP-2]
     return norm
+
+
+def stored(g: Tensor) -> Tensor:
+    """The numbers of a gradient that are kept, to read or to change in place: all, or the rows of a sparse one."""
+    return g.values() if g.is_sparse else g
 
 
 def lr_at(step: int, total: int, warmup: int, peak: float) -> float:

@@ -38,7 +38,7 @@ class LossScaler:
 
     def unscale(self, params: Iterable[nn.Parameter]) -> bool:
         """Divide every gradient by the scale, in place, once an update; False if any of them is not finite."""
-        grads = [p.grad for p in params if p.grad is not None]
+        grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
         if self.scale != 1.0:
             torch._foreach_mul_(grads, 1.0 / self.scale)                      # [AMP-2]
         return all(bool(torch.isfinite(g).all()) for g in grads) if self.enabled else True

@@ -275,7 +275,7 @@ WORDS = {                                          # field -> words of the comma
     "clip": (["--clip", "5"], 5.0), "dropout": (["--dropout", "0.375"], 0.375),
     "case_shapes": (["--case-shapes", "off"], "off"), "layout": (["--layout", "ragged"], "ragged"),
     "precision": (["--precision", "bf16"], "bf16"), "gradients": (["--gradients", "by-hand"], "by-hand"),
-    "freeze": (["--freeze", "3"], "3"),
+    "adversarial": (["--adversarial", "0.5"], 0.5), "freeze": (["--freeze", "3"], "3"),
     "patience": (["--patience", "6"], 6), "evaluate": (["--evaluate", "dev"], "dev"),
     "before": (["--no-before"], False),
     "limit": (["--limit", "29"], 29), "seed": (["--seed", "31"], 31), "device": (["--device", "cpu"], "cpu")}

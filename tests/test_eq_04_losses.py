@@ -110,7 +110,8 @@ def test_the_risk_is_one_mean_over_all_labels_however_split_RISK_1():
     for split in ([[0, 1, 2, 3, 4]], [[0, 1], [2, 3], [4]], [[0], [1], [2], [3], [4]]):
         model.zero_grad()
         batches = [collate([features[i] for i in part]) for part in split]
-        loss = train.accumulate_gradient(model, task, batches, 1.0, TrainConfig(precision="fp32"), step=1)
+        loss = train.accumulate_gradient(model, task, batches, 1.0,
+                                         TrainConfig(precision="fp32", gradients="autograd"), step=1)
         assert loss == pytest.approx(statistics.fmean(losses), rel=1e-13)
         torch.testing.assert_close(model.scores.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-12,
                                    atol=1e-15)
@@ -127,7 +128,7 @@ def test_sum_and_count_worked_example_RISK_1():
     def risk(**terms):
         theta.grad = None
         loss = train.accumulate_gradient(lambda batch, masks: theta, Fixed(**terms), batches, 1.0,
-                                         TrainConfig(precision="fp32"), step=1)
+                                         TrainConfig(precision="fp32", gradients="autograd"), step=1)
         assert loss == pytest.approx(float(theta.grad), rel=1e-15)           # every loss here is its sum times θ = 1
         return loss
 

@@ -113,14 +113,16 @@ LEAVES = {"errors", "layout"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
     "tokenizer": set(), "metrics": set(), "hub": set(),
-    "model": {"config"}, "byhand": {"ops", "model"}, "weights": {"config", "model"}, "batching": {"tokenizer"},
+    "model": {"config"}, "byhand": {"ops", "model"}, "fast": {"byhand"}, "weights": {"config", "model"},
+    "batching": {"tokenizer"},
     "adapt": {"model"}, "checkpoint": {"config", "weights", "optim", "precision"},
     "tasks": {"batching", "metrics", "model", "ops", "tasks.*"}, "tasks.*": {"batching", "metrics", "model", "ops"},
     "evaluate": {"batching", "model", "precision"},                          # the tasks' interface, never a task
     "predict": {"evaluate", "tasks", "weights"},
     "__main__": {"config", "evaluate", "hub", "predict", "tasks", "weights"},
     "minibert": {"byhand", "hub", "metrics", "optim", "predict", "weights"},  # __init__.py: the Python door
-    "train": {"adapt", "checkpoint", "byhand", "evaluate", "hub", "optim", "predict", "precision", "tasks", "weights"},
+    "train": {"adapt", "checkpoint", "byhand", "evaluate", "fast", "hub", "optim", "predict", "precision", "tasks",
+              "weights"},
 }
 
 

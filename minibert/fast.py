@@ -1,0 +1,342 @@
+"""byhand.py once more, for speed: the same gradients, the same formulas, in as few passes as torch allows.
+
+What differs from byhand.py, and nothing else does:
+
+- LayerNorm, GELU and softmax, forward and backward, are one kernel of torch each.
+- Dropout and the sum with the residual are one pass.
+- q, k and v come from one product; so do their three gradients by x.
+- In 16 bits, matrices are cast once an update and activations stay in 16 bits. Attention between its two linear maps is
+  fp32: on short rows that is faster on a CPU, and nearer to the formula.
+- The gradient of the word vectors is sparse: the rows that the batch uses.
+- AdamW is one kernel, and the C library keeps the memory that is freed.
+
+docs/performance.md has what each of them is worth.
+"""
+import contextlib
+import ctypes
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minibert.byhand import Gradients, lowest_trained
+from minibert.config import ACTIVATIONS
+from minibert.model import ACTIVATE, Attention, Block, Embeddings, Model, draw
+from minibert.optim import AdamW
+from minibert.precision import DTYPES, autocast
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
+aten = torch.ops.aten
+ACTIVATE_BACKWARD = {"gelu": aten.gelu_backward, "relu": lambda dout, x: aten.threshold_backward(dout, x, 0),
+                     "gelu_tanh": lambda dout, x: aten.gelu_backward(dout, x, approximate="tanh")}
+
+
+class Linear(NamedTuple):
+    """A linear map as this update uses it: weight [n,m] and bias [n] in the format of the activations."""
+    w: Tensor
+    b: Tensor
+
+
+class Kept:
+    """What an encoder keeps from one update to the next: its matrices in the working format."""
+
+    def __init__(self):
+        self.dtype: torch.dtype | None = None
+        self.blocks: list[tuple[Linear, ...]] = []
+
+    def refresh(self, model: Model, precision: str) -> None:
+        """Cast all matrices, once an update: weights stand still from the first gradient to the optimizer's step."""
+        dtype = DTYPES[precision] or model.bert.embeddings.word.weight.dtype
+        if self.dtype == dtype and any(p.grad is not None for p in model.parameters()):
+            return
+        if self.dtype != dtype:
+            self.dtype, self.blocks = dtype, [room(block, dtype) for block in model.bert.blocks]
+        for block, maps in zip(model.bert.blocks, self.blocks, strict=True):
+            for kept, linears in zip(maps, linears_of(block), strict=True):
+                copy_side_by_side(kept, linears)
+
+
+def linears_of(m: Block) -> list[list[nn.Linear]]:
+    """The linear maps of a block; those that read the same input together."""
+    a, f = m.attention, m.feedforward
+    return [[a.query, a.key, a.value], [a.output], [f.inner], [f.outer]]
+
+
+def room(m: Block, dtype: torch.dtype) -> tuple[Linear, ...]:
+    """Memory for the maps of a block."""
+    def empty(linears: list[nn.Linear]) -> Linear:
+        n, k = sum(f.out_features for f in linears), linears[0].in_features
+        return Linear(*(linears[0].weight.new_empty(shape, dtype=dtype) for shape in ((n, k), (n,))))
+
+    return tuple(map(empty, linears_of(m)))
+
+
+def copy_side_by_side(kept: Linear, linears: list[nn.Linear]) -> None:
+    """Weights and biases, cast on the way."""
+    n = [f.out_features for f in linears]
+    for f, w, b in zip(linears, kept.w.split(n), kept.b.split(n), strict=True):
+        w.copy_(f.weight)
+        b.copy_(f.bias)
+
+
+class Sums(Gradients):
+    """Gradients that are added to p.grad at once, as autograd does, and kept nowhere else."""
+
+    def add(self, *pairs: tuple[nn.Parameter, Tensor]) -> None:
+        """Add a contribution to each parameter; frozen ones are passed over."""
+        for p, dp in pairs:
+            if id(p) in self.names:
+                if p.grad is None:
+                    p.grad = dp.to(p.dtype)
+                elif dp.is_sparse:
+                    p.grad = (p.grad + dp).coalesce() if p.grad.is_sparse else p.grad.add_(dp)
+                else:
+                    p.grad.add_(dp)
+
+
+@torch.no_grad()
+def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapping[str, float], precision: str,
+                  ) -> dict[str, Tensor]:
+    """A batching.Batch -> {term: sum of losses}; the gradient of Σ factor · sum is added to every parameter's .grad.
+
+    Outside any autocast. The word vectors' .grad is a sparse tensor: the rows that the batch uses.
+    """
+    kept = model.__dict__.setdefault("_kept", Kept())
+    kept.refresh(model, precision)
+    gradients = Sums(model)
+    hidden, caches = bert_forward(model, batch, masks, gradients, kept)
+    with autocast(precision, hidden.device):
+        scores, head_cache = model.head.forward_by_hand(hidden, batch, masks)
+        sums = task.loss(scores, batch)
+        dscores = sum(factors[term] * dterm for term, dterm in task.loss_backward(scores, batch).items())
+        dhidden, pairs = model.head.backward_by_hand(dscores.to(scores.dtype), head_cache)
+    gradients.add(*pairs)
+    bert_backward(model, dhidden.to(hidden.dtype), caches, gradients, kept)
+    return sums
+
+
+# ------------------------------------------------------------------------------------------------------ the encoder
+
+
+def bert_forward(model: Model, batch: Any, masks: Any, gradients: Gradients, kept: Kept) -> tuple[Tensor, list[Any]]:
+    """-> hidden states [P,H] and a cache for each part that the backward will visit, lowest first."""
+    bert = model.bert
+    lowest, activation = lowest_trained(bert, gradients), ACTIVATIONS[bert.config.hidden_act]
+    x, cache = embeddings_forward(bert.embeddings, batch, masks, kept.blocks[0][0].w.dtype)
+    caches = [cache] if lowest == 0 else []
+    for i, (block, maps) in enumerate(zip(bert.blocks, kept.blocks, strict=True), 1):
+        x, cache = block_forward(block, maps, x, batch.layout, masks, activation)
+        if i >= lowest:
+            caches.append(cache)
+    return x, caches
+
+
+def bert_backward(model: Model, dout: Tensor, caches: list[Any], gradients: Gradients, kept: Kept) -> None:
+    """[P,H] -> gradients of the encoder; each cache is let go as soon as it was used."""
+    bert, activation = model.bert, ACTIVATIONS[model.bert.config.hidden_act]
+    for i in reversed(range(max(lowest_trained(bert, gradients) - 1, 0), len(bert.blocks))):
+        dout = block_backward(bert.blocks[i], kept.blocks[i], dout, caches.pop(), gradients, activation)
+    if caches:
+        embeddings_backward(bert.embeddings, dout, caches.pop(), gradients)
+
+
+def embeddings_forward(m: Embeddings, batch: Any, masks: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """-> [P,H] in `dtype`."""
+    total = m.word.weight[batch.ids]
+    total += m.token_type.weight[batch.types]
+    total += m.position.weight[batch.layout.position]
+    x, mean, rstd = norm_forward(m.norm, total)
+    mask = draw(masks, 0, x.shape, m.p, x)
+    x = (x if mask is None else x.mul_(mask)).to(dtype)
+    return x, (batch, total, mean, rstd, mask)
+
+
+def embeddings_backward(m: Embeddings, dout: Tensor, cache: Any, gradients: Gradients) -> None:
+    """[P,H]; rows of the word table that no piece of the batch uses are not visited."""
+    batch, total, mean, rstd, mask = cache
+    dout = dout.to(total.dtype)
+    dout = norm_backward(m.norm, dout if mask is None else dout * mask, total, mean, rstd, gradients)
+    for table, ids in ((m.token_type, batch.types), (m.position, batch.layout.position)):
+        gradients.add((table.weight, aten.embedding_dense_backward(dout, ids, len(table.weight), -1, False)))
+    gradients.add((m.word.weight, word_gradient(m.word.weight, dout, batch.ids)))
+
+
+def word_gradient(w: Tensor, dout: Tensor, ids: Tensor) -> Tensor:
+    """[P,H], int64 [P] -> dw [V,H], sparse: each row that the batch uses once, in ascending order."""
+    rows, number = torch.unique(ids, return_inverse=True)
+    values = aten.embedding_dense_backward(dout, number, len(rows), -1, False)
+    return torch.sparse_coo_tensor(rows[None], values, w.shape, is_coalesced=True, check_invariants=False)
+
+
+def block_forward(m: Block, maps: tuple[Linear, ...], x: Tensor, layout: Any, masks: Any, activation: str,
+                  ) -> tuple[Tensor, Any]:
+    """[P,H] -> [P,H]."""
+    qkv, output, inner, outer = maps
+    mixed, attention_cache = attention_forward(m.attention, linear(x, qkv), layout, masks)
+    mid, branch1 = join_forward(m.attention_norm, x, linear(mixed, output), m.p, masks, m.site + 1)
+    before = linear(mid, inner)
+    active = ACTIVATE[activation](before)
+    out, branch2 = join_forward(m.feedforward_norm, mid, linear(active, outer), m.p, masks, m.site + 2)
+    return out, (x, attention_cache, mixed, branch1, mid, before, active, branch2)
+
+
+def block_backward(m: Block, maps: tuple[Linear, ...], dout: Tensor, cache: Any, gradients: Gradients,
+                   activation: str) -> Tensor:
+    """[P,H] -> dx [P,H]; the shortcut's gradient is added inside the product that ends each branch."""
+    x, attention_cache, mixed, branch1, mid, before, active, branch2 = cache
+    qkv, output, inner, outer = maps
+    a, f = m.attention, m.feedforward
+    shortcut, dbranch = join_backward(m.feedforward_norm, dout, branch2, gradients)
+    weigh(gradients, dbranch, active, f.outer)
+    dbefore = ACTIVATE_BACKWARD[activation](dbranch @ outer.w, before)
+    weigh(gradients, dbefore, mid, f.inner)
+    shortcut, dbranch = join_backward(m.attention_norm, shortcut.add_(product(dbefore, inner.w)), branch1, gradients)
+    weigh(gradients, dbranch, mixed, a.output)
+    dqkv = attention_backward(dbranch @ output.w, attention_cache)
+    weigh(gradients, dqkv, x, a.query, a.key, a.value)
+    return shortcut.add_(product(dqkv, qkv.w))
+
+
+def linear(x: Tensor, f: Linear) -> Tensor:
+    """[P,m] -> [P,n]."""
+    return product(x, f.w.T, f.b)
+
+
+def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """[P,m] @ [m,n] + [n] -> [P,n].
+
+    In 16 bits on a CPU, torch's library runs a product of long rows (m well above n) in one thread; two products of
+    half the columns each take two, in 0.6 of the time.
+    """
+    m, n = w.shape
+    if m >= 2 * n and x.element_size() == 2 and x.device.type == "cpu":
+        out = torch.cat([x @ half for half in w.chunk(2, 1)], 1)
+        return out if b is None else out.add_(b)
+    return x @ w if b is None else torch.addmm(b, x, w)
+
+
+def weigh(gradients: Gradients, dout: Tensor, x: Tensor, *maps: nn.Linear) -> None:
+    """[P,n], [P,m] -> gradients of linear maps that read x and whose outputs stand side by side."""
+    n = [f.out_features for f in maps]
+    for f, dw, db in zip(maps, (dout.T @ x).split(n), dout.sum(0).split(n), strict=True):
+        gradients.add((f.weight, dw), (f.bias, db))
+
+
+def norm_forward(m: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[P,H] -> out [P,H], mean and 1/sd [P,1]."""
+    return torch.native_layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps)
+
+
+def norm_backward(m: nn.LayerNorm, dout: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gradients: Gradients) -> Tensor:
+    """[P,H] -> dx [P,H]."""
+    dx, dw, db = aten.native_layer_norm_backward(dout, x, m.normalized_shape, mean, rstd, m.weight, m.bias, [True] * 3)
+    gradients.add((m.weight, dw), (m.bias, db))
+    return dx
+
+
+def join_forward(m: nn.LayerNorm, x: Tensor, f: Tensor, p: float, masks: Any, site: int) -> tuple[Tensor, Any]:
+    """Branch f back into the stream x, [P,H] each: LayerNorm(x + dropout(f))."""
+    mask = draw(masks, site, f.shape, p, f)
+    total = x + f if mask is None else torch.addcmul(x, f, mask)
+    out, mean, rstd = norm_forward(m, total)
+    return out, (total, mean, rstd, mask)
+
+
+def join_backward(m: nn.LayerNorm, dout: Tensor, cache: Any, gradients: Gradients) -> tuple[Tensor, Tensor]:
+    """[P,H] -> the gradients of x and of f."""
+    total, mean, rstd, mask = cache
+    dx = norm_backward(m, dout, total, mean, rstd, gradients)
+    return dx, dx.clone() if mask is None else dx * mask
+
+
+def attention_forward(m: Attention, qkv: Tensor, layout: Any, masks: Any) -> tuple[Tensor, Any]:
+    """[P,3H] -> [P,H]: softmax(QKᵀ/√D)V in every head, in fp32 at least."""
+    (B, T), dtype = layout.shape, torch.promote_types(qkv.dtype, torch.float32)
+    # [P,3H] -rows-> [B,T,3H] -split-> [B,T,3,A,D] -move-> [3,B,A,T,D] -join-> [3,BA,T,D]
+    rows = layout.rows(qkv).view(B, T, 3, m.A, m.D).permute(2, 0, 3, 1, 4)
+    q, k, v = torch.empty(rows.shape, dtype=dtype, device=qkv.device).copy_(rows).view(3, B * m.A, T, m.D)
+    s = (q.mul_(1 / math.sqrt(m.D)) @ k.mT).view(B, m.A, T, T)
+    if layout.allowed is not None:
+        s += torch.zeros_like(layout.allowed, dtype=dtype).masked_fill_(~layout.allowed, torch.finfo(dtype).min)
+    p = s.softmax(-1)
+    mask = draw(masks, m.site, p.shape, m.p, p)
+    dropped = p if mask is None else p * mask
+    mixed = dropped.view(B * m.A, T, T) @ v
+    # [BA,T,D] -split-> [B,A,T,D] -swap-> [B,T,A,D] -join-> [B,T,H] -pieces-> [P,H]
+    out = mixed.view(B, m.A, T, m.D).transpose(1, 2).to(qkv.dtype).reshape(B, T, m.A * m.D)
+    return layout.pieces(out), (layout, q, k, v, p, dropped, mask)
+
+
+def attention_backward(dout: Tensor, cache: Any) -> Tensor:
+    """[P,H] -> dqkv [P,3H]."""
+    layout, q, k, v, p, dropped, mask = cache
+    B, A, T, _ = p.shape
+    D = q.shape[-1]
+    dmixed = layout.rows(dout).view(B, T, A, D).transpose(1, 2).to(q.dtype).reshape(B * A, T, D)
+    dp = (dmixed @ v.mT).view(p.shape)
+    ds = aten._softmax_backward_data(dp if mask is None else dp.mul_(mask), p, -1, p.dtype).view(B * A, T, T)
+    dqkv = torch.empty(3, B * A, T, D, dtype=q.dtype, device=q.device)
+    torch.bmm(ds, k, out=dqkv[0]).mul_(1 / math.sqrt(D))
+    torch.bmm(ds.mT, q, out=dqkv[1])
+    torch.bmm(dropped.view(B * A, T, T).mT, dmixed, out=dqkv[2])
+    # [3,BA,T,D] -split-> [3,B,A,T,D] -move-> [B,T,3,A,D] -join-> [B,T,3H] -pieces-> [P,3H]
+    together = torch.empty(B, T, 3, A, D, dtype=dout.dtype, device=dout.device)
+    together.copy_(dqkv.view(3, B, A, T, D).permute(1, 3, 0, 2, 4))
+    return layout.pieces(together.view(B, T, 3 * A * D))
+
+
+# --------------------------------------------------------------------------------------------------- the optimizer
+
+
+class FusedAdamW(AdamW):
+    """AdamW's step by torch's fused kernel: one pass over θ, g, m and s instead of one an operation.
+
+    A sparse gradient is spread into a buffer of zeros that is kept: its other rows move too, by their m and s.
+    """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.spread: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            states = [self.state.setdefault(p, {}) for p in params]
+            for p, state in zip(params, states, strict=True):
+                self.begin(p, state, group)
+            # 1 - beta^t is 1 at t = infinity: no correction
+            t = [torch.tensor(float(s["t"]) if group["bias_correction"] else math.inf, device=p.device)
+                 for p, s in zip(params, states, strict=True)]
+            torch._fused_adamw_(params, [self.dense(p) for p in params], [s["m"] for s in states],
+                                [s["s"] for s in states], [], t, lr=group["lr"], beta1=group["betas"][0],
+                                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
+                                amsgrad=False, maximize=False)
+            for p in params:
+                if p.grad.is_sparse:
+                    self.spread[p].index_fill_(0, p.grad.indices()[0], 0.0)
+
+    def dense(self, p: nn.Parameter) -> Tensor:
+        """The gradient of p with its zeros."""
+        if not p.grad.is_sparse:
+            return p.grad
+        if p not in self.spread:
+            self.spread[p] = torch.zeros_like(p)
+        return self.spread[p].index_copy_(0, p.grad.indices()[0], p.grad.values())
+
+
+# ------------------------------------------------------------------------------------------------------- the memory
+
+
+def keep_memory() -> None:
+    """Tell the C library to keep what is freed: every update asks for the same large tensors again.
+
+    By default glibc gives them back to the system, which hands out fresh pages, one fault and 4 kB of zeros at a time.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):              # another C library: nothing to tell
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+        mallopt(M_MMAP_MAX, 0)

@@ -1,0 +1,279 @@
+"""The fast engine beside the readable ones: the same gradients, the same AdamW, the same runs."""
+import ctypes
+import dataclasses
+import math
+
+import pytest
+import torch
+import trajectory
+from conftest import shake
+from test_byhand import Untouched, by_autograd
+from torch import nn
+
+import train
+from minibert import byhand, fast
+from minibert.adapt import freeze
+from minibert.batching import collate
+from minibert.config import TrainConfig
+from minibert.model import Bert, Model
+from minibert.optim import SGD, AdamW, clip_gradient
+from minibert.precision import DropoutMasks, LossScaler
+
+PREFIX = torch.tensor([3, 5, 2, 6, 4, 7])
+
+
+@pytest.fixture
+def tiny() -> tuple[Model, list]:
+    """A float64 model with no bias 0 and no LayerNorm weight 1, and three lists of features."""
+    model, batches = trajectory.start()
+    return shake(model, seed=6), [b.features for b in batches[:3]]
+
+
+def by_fast(model: Model, batch, masks=None, factor: float = 1.0) -> tuple[float, dict[str, torch.Tensor]]:
+    """(summed loss, {name: dense gradient}) of one call."""
+    for p in model.parameters():
+        p.grad = None
+    sums = fast.add_gradients(model, Untouched(), batch, masks, {"words": factor}, "fp32")
+    return float(sums["words"]), dense(model)
+
+
+def dense(model: Model) -> dict[str, torch.Tensor]:
+    """Every gradient that is there, with its zeros."""
+    return {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 1e-12) -> None:
+    """Each within `tolerance` of the wanted one's norm; key biases, whose gradient is 0, of the query bias's."""
+    assert found.keys() == wanted.keys() and len(found) > 1
+    for name, dw in wanted.items():
+        size = wanted[name.replace("key.bias", "query.bias")].norm()
+        assert size > 0 and (found[name] - dw).norm() <= tolerance * size, name
+
+
+# ---------------------------------------------------------------------------------------------------- the gradients
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "ragged"])
+@pytest.mark.parametrize("masks", [None, DropoutMasks(3, 5, micro_batch=2)])
+@pytest.mark.parametrize("prefix", [None, PREFIX])
+def test_every_gradient_equals_the_one_by_hand(tiny, kind, masks, prefix):
+    model, (features, *_) = tiny
+    batch = collate(features, kind, prefix=prefix)
+    sums, wanted = byhand.reached_gradients(model, batch, masks, Untouched(), {"words": 0.3})
+    loss, found = by_fast(model, batch, masks, factor=0.3)
+    assert loss == pytest.approx(float(sums["words"]), rel=1e-13)
+    assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_every_activation(tiny, activation):
+    model, (features, *_) = tiny
+    other = Bert(dataclasses.replace(model.bert.config, hidden_act=activation), pooler=True).double()
+    other.load_state_dict(model.bert.state_dict(), strict=False)
+    model, batch = Model(other, model.head), collate(features)
+    _, wanted = by_autograd(model, batch)
+    wanted = {n: g for n, g in wanted.items() if "pooler" not in n}            # which no score depends on
+    _, found = by_fast(model, batch)
+    assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("what", ["embeddings", "1", "2", "encoder"])
+def test_frozen_parts_get_nothing_and_the_rest_is_the_same(tiny, what):
+    model, (features, *_) = tiny
+    batch, masks = collate(features), DropoutMasks(3, 5)
+    _, whole = by_fast(model, batch, masks)
+    freeze(model, what)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert 0 < len(trained) < len(whole)
+    assert_equal(by_fast(model, batch, masks)[1], {n: g for n, g in whole.items() if n in trained})
+
+
+def test_micro_batches_add_up_row_by_row(tiny):
+    """Three batches that share some pieces and not others: the sparse gradient of the word vectors is the sum."""
+    model, parts = tiny
+    batches, task = [collate(f) for f in parts], Untouched()
+    wanted: dict[str, torch.Tensor] = {}
+    for i, batch in enumerate(batches):
+        _, one = byhand.reached_gradients(model, batch, DropoutMasks(3, 5, micro_batch=i), task)
+        wanted = {n: wanted[n] + g if wanted else g for n, g in one.items()}
+    for p in model.parameters():
+        p.grad = None
+    for i, batch in enumerate(batches):
+        fast.add_gradients(model, task, batch, DropoutMasks(3, 5, micro_batch=i), {"words": 1.0}, "fp32")
+    used = torch.cat([b.ids for b in batches]).unique()
+    word = model.bert.embeddings.word.weight.grad
+    assert word.is_sparse and torch.equal(word.indices()[0], used) and len(used) < len(word)
+    assert not torch.equal(batches[0].ids.unique(), used)
+    assert_equal(dense(model), wanted)
+
+
+def test_a_dense_gradient_that_stands_there_already_is_added_to(tiny):
+    model, (features, *_) = tiny
+    batch = collate(features)
+    _, wanted = by_autograd(model, batch)
+    fast.add_gradients(model, Untouched(), batch, None, {"words": 2.0}, "fp32")
+    assert_equal(dense(model), {n: 3 * g for n, g in wanted.items()})
+
+
+def test_weights_that_moved_are_cast_again(tiny):
+    """By an optimizer, and by hand between two updates: the products see the new matrices."""
+    model, (first, second, _) = tiny
+    optimizer = fast.FusedAdamW(model.parameters(), lr=0.05)
+    by_fast(model, collate(first))
+    optimizer.step()
+    _, wanted = byhand.reached_gradients(model, collate(second), None, Untouched())
+    assert_equal(by_fast(model, collate(second))[1], wanted)
+    with torch.no_grad():
+        model.bert.blocks[1].attention.value.weight.mul_(-1.5)
+    _, wanted = byhand.reached_gradients(model, collate(second), None, Untouched())
+    assert_equal(by_fast(model, collate(second))[1], wanted)
+
+
+def test_in_16_bits_it_is_as_near_to_the_truth_as_autocast(tiny):
+    """Against float64 with the same masks: no tensor further off than 1.5 times torch's own bf16 run, or 1 %."""
+    model, (features, *_) = tiny
+    batch, masks, task = collate(features), DropoutMasks(3, 5), Untouched()
+    _, truth = byhand.reached_gradients(model, batch, masks, task)
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(batch, masks)
+    task.loss(scores, batch)["words"].backward()
+    torchs = dense(model)
+    for p in model.parameters():
+        p.grad = None
+    fast.add_gradients(model, task, batch, masks, {"words": 1.0}, "bf16")
+    off = {}
+    for name, found in dense(model).items():
+        if "key.bias" not in name:
+            size = truth[name].norm()
+            off[name] = [float((g[name] - truth[name]).norm() / size) for g in (dense(model), torchs)]
+            assert found.dtype == torch.float32 and 0 < off[name][0] < max(1.5 * off[name][1], 0.01), (name, off[name])
+    assert max(mine for mine, _ in off.values()) > 1e-3                         # it really was bf16
+
+
+@pytest.mark.parametrize("m, n", [(1536, 384), (768, 384), (767, 384), (44, 30)])
+def test_a_product_in_two_halves_is_the_product(m, n):
+    x, w, b = (torch.randn(s, generator=torch.Generator().manual_seed(7)) for s in ((13, m), (m, n), (n,)))
+    for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float32, 1e-5)):
+        found = fast.product(x.to(dtype), w.to(dtype), b.to(dtype))
+        wanted = x.to(dtype).double() @ w.to(dtype).double() + b.to(dtype).double()
+        assert found.dtype == dtype and found.shape == (13, n)
+        assert float((found - wanted).norm() / wanted.norm()) < tolerance
+        zero = torch.zeros(n, dtype=dtype)
+        assert torch.equal(fast.product(x.to(dtype), w.to(dtype)), fast.product(x.to(dtype), w.to(dtype), zero))
+
+
+# ---------------------------------------------------------------------------------------------------- the optimizer
+
+
+def quadratic(seed: int = 2) -> list[nn.Parameter]:
+    """Five float64 parameters of different shapes; the first is a table of which few rows get a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((29, 7), (11, 13), (17,), (5, 6), (8,))
+    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in shapes]
+
+
+def give_gradients(params: list[nn.Parameter], step: int, sparse: bool) -> None:
+    """The same numbers dense or sparse; rows 20 to 28 never get any, the fourth parameter none every third step."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    for i, p in enumerate(params):
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        if i == 3 and step % 3 == 0:
+            p.grad = None
+    rows = torch.randperm(20, generator=generator)[:6].sort().values
+    table = torch.zeros_like(params[0]).index_copy_(0, rows, params[0].grad[rows])
+    params[0].grad = torch.sparse_coo_tensor(rows[None], table[rows], table.shape, is_coalesced=True,
+                                             check_invariants=False) if sparse else table
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"bias_correction": False, "eps": 1e-3}, {"betas": (0.5, 0.75)}])
+def test_fused_adamw_is_adamw(sparse, settings):
+    """100 steps, two groups, learning rates that change; also the rows whose gradient is 0 move, decay and remember."""
+    mine, plain = quadratic(), quadratic()
+    optimizers = [rule([{"params": p[:2], "weight_decay": 0.1}, {"params": p[2:]}], lr=1e-3, **settings)
+                  for rule, p in ((fast.FusedAdamW, mine), (AdamW, plain))]
+    start = [p.detach().clone() for p in plain]
+    for step in range(1, 101):
+        give_gradients(mine, step, sparse)
+        give_gradients(plain, step, sparse=False)
+        for optimizer in optimizers:
+            optimizer.set_learning_rate(1e-2 * step / 100)
+            optimizer.step()
+    for p, q, before in zip(mine, plain, start, strict=True):
+        assert (q - before).norm() > 0.01 and (p - q).norm() <= 1e-12 * q.norm()
+        for key in "ms":
+            a, b = (o.state[x][key] for o, x in zip(optimizers, (p, q), strict=True))
+            assert b.norm() > 0 and (a - b).norm() <= 1e-12 * b.norm()
+    assert not torch.equal(plain[0][25], start[0][25]) and [o.state[p[3]]["t"] for o, p in
+                                                           zip(optimizers, (mine, plain), strict=True)] == [67, 67]
+
+
+@pytest.mark.parametrize("rule", [AdamW, SGD])
+def test_the_readable_rules_take_a_sparse_gradient_too(rule):
+    mine, plain = quadratic(), quadratic()
+    optimizers = [rule(p, lr=0.1, weight_decay=0.01) for p in (mine, plain)]
+    for step in range(1, 8):
+        for params, optimizer, sparse in zip((mine, plain), optimizers, (True, False), strict=True):
+            give_gradients(params, step, sparse)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(mine, plain, strict=True))
+
+
+def test_the_state_goes_from_one_rule_to_the_other():
+    """Seven steps by the readable rule, seven by the fused one: as fourteen by either."""
+    mine, plain = quadratic(), quadratic()
+    first, whole = AdamW(mine, lr=0.01, weight_decay=0.1), AdamW(plain, lr=0.01, weight_decay=0.1)
+    second = fast.FusedAdamW(mine, lr=0.5)
+    for step in range(1, 15):
+        if step == 8:
+            second.load_state_dict(first.state_dict())
+        give_gradients(mine, step, sparse=step > 7)
+        give_gradients(plain, step, sparse=False)
+        (first if step < 8 else second).step()
+        whole.step()
+    assert all((p - q).norm() <= 1e-13 * q.norm() for p, q in zip(mine, plain, strict=True))
+
+
+def test_clipping_and_unscaling_see_the_numbers_of_a_sparse_gradient():
+    mine, plain = quadratic(), quadratic()
+    give_gradients(mine, 1, sparse=True)
+    give_gradients(plain, 1, sparse=False)
+    scaler = LossScaler(True, scale=64.0)
+    for params in (mine, plain):
+        assert scaler.unscale(params)
+    norm = math.sqrt(sum(float((p.grad ** 2).sum()) for p in plain))
+    assert [clip_gradient(p, 0.25 * norm) for p in (mine, plain)] == pytest.approx([norm, norm], rel=1e-14)
+    for p, q in zip(mine, plain, strict=True):
+        assert torch.allclose(p.grad.to_dense(), q.grad, rtol=1e-14, atol=0)
+    mine[0].grad.values()[3, 2] = math.inf
+    assert not scaler.unscale(mine)
+
+
+# ------------------------------------------------------------------------------------------------------- in the loop
+
+
+def test_it_is_the_default_and_brings_its_optimizer(tiny):
+    model, _ = tiny
+    assert TrainConfig().gradients == "fast"
+    rules = {engine: type(train.build_optimizer(model, TrainConfig(gradients=engine)))
+             for engine in ("fast", "by-hand", "autograd")}
+    assert rules == {"fast": fast.FusedAdamW, "by-hand": AdamW, "autograd": AdamW}
+    assert type(train.build_optimizer(model, TrainConfig(optimizer="sgd"))) is SGD
+
+
+def test_memory_is_kept_where_the_c_library_can_and_nothing_happens_elsewhere(monkeypatch):
+    said = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda parameter, value: said.append((parameter, value))
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    fast.keep_memory()
+    assert said == [(-1, 2 ** 31 - 1), (-4, 0)]                # M_TRIM_THRESHOLD, M_MMAP_MAX of glibc's malloc.h
+    for error in (OSError, TypeError):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
+        fast.keep_memory()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())                  # a library without mallopt
+    fast.keep_memory()
