@@ -251,6 +251,11 @@ def join_backward(m: nn.LayerNorm, dout: Tensor, cache: Any, gradients: Gradient
     return dx, dx.clone() if mask is None else dx * mask
 
 
+def times(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x with a dropout mask, which may be of a shorter format; None: no dropout."""
+    return x if mask is None else x * mask
+
+
 def attention_forward(m: Attention, qkv: Tensor, layout: Any, masks: Any) -> tuple[Tensor, Any]:
     """[P,3H] -> [P,H]: softmax(QKᵀ/√D)V in every head, in fp32 at least."""
     (B, T), dtype = layout.shape, torch.promote_types(qkv.dtype, torch.float32)
@@ -261,26 +266,24 @@ def attention_forward(m: Attention, qkv: Tensor, layout: Any, masks: Any) -> tup
     if layout.allowed is not None:
         s += torch.zeros_like(layout.allowed, dtype=dtype).masked_fill_(~layout.allowed, torch.finfo(dtype).min)
     p = s.softmax(-1)
-    mask = draw(masks, m.site, p.shape, m.p, p)
-    dropped = p if mask is None else p * mask
-    mixed = dropped.view(B * m.A, T, T) @ v
+    mask = draw(masks, m.site, p.shape, m.p, qkv)
+    mixed = times(p, mask).view(B * m.A, T, T) @ v
     # [BA,T,D] -split-> [B,A,T,D] -swap-> [B,T,A,D] -join-> [B,T,H] -pieces-> [P,H]
     out = mixed.view(B, m.A, T, m.D).transpose(1, 2).to(qkv.dtype).reshape(B, T, m.A * m.D)
-    return layout.pieces(out), (layout, q, k, v, p, dropped, mask)
+    return layout.pieces(out), (layout, q, k, v, p.to(qkv.dtype), mask)
 
 
 def attention_backward(dout: Tensor, cache: Any) -> Tensor:
     """[P,H] -> dqkv [P,3H]."""
-    layout, q, k, v, p, dropped, mask = cache
-    B, A, T, _ = p.shape
-    D = q.shape[-1]
+    layout, q, k, v, p, mask = cache
+    (B, A, T, _), D, p = p.shape, q.shape[-1], p.to(q.dtype)
     dmixed = layout.rows(dout).view(B, T, A, D).transpose(1, 2).to(q.dtype).reshape(B * A, T, D)
     dp = (dmixed @ v.mT).view(p.shape)
-    ds = aten._softmax_backward_data(dp if mask is None else dp.mul_(mask), p, -1, p.dtype).view(B * A, T, T)
+    ds = aten._softmax_backward_data(times(dp, mask), p, -1, p.dtype).view(B * A, T, T)
     dqkv = torch.empty(3, B * A, T, D, dtype=q.dtype, device=q.device)
     torch.bmm(ds, k, out=dqkv[0]).mul_(1 / math.sqrt(D))
     torch.bmm(ds.mT, q, out=dqkv[1])
-    torch.bmm(dropped.view(B * A, T, T).mT, dmixed, out=dqkv[2])
+    torch.bmm(times(p, mask).view(B * A, T, T).mT, dmixed, out=dqkv[2])
     # [3,BA,T,D] -split-> [3,B,A,T,D] -move-> [B,T,3,A,D] -join-> [B,T,3H] -pieces-> [P,3H]
     together = torch.empty(B, T, 3, A, D, dtype=dout.dtype, device=dout.device)
     together.copy_(dqkv.view(3, B, A, T, D).permute(1, 3, 0, 2, 4))

@@ -130,7 +130,8 @@ def test_weights_that_moved_are_cast_again(tiny):
 
 
 def test_in_16_bits_it_is_as_near_to_the_truth_as_autocast(tiny):
-    """Against float64 with the same masks: no tensor further off than 1.5 times torch's own bf16 run, or 1 %."""
+    """Against float64 with the same masks: all tensors together no further off than torch's own bf16 run, none alone
+    more than twice as far, or 1 %."""
     model, (features, *_) = tiny
     batch, masks, task = collate(features), DropoutMasks(3, 5), Untouched()
     _, truth = byhand.reached_gradients(model, batch, masks, task)
@@ -147,8 +148,9 @@ def test_in_16_bits_it_is_as_near_to_the_truth_as_autocast(tiny):
         if "key.bias" not in name:
             size = truth[name].norm()
             off[name] = [float((g[name] - truth[name]).norm() / size) for g in (dense(model), torchs)]
-            assert found.dtype == torch.float32 and 0 < off[name][0] < max(1.5 * off[name][1], 0.01), (name, off[name])
-    assert max(mine for mine, _ in off.values()) > 1e-3                         # it really was bf16
+            assert found.dtype == torch.float32 and 0 < off[name][0] < max(2 * off[name][1], 0.01), (name, off[name])
+    ours, theirs = (math.sqrt(sum(pair[i] ** 2 for pair in off.values())) for i in (0, 1))
+    assert ours < 1.1 * theirs and max(mine for mine, _ in off.values()) > 1e-3              # it really was bf16
 
 
 @pytest.mark.parametrize("m, n", [(1536, 384), (768, 384), (767, 384), (44, 30)])

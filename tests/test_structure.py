@@ -113,8 +113,8 @@ LEAVES = {"errors", "layout"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
     "tokenizer": set(), "metrics": set(), "hub": set(),
-    "model": {"config"}, "byhand": {"ops", "model"}, "fast": {"byhand"}, "weights": {"config", "model"},
-    "batching": {"tokenizer"},
+    "model": {"config"}, "byhand": {"ops", "model"}, "fast": {"byhand", "config", "model", "optim", "precision"},
+    "weights": {"config", "model"}, "batching": {"tokenizer"},
     "adapt": {"model"}, "checkpoint": {"config", "weights", "optim", "precision"},
     "tasks": {"batching", "metrics", "model", "ops", "tasks.*"}, "tasks.*": {"batching", "metrics", "model", "ops"},
     "evaluate": {"batching", "model", "precision"},                          # the tasks' interface, never a task
