@@ -55,8 +55,9 @@ def best_rates(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarise(result: dict[str, Any]) -> None:
-    """Add medians, quartiles, padding, waiting and ratios to a setting's raw rounds; the first contender is compared.
+    """Add to a setting's raw rounds medians, quartiles, padding, the share of a core taken while waiting, and ratios.
 
+    The first contender is compared with each other one.
     `result` has "contenders", each with "values" (one a round) and "rounds" (the worker's answers).
     """
     first, *others = result["contenders"]
@@ -144,9 +145,9 @@ def table(report: dict[str, Any]) -> str:
         lines += [*machine_lines(report["machine"]), ""]
     for result in report["results"]:
         lines += [*setting_lines(result), ""]
-    if report["results"]:
-        most = max(c["waiting_cpu"] for r in report["results"] for c in r["contenders"])
-        lines.append(f"a waiting contender took at most {most:.1%} of one core")
+    in_turn = [c["waiting_cpu"] for r in report["results"] if r["kind"] in FLOPS_A_WEIGHT for c in r["contenders"]]
+    if in_turn:
+        lines.append(f"a contender that waited for its turn took at most {max(in_turn):.1%} of one core")
     kinds |= ({"ratio"} if kinds else set()) | ({"machine", "limit"} if report["machine"] else set())
     counted = [textwrap.fill(f"{k}: {v}", 116, initial_indent="  ", subsequent_indent="    ")
                for k, v in COUNTED.items() if k in kinds]
