@@ -281,7 +281,7 @@ def check_possible(options: argparse.Namespace, chosen: Sequence[Setting]) -> No
     needed |= {"matplotlib"} if options.output and chosen else set()
     if missing := sorted(name for name in needed if importlib.util.find_spec(name) is None):
         raise MinibertError(f"{' and '.join(missing)}: not installed beside {sys.executable}; `make bench` makes an "
-                            "environment that has it")
+                            "environment that has all of it")
     if chosen:
         if not options.data.exists():
             raise MinibertError(f"{options.data}: no such folder; --data takes one with train and test files")

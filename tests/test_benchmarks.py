@@ -231,11 +231,14 @@ def test_a_killed_worker_names_the_signal(tmp_path):
             worker.ask("score", every=6)
 
 
-def test_an_error_ends_a_worker_that_is_still_at_work(tmp_path):
-    with pytest.raises(KeyboardInterrupt), workers.Worker(
-            "slow", [sys.executable, "-c", "import time; time.sleep(300)"], tmp_path / "log") as worker:
+def test_an_error_kills_a_worker_and_a_good_end_lets_it_leave(tmp_path):
+    """The process would leave by itself, with code 0, once its standard input is closed."""
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with pytest.raises(KeyboardInterrupt), workers.Worker("slow", waits, tmp_path / "log") as interrupted:
         raise KeyboardInterrupt
-    assert worker.process.returncode == -9
+    with workers.Worker("slow", waits, tmp_path / "log") as finished:
+        pass
+    assert (interrupted.process.returncode, finished.process.returncode) == (-9, 0)
 
 
 def test_the_command_survives_a_dead_worker(tmp_path, tiny_data, monkeypatch, capsys):
