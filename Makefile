@@ -4,8 +4,9 @@ BIN     := .venv/bin
 ORACLE  := .venv-oracle/bin
 PIP     := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS    ?=
+BENCH_DATA ?= $(or $(DATA),data/ner)
 
-.PHONY: ner test oracle mutants formulas lint clean
+.PHONY: ner test oracle bench mutants formulas lint clean
 
 ner: .venv/ready            ## fine-tune on data/ner; more options: make ner ARGS="--epochs 5"
 	$(BIN)/python train.py --task ner $(ARGS)
@@ -16,6 +17,10 @@ test: .venv/ready           ## every test that needs nothing but minibert; fetch
 
 oracle: .venv-oracle/ready  ## live comparisons with transformers, scikit-learn and seqeval
 	$(ORACLE)/python -m pytest tests/oracle
+
+bench: .venv-oracle/ready   ## minibert beside transformers: make bench DATA=folder; writes benchmarks/results
+	$(ORACLE)/python -m minibert fetch minilm-l6
+	$(ORACLE)/python benchmarks/compare.py --data $(BENCH_DATA) $(ARGS)
 
 mutants: .venv/ready        ## change every labelled line and see its tests fail; writes docs/mutants.md
 	$(BIN)/python tests/mutants.py
@@ -34,7 +39,7 @@ lint: .venv/ready           ## ruff
 
 .venv-oracle/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oracle
-	$(ORACLE)/python $(PIP) --editable '.[oracle]'
+	$(ORACLE)/python $(PIP) --editable '.[oracle,bench]'
 	touch $@
 
 .katex/ready: Makefile
