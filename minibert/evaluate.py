@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from minibert.batching import Feature, collate
+from minibert.fast import Scorer
 from minibert.model import Model
-from minibert.precision import autocast
 
-CELLS = 4096                                       # pieces a batch of inference, padding included
+CELLS = 1536                                       # pieces a batch of inference, padding included: more leave the cache
 
 
 def encode_all(task, examples: Sequence[Any], tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
@@ -32,11 +32,11 @@ def score_features(model: Model, task, features: Sequence[Feature], precision: s
     """The head's scores of every feature, float32 [M,K] each, in the order of `features`; dropout is off."""
     device = next(model.parameters()).device
     result: list[np.ndarray] = [np.zeros(0)] * len(features)
+    scorer = Scorer(model, precision)
     for numbers in batches_by_length(features):
         chosen = [features[i] for i in numbers]
         batch = collate(chosen, layout, prefix=task.layout(chosen), device=device)
-        with autocast(precision, device):
-            scores = model(batch).float().cpu().numpy()
+        scores = scorer(batch).float().cpu().numpy()
         ends = np.cumsum([len(f.picks) for f in chosen])[:-1]
         for i, rows in zip(numbers, np.split(scores, ends), strict=True):
             result[i] = rows

@@ -15,18 +15,25 @@ docs/performance.md has what each of them is worth.
 import contextlib
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.byhand import Gradients, lowest_trained
 from minibert.config import ACTIVATIONS
-from minibert.model import ACTIVATE, Attention, Block, Embeddings, Model, draw
+from minibert.model import ACTIVATE, Attention, Block, Embeddings, Model, attention_fused, draw
 from minibert.optim import AdamW
 from minibert.precision import DTYPES, autocast
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:                                # an older torch: rows are padded for attention
+    varlen_attn = None
+
+LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
 aten = torch.ops.aten
 ACTIVATE_BACKWARD = {"gelu": aten.gelu_backward, "relu": lambda dout, x: aten.threshold_backward(dout, x, 0),
@@ -43,15 +50,19 @@ class Kept:
     """What an encoder keeps from one update to the next: its matrices in the working format."""
 
     def __init__(self):
-        self.dtype: torch.dtype | None = None
+        self.precision, self.dtype = "", torch.float32
         self.blocks: list[tuple[Linear, ...]] = []
 
     def refresh(self, model: Model, precision: str) -> None:
-        """Cast all matrices, once an update: weights stand still from the first gradient to the optimizer's step."""
-        dtype = DTYPES[precision] or model.bert.embeddings.word.weight.dtype
-        if self.dtype == dtype and any(p.grad is not None for p in model.parameters()):
-            return
-        if self.dtype != dtype:
+        """cast() once an update: weights stand still from the first gradient to the optimizer's step."""
+        if self.precision != precision or all(p.grad is None for p in model.parameters()):
+            self.cast(model, precision)
+
+    @torch.no_grad()
+    def cast(self, model: Model, precision: str) -> None:
+        """Take all matrices as they are now."""
+        self.precision, dtype = precision, DTYPES[precision] or model.bert.embeddings.word.weight.dtype
+        if self.dtype != dtype or not self.blocks:
             self.dtype, self.blocks = dtype, [room(block, dtype) for block in model.bert.blocks]
         for block, maps in zip(model.bert.blocks, self.blocks, strict=True):
             for kept, linears in zip(maps, linears_of(block), strict=True):
@@ -117,6 +128,24 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     return sums
 
 
+class Scorer:
+    """A model as it is now, for scores alone: matrices cast once, nothing kept for a backward, no dropout."""
+
+    def __init__(self, model: Model, precision: str):
+        self.model, self.precision, self.kept = model, precision, Kept()
+        self.kept.cast(model, precision)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Any) -> Tensor:
+        """A batching.Batch -> the head's scores."""
+        bert = self.model.bert
+        x, _ = embeddings_forward(bert.embeddings, batch, None, self.kept.dtype)
+        for block, maps in zip(bert.blocks, self.kept.blocks, strict=True):
+            x, _ = block_forward(block, maps, x, batch.layout, None, ACTIVATIONS[bert.config.hidden_act], attend)
+        with autocast(self.precision, x.device):
+            return self.model.head(x, batch, None)
+
+
 # ------------------------------------------------------------------------------------------------------ the encoder
 
 
@@ -124,10 +153,10 @@ def bert_forward(model: Model, batch: Any, masks: Any, gradients: Gradients, kep
     """-> hidden states [P,H] and a cache for each part that the backward will visit, lowest first."""
     bert = model.bert
     lowest, activation = lowest_trained(bert, gradients), ACTIVATIONS[bert.config.hidden_act]
-    x, cache = embeddings_forward(bert.embeddings, batch, masks, kept.blocks[0][0].w.dtype)
+    x, cache = embeddings_forward(bert.embeddings, batch, masks, kept.dtype)
     caches = [cache] if lowest == 0 else []
     for i, (block, maps) in enumerate(zip(bert.blocks, kept.blocks, strict=True), 1):
-        x, cache = block_forward(block, maps, x, batch.layout, masks, activation)
+        x, cache = block_forward(block, maps, x, batch.layout, masks, activation, attention_forward)
         if i >= lowest:
             caches.append(cache)
     return x, caches
@@ -171,10 +200,10 @@ def word_gradient(w: Tensor, dout: Tensor, ids: Tensor) -> Tensor:
 
 
 def block_forward(m: Block, maps: tuple[Linear, ...], x: Tensor, layout: Any, masks: Any, activation: str,
-                  ) -> tuple[Tensor, Any]:
-    """[P,H] -> [P,H]."""
+                  attention: Callable[..., tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+    """[P,H] -> [P,H]; `attention` is attention_forward or attend."""
     qkv, output, inner, outer = maps
-    mixed, attention_cache = attention_forward(m.attention, linear(x, qkv), layout, masks)
+    mixed, attention_cache = attention(m.attention, linear(x, qkv), layout, masks)
     mid, branch1 = join_forward(m.attention_norm, x, linear(mixed, output), m.p, masks, m.site + 1)
     before = linear(mid, inner)
     active = ACTIVATE[activation](before)
@@ -271,6 +300,33 @@ def attention_forward(m: Attention, qkv: Tensor, layout: Any, masks: Any) -> tup
     # [BA,T,D] -split-> [B,A,T,D] -swap-> [B,T,A,D] -join-> [B,T,H] -pieces-> [P,H]
     out = mixed.view(B, m.A, T, m.D).transpose(1, 2).to(qkv.dtype).reshape(B, T, m.A * m.D)
     return layout.pieces(out), (layout, q, k, v, p.to(qkv.dtype), mask)
+
+
+def attend(m: Attention, qkv: Tensor, layout: Any, masks: None) -> tuple[Tensor, None]:
+    """attention_forward() without dropout and without a cache; long rows never store their [T,T] scores."""
+    B, T = layout.shape
+    if may_pack(qkv, layout):
+        return attend_packed(m, qkv, layout), None
+    if T < LONG and qkv.device.type == "cpu":
+        return attention_forward(m, qkv, layout, None)[0], None
+    # [P,3H] -rows-> [B,T,3H] -split-> [B,T,3,A,D] -move-> [3,B,A,T,D]
+    q, k, v = layout.rows(qkv).view(B, T, 3, m.A, m.D).permute(2, 0, 3, 1, 4)
+    mixed = attention_fused(q, k, v, layout.allowed)
+    return layout.pieces(mixed.transpose(1, 2).reshape(B, T, m.A * m.D)), None
+
+
+def may_pack(qkv: Tensor, layout: Any) -> bool:
+    """Whether torch has a kernel for these rows end to end: CUDA, 16 bits, every piece of a row sees all of it."""
+    return (varlen_attn is not None and layout.kind == "ragged" and layout.prefix is None and qkv.is_cuda
+            and qkv.element_size() == 2)
+
+
+def attend_packed(m: Attention, qkv: Tensor, layout: Any) -> Tensor:
+    """[N,3H] of a ragged layout -> [N,H], by torch's kernel for rows of different lengths."""
+    q, k, v = qkv.view(-1, 3, m.A, m.D).unbind(1)                              # [N,A,D] each
+    ends = F.pad(layout.lengths.cumsum(0), (1, 0)).to(torch.int32)             # [B+1]
+    longest = layout.shape[1]                      # columns; asking the device for the longest row would wait for it
+    return varlen_attn(q, k, v, ends, ends, longest, longest).reshape(len(qkv), -1)
 
 
 def attention_backward(dout: Tensor, cache: Any) -> Tensor:

@@ -1,8 +1,11 @@
 """The fast engine beside the readable ones: the same gradients, the same AdamW, the same runs."""
 import ctypes
 import dataclasses
+import itertools
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import trajectory
@@ -13,11 +16,13 @@ from torch import nn
 import train
 from minibert import byhand, fast
 from minibert.adapt import freeze
-from minibert.batching import collate
+from minibert.batching import Feature, collate
 from minibert.config import TrainConfig
-from minibert.model import Bert, Model
+from minibert.model import Bert, Model, attention
 from minibert.optim import SGD, AdamW, clip_gradient
 from minibert.precision import DropoutMasks, LossScaler
+from minibert.tasks.ner import TokenHead
+from minibert.weights import random_bert
 
 PREFIX = torch.tensor([3, 5, 2, 6, 4, 7])
 
@@ -163,6 +168,86 @@ def test_a_product_in_two_halves_is_the_product(m, n):
         assert float((found - wanted).norm() / wanted.norm()) < tolerance
         zero = torch.zeros(n, dtype=dtype)
         assert torch.equal(fast.product(x.to(dtype), w.to(dtype)), fast.product(x.to(dtype), w.to(dtype), zero))
+
+
+# ------------------------------------------------------------------------------------------------------- the scores
+
+
+@pytest.fixture
+def rows() -> tuple[Model, list[Feature]]:
+    """A float64 model with 90 positions, five rows of which the longest is LONG + 7 pieces, no bias 0."""
+    config = dataclasses.replace(trajectory.start()[0].bert.config, max_position_embeddings=90)
+    model = Model(random_bert(config, seed=3, pooler=False), TokenHead(config, 7)).double()
+    draw = np.random.default_rng(8)
+    features = [Feature(i, draw.integers(0, 53, T), draw.integers(0, 2, T), np.arange(1, T, 2), np.zeros(T // 2, int))
+                for i, T in enumerate((11, 6, fast.LONG + 7, 29, 17))]
+    return shake(model, seed=6), features
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "ragged"])
+@pytest.mark.parametrize("prefix", [None, PREFIX[:5]])
+@pytest.mark.parametrize("longest", [29, fast.LONG + 7])
+def test_scores_are_the_models(rows, kind, prefix, longest):
+    model, features = rows
+    kept = [f for f in features if len(f.ids) <= longest]
+    batch = collate(kept, kind, prefix=None if prefix is None else prefix[:len(kept)])
+    assert (batch.layout.shape[1] >= fast.LONG) == (longest > 29)
+    with torch.no_grad():
+        wanted = model(batch)
+    found = fast.Scorer(model, "fp32")(batch)
+    assert found.shape == (len(batch.picks), 7) and (found - wanted).norm() <= 1e-13 * wanted.norm()
+
+
+def test_a_scorer_takes_the_weights_as_they_are_when_it_is_made(rows):
+    """Also between an optimizer's step and the next gradient, when the engine's own copies are out of date."""
+    model, features = rows
+    batch = collate(features)
+    optimizer = fast.FusedAdamW(model.parameters(), lr=0.05)
+    fast.add_gradients(model, Untouched(), batch, None, {"words": 1.0}, "fp32")
+    before = fast.Scorer(model, "fp32")(batch)
+    optimizer.step()
+    with torch.no_grad():
+        wanted = model(batch)
+    assert (fast.Scorer(model, "fp32")(batch) - wanted).norm() <= 1e-13 * wanted.norm() < 1e-3 * (before - wanted).norm()
+
+
+def test_scores_in_bf16(rows):
+    """Near the float64 scores, and not them: the products really were in 16 bits."""
+    model, features = rows
+    with torch.no_grad():
+        truth = model(collate(features))
+    model.float()
+    for kind in ("rectangle", "ragged"):
+        off = float((fast.Scorer(model, "bf16")(collate(features, kind)) - truth).norm() / truth.norm())
+        assert 1e-4 < off < 0.03
+
+
+def test_rows_end_to_end_for_the_kernel_of_cuda(rows, monkeypatch):
+    """The call that only CUDA can answer, answered by the readable attention, row by row."""
+    model, features = rows
+    batch, calls = collate(features, "ragged"), []
+
+    def one_row_after_the_other(q, k, v, ends, also_ends, longest, also_longest):
+        calls.append(longest)
+        assert ends is also_ends and ends.dtype == torch.int32 and longest == also_longest == max(ends.diff())
+        assert q.shape == (int(ends[-1]), 5, 6)
+        cut = [[x[a:b].transpose(0, 1)[None] for x in (q, k, v)] for a, b in itertools.pairwise(ends.tolist())]
+        return torch.cat([attention(*row, None)[0].transpose(0, 1) for row in cut])
+
+    wanted = fast.Scorer(model, "fp32")(batch)
+    assert not fast.may_pack(torch.zeros(5, 90, dtype=torch.bfloat16), batch.layout)         # no CUDA here
+    monkeypatch.setattr(fast, "varlen_attn", one_row_after_the_other)
+    monkeypatch.setattr(fast, "may_pack", lambda qkv, layout: layout.kind == "ragged")
+    found = fast.Scorer(model, "fp32")(batch)
+    assert calls == [fast.LONG + 7] * 2 and (found - wanted).norm() <= 1e-13 * wanted.norm()
+
+
+@pytest.mark.parametrize("device, bits, kind, prefix, answer", [
+    ("cuda", 2, "ragged", None, True), ("cpu", 2, "ragged", None, False), ("cuda", 4, "ragged", None, False),
+    ("cuda", 2, "rectangle", None, False), ("cuda", 2, "ragged", PREFIX, False)])
+def test_when_rows_may_be_packed(device, bits, kind, prefix, answer):
+    qkv = SimpleNamespace(is_cuda=device == "cuda", element_size=lambda: bits)
+    assert fast.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is answer
 
 
 # ---------------------------------------------------------------------------------------------------- the optimizer
