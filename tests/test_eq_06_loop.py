@@ -58,11 +58,11 @@ def split(features, task, settings, pieces: int):
                                TrainConfig(accumulate=pieces, layout=settings.layout), 0, CPU)
 
 
-def gradient(model, task, batches, settings, scale: float = 1.0):
+def gradient(model, task, batches, settings, scale: float = 1.0, step: int = 3):
     """(loss, {name: gradient}) of one update's batches, nothing scaled back."""
     for p in model.parameters():
         p.grad = None
-    loss = train.accumulate_gradient(model, task, batches, scale, settings, step=3)
+    loss = train.accumulate_gradient(model, task, batches, scale, settings, step)
     return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -391,21 +391,21 @@ def test_every_term_has_its_own_count_ACC_1_ACC_3_AMP_1(scale):
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_the_mean_of_the_gradient_here_and_uphill_ADV_1_ADV_2(parts, engine, pieces):
     """Both gradients by autograd, the second on a model whose word vectors were moved by hand; weights come back."""
-    length, scale = 0.7, 3.0
+    length, scale, step = 0.7, 3.0, 2000
     model, task, features, settings = parts(dropout=0.2, gradients="autograd")
     word, batches = model.bert.embeddings.word.weight, split(features, task, settings, pieces)
-    wanted_loss, here = gradient(model, task, batches, settings, scale)
+    wanted_loss, here = gradient(model, task, batches, settings, scale, step)
     direction = here["bert.embeddings.word.weight"]
     start = word.detach().clone()
     with torch.no_grad():
         word.add_(direction / math.sqrt(float((direction ** 2).sum())), alpha=length)
-    _, there = gradient(model, task, batches, settings, scale)
+    _, there = gradient(model, task, batches, settings, scale, step)
     with torch.no_grad():
         word.copy_(start)
     settings = parts(dropout=0.2, gradients=engine, adversarial=length)[3]
     for p in model.parameters():
         p.grad = None
-    loss = train.adversarial_gradient(model, task, batches, scale, settings, step=3)
+    loss = train.adversarial_gradient(model, task, batches, scale, settings, step)
     found = {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
     assert loss == pytest.approx(wanted_loss, rel=1e-12) and torch.equal(word, start)
     assert_same(found, {n: here[n] / 2 + there[n] / 2 for n in here})

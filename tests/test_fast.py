@@ -235,7 +235,7 @@ def test_rows_end_to_end_for_the_kernel_of_cuda(rows, monkeypatch):
         return torch.cat([attention(*row, None)[0].transpose(0, 1) for row in cut])
 
     wanted = fast.Scorer(model, "fp32")(batch)
-    assert not fast.may_pack(torch.zeros(5, 90, dtype=torch.bfloat16), batch.layout)         # no CUDA here
+    assert not fast.may_pack(torch.zeros(5, 90, dtype=torch.bfloat16), batch.layout)
     monkeypatch.setattr(fast, "varlen_attn", one_row_after_the_other)
     monkeypatch.setattr(fast, "may_pack", lambda qkv, layout: layout.kind == "ragged")
     found = fast.Scorer(model, "fp32")(batch)
