@@ -80,8 +80,8 @@ class Examples(Sequence[Example]):
 
     def count_tags(self) -> dict[str, int]:
         """{tag: words that have it}, in the order of their first words."""
-        first, *_, last = self.word_ends
-        tags = self.tags[first:last]
+        ends = self.word_ends
+        tags = self.tags[ends[0]:ends[-1]]
         counts = np.bincount(tags, minlength=len(self.names))
         there = sorted(np.flatnonzero(counts), key=lambda k: int((tags == k).argmax()))
         return {self.names[k]: int(counts[k]) for k in there}
