@@ -12,6 +12,8 @@ parts   reading (NER.read) and tokenising (encode_all) alone, without the cache;
 new     the same two rates over sentences whose words all differ, the worst there is for looking words up
 start   train.py up to its first update with an empty cache, then twice with a full one
 
+Blocks are compared by their medians: whatever else the machine does falls on both. Reading, tokenising in one go and the
+starts are measured once each; where the CPU seconds beside them are far fewer, the machine did something else meanwhile.
 MB are millions of bytes of the words' letters with one space each, without tags. The library gets its sentences as
 lists of words that were made before, and nothing is taken out of what it returns.
 """
@@ -89,20 +91,21 @@ def library(tokenizer, sentences: list[list[str]]) -> None:
         tokenizer.backend.encode_batch(sentences[i:i + LIBRARY], is_pretokenized=True, add_special_tokens=False)
 
 
-def alternate(task, examples, tokenizer) -> dict[str, float]:
-    """Seconds of encode_all and of the library over all examples, a block of them in turn."""
+def alternate(task, examples, tokenizer, size: int) -> dict[str, float]:
+    """Seconds a block of encode_all and of the library (medians), every block given to both in turn."""
     from minibert.evaluate import encode_all
     ours, theirs, letters, words = [], [], 0, 0
-    for start in range(0, len(examples), BLOCK):
-        block = examples[start:start + BLOCK]
+    for start in range(0, len(examples), size):
+        block = examples[start:start + size]
         sentences = [e.words for e in block]
         letters += sum(len(w.encode()) + 1 for s in sentences for w in s)
         words += sum(map(len, sentences))
         calls = [(ours, encode_all, task, block, tokenizer, 256, 64), (theirs, library, tokenizer, sentences)]
-        for seconds, *call in calls if start // BLOCK % 2 else calls[::-1]:
+        for seconds, *call in calls if start // size % 2 else calls[::-1]:
             seconds.append(timed(*call)[0])
-    return {"blocks": len(ours), "seconds_in_blocks": sum(ours), "library_seconds": sum(theirs), "words": words,
-            "MB": letters / 1e6, "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True))}
+    return {"blocks": len(ours), "block": size, "ours_seconds": statistics.median(ours),
+            "library_seconds": statistics.median(theirs), "words": words, "MB": letters / 1e6,
+            "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True))}
 
 
 def parts(folder: Path, weights: str) -> dict[str, float]:
@@ -116,20 +119,22 @@ def parts(folder: Path, weights: str) -> dict[str, float]:
     before = status("VmHWM")
     task, tokenizer = NER(NER.Options()), Tokenizer.read(hub.fetch(weights))
     tokenizer.case_shapes = tokenizer.uncased
+    began = time.process_time()
     reading, splits = timed(task.read, folder)
+    read = time.process_time()
     task.learn_labels(splits)
     read_peak = status("VmHWM")
     examples = splits["train"]
     tokenising, features = timed(encode_all, task, examples, tokenizer, 256, 64)
-    peak = status("VmHWM")
+    peak, encoded = status("VmHWM"), time.process_time()
     result = {"sentences": len(examples), "reading_seconds": reading, "all_splits": sum(map(len, splits.values())),
               "tokenising_seconds": tokenising, "rows": len(features), "pieces": int(features.lengths.sum()),
               "features_MB": sum(x.nbytes for x in features.arrays().values()) / 1e6,
               "examples_MB": sum(x.nbytes for x in examples.arrays().values()) / 1e6,
               "distinct_words": len(examples.words), "imports_peak_MB": before, "reading_peak_MB": read_peak,
-              "peak_MB": peak}
+              "peak_MB": peak, "reading_cpu_seconds": read - began, "tokenising_cpu_seconds": encoded - read}
     del features
-    return result | alternate(task, examples, tokenizer)
+    return result | alternate(task, examples, tokenizer, BLOCK)
 
 
 def new(folder: Path, weights: str) -> dict[str, float]:
@@ -143,7 +148,7 @@ def new(folder: Path, weights: str) -> dict[str, float]:
     file = folder / "new.txt"
     draw, number = random.Random(1), 0
     with open(file, "w", encoding="utf-8") as f:
-        for _ in range(2 * BLOCK):
+        for _ in range(BLOCK):
             for _ in range(14):
                 number += 1
                 word = "".join(syllables[number // len(syllables) ** k % len(syllables)] for k in range(3))
@@ -151,7 +156,7 @@ def new(folder: Path, weights: str) -> dict[str, float]:
             f.write("\n")
     examples = task.read(file)["test"]
     assert len(examples.words) == number
-    return alternate(task, examples, tokenizer)
+    return alternate(task, examples, tokenizer, BLOCK // 10)
 
 
 def start(folder: Path, weights: str, cache: str) -> dict[str, float]:
@@ -175,7 +180,7 @@ def start(folder: Path, weights: str, cache: str) -> dict[str, float]:
         run = train.Run(["--data", str(folder), "--weights", weights, "--cache", cache, "--output", output + "/run"])
         done = time.perf_counter()
         return {"seconds": done - begin, "import_seconds": imported - begin, **phases, "peak_MB": status("VmHWM"),
-                "rows": sum(map(len, run.features.values())), "notes": run.task.notices}
+                "cpu_seconds": time.process_time(), "rows": sum(map(len, run.features.values())), "notes": run.task.notices}
 
 
 def fresh(part: str, *arguments: str) -> dict[str, float]:
@@ -252,23 +257,23 @@ def show(results: dict[str, dict[str, float]]) -> None:
     """The table."""
     p, n = results["parts"], results["new"]
     first, second = results["first"], results["second"]
-    rate = p["sentences"] / p["tokenising_seconds"]
+    rate, library_rate = p["sentences"] / p["tokenising_seconds"], p["block"] / p["library_seconds"]
+    size = p["MB"] / p["sentences"]
     lines = [
         ("sentences (train; all splits)", f"{p['sentences']:,}; {p['all_splits']:,}"),
         ("words, distinct words, pieces", f"{p['words']:,}, {p['distinct_words']:,}, {p['pieces']:,}"),
-        ("reading, all splits", f"{p['reading_seconds']:.1f} s"),
-        ("tokenising into features, train", f"{p['tokenising_seconds']:.1f} s: {rate:,.0f} sentences/s, "
-                                            f"{p['MB'] / p['tokenising_seconds']:.1f} MB/s"),
-        ("the library's encode_batch", f"{p['library_seconds']:.1f} s: {p['sentences'] / p['library_seconds']:,.0f} "
-                                       f"sentences/s, {p['MB'] / p['library_seconds']:.1f} MB/s"),
-        (f"rate of ours to the library's, {p['blocks']:.0f} blocks", f"{p['ratio']:.1f} (median)"),
+        ("reading, all splits", f"{p['reading_seconds']:.1f} s ({p['reading_cpu_seconds']:.1f} s CPU)"),
+        ("tokenising into features, train", f"{p['tokenising_seconds']:.1f} s ({p['tokenising_cpu_seconds']:.1f} s CPU): "
+                                            f"{rate:,.0f} sentences/s, {rate * size:.1f} MB/s"),
+        ("the library's encode_batch", f"{library_rate:,.0f} sentences/s, {library_rate * size:.2f} MB/s"),
+        (f"our rate to the library's, {p['blocks']:.0f} blocks", f"{p['ratio']:.1f} (median)"),
         (f"the same where every word is new, {n['blocks']:.0f} blocks", f"{n['ratio']:.2f} (median)"),
         ("examples, features in memory", f"{p['examples_MB']:.0f} MB, {p['features_MB']:.0f} MB"),
         ("peak memory: imports, reading, all", f"{p['imports_peak_MB']:.0f}, {p['reading_peak_MB']:.0f}, "
                                                f"{p['peak_MB']:.0f} MB")]
     for name, r in (("first start", first), ("second start", second), ("third start", results["third"])):
         lines.append((f"{name}: whole (reading, tokenising)", f"{r['seconds']:.1f} s ({r['read_data_seconds']:.1f}, "
-                      f"{r['encode_splits_seconds']:.1f}), peak {r['peak_MB']:.0f} MB"))
+                      f"{r['encode_splits_seconds']:.1f}; {r['cpu_seconds']:.1f} CPU), peak {r['peak_MB']:.0f} MB"))
     for left, right in lines:
         print(f"{left:48} {right}")
 

@@ -30,8 +30,8 @@ class Words(Sequence[str]):
 
     def take(self, numbers: Iterable[int]) -> Iterator[str]:
         """The words of these numbers, in their order."""
-        letters, ends = memoryview(self.letters), self.ends
-        return (str(letters[ends[n]:ends[n + 1]], "utf-8", "surrogatepass") for n in numbers)
+        letters, ends = memoryview(self.letters), self.ends            # int(): 127 + 1 does not fit into int8
+        return (str(letters[ends[n]:ends[n + 1]], "utf-8", "surrogatepass") for n in map(int, numbers))
 
 
 class Numbering(dict[str, int]):

@@ -1,6 +1,7 @@
 """words.py: strings as bytes and back, numbers that mean their word whatever was forgotten."""
 import random
 
+import numpy as np
 import pytest
 
 from minibert import words
@@ -41,3 +42,8 @@ def test_a_stream_of_new_words_is_forgotten_and_every_number_still_means_its_wor
     kept = numbering.words()
     assert list(kept.take(numbers)) == stream
     assert len(set(stream)) < len(kept) < len(stream)                        # some have two numbers, but not every one
+
+
+def test_numbers_of_any_width_do_not_overflow():
+    kept = Words.of(f"w{i}" for i in range(129))
+    assert list(kept.take(np.array([127, 0, 126], np.int8))) == ["w127", "w0", "w126"]
