@@ -12,8 +12,8 @@ parts   reading (NER.read) and tokenising (encode_all) alone, without the cache;
 new     the same two rates over sentences whose words all differ, the worst there is for looking words up
 start   train.py up to its first update with an empty cache, then twice with a full one
 
-Blocks are compared by their medians: whatever else the machine does falls on both. Reading, tokenising in one go and the
-starts are measured once each; where the CPU seconds beside them are far fewer, the machine did something else meanwhile.
+Blocks are compared by their medians: whatever else the machine does falls on both. Reading, tokenising in one go and
+the starts are measured once each; where their CPU seconds are far fewer, the machine did something else meanwhile.
 MB are millions of bytes of the words' letters with one space each, without tags. The library gets its sentences as
 lists of words that were made before, and nothing is taken out of what it returns.
 """
@@ -180,7 +180,8 @@ def start(folder: Path, weights: str, cache: str) -> dict[str, float]:
         run = train.Run(["--data", str(folder), "--weights", weights, "--cache", cache, "--output", output + "/run"])
         done = time.perf_counter()
         return {"seconds": done - begin, "import_seconds": imported - begin, **phases, "peak_MB": status("VmHWM"),
-                "cpu_seconds": time.process_time(), "rows": sum(map(len, run.features.values())), "notes": run.task.notices}
+                "cpu_seconds": time.process_time(), "rows": sum(map(len, run.features.values())),
+                "notes": run.task.notices}
 
 
 def fresh(part: str, *arguments: str) -> dict[str, float]:
@@ -263,8 +264,8 @@ def show(results: dict[str, dict[str, float]]) -> None:
         ("sentences (train; all splits)", f"{p['sentences']:,}; {p['all_splits']:,}"),
         ("words, distinct words, pieces", f"{p['words']:,}, {p['distinct_words']:,}, {p['pieces']:,}"),
         ("reading, all splits", f"{p['reading_seconds']:.1f} s ({p['reading_cpu_seconds']:.1f} s CPU)"),
-        ("tokenising into features, train", f"{p['tokenising_seconds']:.1f} s ({p['tokenising_cpu_seconds']:.1f} s CPU): "
-                                            f"{rate:,.0f} sentences/s, {rate * size:.1f} MB/s"),
+        ("tokenising into features, train", f"{p['tokenising_seconds']:.1f} s ({p['tokenising_cpu_seconds']:.1f} s "
+                                            f"CPU): {rate:,.0f} sentences/s, {rate * size:.1f} MB/s"),
         ("the library's encode_batch", f"{library_rate:,.0f} sentences/s, {library_rate * size:.2f} MB/s"),
         (f"our rate to the library's, {p['blocks']:.0f} blocks", f"{p['ratio']:.1f} (median)"),
         (f"the same where every word is new, {n['blocks']:.0f} blocks", f"{n['ratio']:.2f} (median)"),
