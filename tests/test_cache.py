@@ -86,6 +86,17 @@ def test_every_changed_byte_is_seen(saved):
     assert same(saved.load(KEY, keep))
 
 
+def test_numbers_read_as_another_type_are_seen(saved):
+    """int32 as uint32 or float32: not a byte of the numbers differs."""
+    whole = saved.file(KEY).read_bytes()
+    for other in (b'"U32"', b'"F32"'):
+        changed = whole.replace(b'"I32"', other)
+        assert changed != whole
+        saved.file(KEY).write_bytes(changed)
+        assert saved.load(KEY, keep) is None
+        one_line(saved)
+
+
 def test_every_truncation_is_seen(saved):
     whole = saved.file(KEY).read_bytes()
     for length in [*range(0, len(whole), 7), len(whole) - 1]:
