@@ -215,6 +215,16 @@ def test_examples_whose_arrays_do_not_fit_are_made_again(data, tmp_path, tiny_fo
         shutil.rmtree(tmp_path / "c")
 
 
+def test_features_whose_arrays_do_not_fit_are_made_again(data, tmp_path, tiny_folder, monkeypatch):
+    arrays = Features.arrays
+    monkeypatch.setattr(Features, "arrays", lambda self: (a := arrays(self)) | {"ids": a["ids"][:-1]})
+    Start(data, tmp_path / "c", tiny_folder)
+    monkeypatch.setattr(Features, "arrays", arrays)
+    again = Start(data, tmp_path / "c", tiny_folder)
+    assert sum("made again" in n for n in again.task.notices) == 1
+    assert same(again, Start(data, "off", tiny_folder))
+
+
 def test_small_data_and_off_keep_nothing(data, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Start(data, "off", tiny_folder)
