@@ -92,20 +92,20 @@ def library(tokenizer, sentences: list[list[str]]) -> None:
 
 
 def alternate(task, examples, tokenizer, size: int) -> dict[str, float]:
-    """Seconds a block of encode_all and of the library (medians), every block given to both in turn."""
+    """Sentences a second of encode_all and of the library (medians), every block given to both in turn."""
     from minibert.evaluate import encode_all
-    ours, theirs, letters, words = [], [], 0, 0
+    ours, theirs, letters, words = [], [], 0, 0              # the first two: sentences a second, a block each
     for start in range(0, len(examples), size):
         block = examples[start:start + size]
         sentences = [e.words for e in block]
         letters += sum(len(w.encode()) + 1 for s in sentences for w in s)
         words += sum(map(len, sentences))
         calls = [(ours, encode_all, task, block, tokenizer, 256, 64), (theirs, library, tokenizer, sentences)]
-        for seconds, *call in calls if start // size % 2 else calls[::-1]:
-            seconds.append(timed(*call)[0])
-    return {"blocks": len(ours), "block": size, "ours_seconds": statistics.median(ours),
-            "library_seconds": statistics.median(theirs), "words": words, "MB": letters / 1e6,
-            "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True))}
+        for rates, *call in calls if start // size % 2 else calls[::-1]:
+            rates.append(len(block) / timed(*call)[0])
+    return {"blocks": len(ours), "our_rate": statistics.median(ours), "library_rate": statistics.median(theirs),
+            "words": words, "MB": letters / 1e6,
+            "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True))}
 
 
 def parts(folder: Path, weights: str) -> dict[str, float]:
@@ -258,7 +258,7 @@ def show(results: dict[str, dict[str, float]]) -> None:
     """The table."""
     p, n = results["parts"], results["new"]
     first, second = results["first"], results["second"]
-    rate, library_rate = p["sentences"] / p["tokenising_seconds"], p["block"] / p["library_seconds"]
+    rate, library_rate = p["sentences"] / p["tokenising_seconds"], p["library_rate"]
     size = p["MB"] / p["sentences"]
     lines = [
         ("sentences (train; all splits)", f"{p['sentences']:,}; {p['all_splits']:,}"),
