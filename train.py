@@ -27,11 +27,12 @@ from minibert.batching import Batch, Feature, collate, epoch_batches
 from minibert.byhand import reached_gradients
 from minibert.config import TrainConfig, parse, read_settings
 from minibert.errors import MinibertError
-from minibert.evaluate import at, encode_all, predict_examples
+from minibert.evaluate import at, predict_examples
 from minibert.model import Model, grow_types, initialise
 from minibert.optim import SGD, AdamW, Optimizer, clip_gradient, decay_groups, lr_at
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
+from minibert.prepare import Splits, encode_splits, read_splits
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 
@@ -80,14 +81,14 @@ def task_name(argv: list[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-def read_data(task: Task, settings: TrainConfig) -> dict[str, list[Any]]:
+def read_data(task: Task, settings: TrainConfig) -> Splits:
     """{"train", "dev", "test": examples}; the task has learnt its labels from train."""
     folder = Path(settings.data)
-    splits = task.read(folder)
+    splits = read_splits(task, folder, settings.cache)
     if "train" not in splits:
         raise MinibertError(f"{folder}: no training file; expected a name such as train.conll or train.txt")
     if settings.limit:
-        splits = {split: examples[:settings.limit] for split, examples in splits.items()}
+        splits = splits.limited(settings.limit)
     task.learn_labels(splits)
     return splits
 
@@ -263,9 +264,8 @@ class Run:
 
         self.model, self.tokenizer = build_model(folder, self.task, settings)
         self.model.to(device)
-        self.features = {split: encode_all(self.task, examples, self.tokenizer, settings.max_pieces, settings.overlap)
-                         for split, examples in self.splits.items()}
-        self.lengths = [len(f.ids) for f in self.features["train"]]
+        self.features = encode_splits(self.task, self.splits, self.tokenizer, settings.max_pieces, settings.overlap)
+        self.lengths = self.features["train"].lengths
         self.optimizer = build_optimizer(self.model, self.settings)
         self.scaler = LossScaler(enabled=self.settings.precision == "fp16")
         an_epoch = -(-len(self.lengths) // settings.batch_size)

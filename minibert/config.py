@@ -119,6 +119,7 @@ class TrainConfig:
     """One run of train.py. Order: command line, --config, the task's defaults, the checkpoint's, these."""
     task: str = option("ner", "what to train")
     data: str | None = option(None, "folder with train, dev and test files (default: data/TASK)")
+    cache: str = option("cache", "folder that keeps large data sets as they were read and encoded (off: none)")
     weights: str = option("minilm-l6", "a name of the manifest, or a folder with config.json and model.safetensors")
     output: str | None = option(None, "the run folder; it must not hold a run (default: the next free runs/TASK)")
     epochs: int = option(3, "passes over the training data")

@@ -7,23 +7,31 @@ import torch
 
 from minibert.batching import Feature, collate
 from minibert.fast import Scorer
+from minibert.features import Features, join, pack
 from minibert.model import Model
 
 CELLS = 1536                                       # pieces a batch of inference, padding included: more leave the cache
+PART = 4096                                        # examples whose features are objects at the same time
 
 
-def encode_all(task, examples: Sequence[Any], tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
-    """All features of all examples, in order."""
-    return [f for i, e in enumerate(examples) for f in task.encode(i, e, tokenizer, max_pieces, overlap)]
+def encode_all(task, examples: Sequence[Any], tokenizer, max_pieces: int, overlap: int) -> Features:
+    """All features of all examples, in order; many at a time where the task's read() made the examples compact."""
+    if isinstance(examples, getattr(task, "Examples", ())):
+        return join(task.encode_many(examples, tokenizer, max_pieces, overlap))
+    return join(pack(f for i in range(start, min(start + PART, len(examples)))
+                     for f in task.encode(i, examples[i], tokenizer, max_pieces, overlap))
+                for start in range(0, len(examples), PART))
 
 
 def batches_by_length(features: Sequence[Feature]) -> Iterator[list[int]]:
     """Numbers of features, longest first, so many at a time that a batch has about CELLS cells."""
-    order = sorted(range(len(features)), key=lambda i: -len(features[i].ids))
-    while order:
-        count = max(1, CELLS // len(features[order[0]].ids))
-        yield order[:count]
-        order = order[count:]
+    lengths = [len(f.ids) for f in features]
+    order = sorted(range(len(features)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        stop = start + max(1, CELLS // lengths[order[start]])
+        yield order[start:stop]
+        start = stop
 
 
 @torch.inference_mode()

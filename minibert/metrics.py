@@ -99,7 +99,16 @@ def detect_scheme(tag_sequences: Iterable[Tags]) -> str:
     >>> [detect_scheme([tags]) for tags in (["I-PER", "B-PER"], ["B-PER", "B-PER"], ["S-PER", "O"])]
     ['IOB1', 'IOB2', 'BIOES']
     """
-    neighbours = [pair for tags in tag_sequences for pair in pairwise([OUTSIDE, *map(_split, tags)])]
+    return scheme_of(pair for tags in tag_sequences for pair in pairwise(["O", *tags]))
+
+
+def scheme_of(pairs: Iterable[tuple[str, str]]) -> str:
+    """detect_scheme from the pairs of neighbouring tags alone; "O" stands before the first tag of a sentence.
+
+    >>> scheme_of([("O", "I-PER"), ("I-PER", "B-PER")])
+    'IOB1'
+    """
+    neighbours = [(_split(before), _split(tag)) for before, tag in set(pairs)]
     if any(prefix in "ES" for _, (prefix, _) in neighbours):
         return "BIOES"
     some_i_begins = any(word[0] == "I" and not _joined(before, word) for before, word in neighbours)

@@ -263,6 +263,7 @@ def test_the_smallest_window_and_its_overlap():
 
 WORDS = {                                          # field -> words of the command line, value they mean
     "task": (["--task", "ner"], "ner"), "data": (["--data", "a folder"], "a folder"),
+    "cache": (["--cache", "a/place"], "a/place"),
     "weights": (["--weights=x/y"], "x/y"), "output": (["--output", "runs/7"], "runs/7"),
     "epochs": (["--epochs", "13"], 13), "max_steps": (["--max-steps", "17"], 17),
     "batch_size": (["--batch-size", "19"], 19), "accumulate": (["--accumulate", "5"], 5),

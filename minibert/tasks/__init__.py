@@ -13,7 +13,12 @@ from minibert.tokenizer import Tokenizer
 
 
 class Task(Protocol):
-    """One file of this folder. An instance knows its options and, once read from data or a run folder, its labels."""
+    """One file of this folder. An instance knows its options and, once read from data or a run folder, its labels.
+
+    For data by the million a task may have two members more. `Examples`: the class of the sequences that read() gives,
+    whose arrays() and from_arrays(file, arrays) let the cache keep them. `encode_many(examples, tokenizer, max_pieces,
+    overlap)`: the features of all of such a sequence, as parts for features.join. Features are kept for any task.
+    """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate
     best: tuple[str, str]                          # the score that selects a checkpoint, ("entity.f1", "max")
@@ -23,13 +28,19 @@ class Task(Protocol):
     labels: list[str]                              # [K] names, by number
     notices: list[str]                             # what reading found worth telling, in words
 
-    def read(self, path: Path) -> dict[str, list[Any]]:
-        """A folder, or one file as "test", -> {"train" | "dev" | "test": examples}; errors name file and line."""
+    def files(self, path: Path) -> dict[str, Path]:
+        """{split: file} of all that read(path) opens, and nothing else: the cache knows them by their contents."""
 
-    def learn_labels(self, splits: dict[str, list[Any]]) -> None:
+    def read(self, path: Path) -> dict[str, Sequence[Any]]:
+        """A folder, or one file as "test", -> {"train" | "dev" | "test": examples}; errors name file and line.
+
+        What comes out depends on files(path), the options and the code alone; of the task only `notices` changes.
+        """
+
+    def learn_labels(self, splits: dict[str, Sequence[Any]]) -> None:
         """Take the labels from the training examples, then note_unseen()."""
 
-    def note_unseen(self, splits: dict[str, list[Any]]) -> None:
+    def note_unseen(self, splits: dict[str, Sequence[Any]]) -> None:
         """Count labels that training never saw into `notices`; they count as missed, and never crash."""
 
     def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:

@@ -2,9 +2,12 @@
 
 Which label does ##son get? None. A word is scored once, on its first piece; the other pieces carry no loss.
 """
+import dataclasses
+import itertools
 import re
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from minibert import metrics, ops
 from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
 from minibert.errors import MinibertError
+from minibert.features import Features, check_ends, narrow, texts_of_words
 from minibert.model import draw, dropout
 from minibert.tokenizer import Tokenizer, split_words
+from minibert.words import REMEMBERED, Numbering, Words
 
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
@@ -38,6 +43,99 @@ class Example:
         """One value a word -> one list a sentence."""
         ends = [*self.sentences[1:], len(self.words)][:len(self.sentences)]
         return [list(values[a:b]) for a, b in zip(self.sentences, ends, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Sequence[Example]):
+    """N examples of one file in arrays; an Example is made when asked for. A slice without a step is Examples again."""
+    file: Path
+    words: Words                                   # the distinct words
+    names: Words                                   # the distinct tags
+    numbers: np.ndarray                            # int32 [W] every word of the file, into `words`
+    tags: np.ndarray                               # [W] its tag, into `names`
+    sentence_ends: np.ndarray                      # int64 [S+1]: sentence s begins at word sentence_ends[s]
+    example_ends: np.ndarray                       # int64 [N+1]: the same for an example's sentences
+    lines: np.ndarray                              # int64 [N] line of its first word
+
+    @property
+    def word_ends(self) -> np.ndarray:
+        """int64 [N+1]: example i has words word_ends[i]:word_ends[i + 1]."""
+        return self.sentence_ends[self.example_ends]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, i: int | slice) -> "Example | Sequence[Example]":
+        if isinstance(i, slice):
+            chosen = range(len(self))[i]
+            if chosen.step != 1:
+                return [self[j] for j in chosen]
+            return dataclasses.replace(self, lines=self.lines[i],
+                                       example_ends=self.example_ends[chosen.start:chosen.start + len(chosen) + 1])
+        i = range(len(self))[i]
+        bounds = self.sentence_ends[self.example_ends[i]:self.example_ends[i + 1] + 1]
+        inside = slice(bounds[0], bounds[-1])
+        return Example(list(self.words.take(self.numbers[inside])), list(self.names.take(self.tags[inside])),
+                       (bounds[:-1] - bounds[0]).tolist(), f"{self.file}:{self.lines[i]}")
+
+    def count_tags(self) -> dict[str, int]:
+        """{tag: words that have it}, in the order of their first words."""
+        ends = self.word_ends
+        tags = self.tags[ends[0]:ends[-1]]
+        counts = np.bincount(tags, minlength=len(self.names))
+        there = sorted(np.flatnonzero(counts), key=lambda k: int((tags == k).argmax()))
+        return {self.names[k]: int(counts[k]) for k in there}
+
+    def before(self) -> np.ndarray:
+        """[W] the tag before each, len(names) where a sentence begins."""
+        before = np.roll(self.tags.astype(np.int32), 1)
+        before[self.sentence_ends[:-1]] = len(self.names)
+        return before
+
+    def count_neighbours(self) -> Counter[tuple[str, str]]:
+        """{(tag before, tag): words}; "O" stands before the first word of a sentence. Examples of whole files only."""
+        names = [*self.names, "O"]
+        counts = np.bincount(self.before() * len(names) + self.tags)
+        result: Counter[tuple[str, str]] = Counter()
+        for cell in np.flatnonzero(counts).tolist():
+            result[names[cell // len(names)], names[cell % len(names)]] += int(counts[cell])
+        return result
+
+    def in_iob2(self, scheme: str) -> "Examples":
+        """The same with tags in IOB2: what a tag becomes depends on nothing but the one before it."""
+        old, new = [*self.names, "O"], Numbering()
+        table = np.zeros((len(old), len(old)), np.int64)
+        for before, tag in self.count_neighbours():
+            converted = new[metrics.to_iob2([before, tag], scheme)[1]]
+            table[[i for i, name in enumerate(old) if name == before], old.index(tag)] = converted
+        return dataclasses.replace(self, names=new.words(), tags=narrow(table)[self.before(), self.tags])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the cache keeps: everything but the name of the file."""
+        return {"words.letters": self.words.letters, "words.ends": self.words.ends, "names.letters": self.names.letters,
+                "names.ends": self.names.ends, **{name: getattr(self, name) for name in ARRAYS}}
+
+    @classmethod
+    def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "Examples":
+        """The examples that arrays() was taken from, or of a file of the same contents.
+
+        Raises ValueError or KeyError for arrays that do not fit each other.
+        """
+        words, names = (Words(arrays[f"{x}.letters"], arrays[f"{x}.ends"]) for x in ("words", "names"))
+        found = cls(file, words, names, **{name: arrays[name] for name in ARRAYS})
+        for ends, count, total in ((words.ends, len(words), len(words.letters)),
+                                   (names.ends, len(names), len(names.letters)),
+                                   (found.sentence_ends, len(found.sentence_ends) - 1, len(found.numbers)),
+                                   (found.sentence_ends, len(found.sentence_ends) - 1, len(found.tags)),
+                                   (found.example_ends, len(found), len(found.sentence_ends) - 1)):
+            check_ends(ends, count, total)
+        for values, count in ((found.numbers, len(words)), (found.tags, len(names))):
+            if len(values) and not 0 <= values.min() <= values.max() < count:
+                raise ValueError(f"numbers outside of 0 to {count - 1}")
+        return found
+
+
+ARRAYS = ("numbers", "tags", "sentence_ends", "example_ends", "lines")
 
 
 @dataclass(frozen=True)
@@ -82,47 +180,48 @@ class NER:
     defaults: dict[str, Any] = {}
     best = ("entity.f1", "max")
     architecture, problem_type = "BertForTokenClassification", None
-    Options = Options
+    Options, Examples = Options, Examples
 
     def __init__(self, options: Options, labels: Sequence[str] = ()):
         self.options, self.labels, self.notices = options, list(labels), []
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
-        path = Path(path)
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of SPLITS."""
         if not path.exists():
             raise MinibertError(f"{path}: no such file or folder; --data takes a folder with train, dev and test files")
-        files = {"test": path} if path.is_file() else find_files(path)
-        documents = {split: read_conll(file) for split, file in files.items()}
-        sequences = [s.tags for split in documents.values() for document in split for s in document]
-        scheme = metrics.detect_scheme(sequences)
+        return {"test": path} if path.is_file() else find_files(path)
+
+    def read(self, path: Path) -> dict[str, Examples]:
+        """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
+        files = self.files(Path(path))
+        documents = self.options.context == "document"
+        whole = documents and all(has_documents(file) for file in files.values())
+        splits = {split: read_examples(file, whole) for split, file in files.items()}
+        neighbours = sum((examples.count_neighbours() for examples in splits.values()), Counter())
+        scheme = metrics.scheme_of(neighbours)
         if scheme != "IOB2":
             self.notices.append(f"tags are {scheme}; converted to IOB2")
-        if broken := sum(metrics.invalid_starts(t) for t in sequences) if scheme == "IOB2" else 0:
+        elif broken := sum(n * begins_wrongly(*pair) for pair, n in neighbours.items()):
             self.notices.append(f"{broken} entities begin with I-; read as B-, as conlleval does")
-        whole = self.options.context == "document" and all(
-            re.search(rb"(?m)^-DOCSTART-", file.read_bytes()) for file in files.values())
-        if self.options.context == "document" and not whole:
+        if documents and not whole:
             self.notices.append("no -DOCSTART- lines: every sentence stands alone")
-        return {split: [join(group, scheme) for document in documents[split]
-                        for group in ([document] if whole else [[s] for s in document])] for split in documents}
+        return {split: examples.in_iob2(scheme) for split, examples in splits.items()}
 
-    def learn_labels(self, splits: dict[str, list[Example]]) -> None:
+    def learn_labels(self, splits: dict[str, Examples]) -> None:
         """O, and B-X and I-X of every type X in train."""
-        seen = Counter(t for e in splits["train"] for t in e.tags)
-        types = sorted({t[2:] for t in seen if t != "O"})
+        types = sorted({t[2:] for t in splits["train"].count_tags() if t != "O"})
         if not types:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 
-    def note_unseen(self, splits: dict[str, list[Example]]) -> None:
+    def note_unseen(self, splits: dict[str, Examples]) -> None:
         """Count tags that training never saw."""
         for split, examples in splits.items():
-            unseen = Counter(t for e in examples for t in e.tags if t not in self.labels)
+            unseen = {t: n for t, n in examples.count_tags().items() if t not in self.labels}
             if unseen:
                 self.notices.append(f"{split} has tags that train never saw, which count as missed: "
                                     + ", ".join(f"{t} ({n} words)" for t, n in unseen.items()))
@@ -142,6 +241,14 @@ class NER:
         index = {label: i for i, label in enumerate(self.labels)}
         labels = [index.get(t, -1) for t in example.tags] or [-1] * len(example.words)
         return word_features(number, tokenizer.pieces([example.words])[0], tokenizer, max_pieces, overlap, labels)
+
+    def encode_many(self, examples: Examples, tokenizer: Tokenizer, max_pieces: int,
+                    overlap: int) -> Iterator[Features]:
+        """encode() of them all, in parts."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        known = narrow(np.array([index.get(t, -1) for t in examples.names], np.int64))
+        return texts_of_words(examples.words, examples.numbers, examples.word_ends, known[examples.tags], tokenizer,
+                              max_pieces, overlap)
 
     def head(self, config: BertConfig) -> nn.Module:
         """Published as `classifier`."""
@@ -248,8 +355,7 @@ class Sentence:
     """As it stands in the file."""
     words: list[str]
     tags: list[str]
-    line: int
-    file: Path
+    line: int                                      # of its first word
 
 
 def find_files(folder: Path) -> dict[str, Path]:
@@ -267,42 +373,88 @@ def find_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_conll(file: Path) -> list[list[Sentence]]:
-    """A file as documents of sentences. Raises MinibertError with file:line for what does not parse."""
-    documents: list[list[Sentence]] = [[]]
-    current: Sentence | None = None
-    text = decode_utf8(file).replace("\r\n", "\n").replace("\r", "\n")         # the three line ends there are
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip(" \t")
-        if not line or line.startswith("-DOCSTART-"):
-            current = None
-            if line and documents[-1]:
-                documents.append([])
-            continue
-        word, tag = columns(line, f"{file}:{number}")
+def has_documents(file: Path) -> bool:
+    """Whether some line of a file begins with -DOCSTART-."""
+    with open(file, "rb") as f:
+        return any(line.startswith(b"-DOCSTART-") for line in f)
+
+
+def read_examples(file: Path, whole: bool) -> Examples:
+    """A file as one example a document (`whole`) or a sentence, tags as they stand; raises what read_conll raises."""
+    words, names = Numbering(), Numbering()
+    numbers, tags, ends, lines, documents = array("i"), array("i"), array("q", [0]), array("q"), array("q")
+    for document in read_conll(file):
+        documents.append(len(lines))
+        for sentence in document:
+            numbers.extend(map(words.__getitem__, sentence.words))
+            tags.extend(map(names.__getitem__, sentence.tags))
+            ends.append(len(numbers))
+            lines.append(sentence.line)
+    first = np.array(documents) if whole else np.arange(len(lines))          # sentence where each example begins
+    return Examples(file, words.words(), names.words(), np.array(numbers, np.int32), narrow(np.array(tags)),
+                    np.array(ends), np.append(first, len(lines)), np.array(lines)[first])
+
+
+def read_conll(file: Path) -> Iterator[Iterator[Sentence]]:
+    """The documents of a file, each as its sentences, read while they are taken: take all of one before the next.
+
+    Raises MinibertError with file:line for what does not parse.
+    """
+    found = False
+    for _, group in itertools.groupby(read_sentences(file), key=lambda pair: pair[0]):
+        found = True
+        yield (sentence for _, sentence in group)
+    if not found:
+        raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
+
+
+def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
+    """(number of its document, sentence) of every sentence of a file."""
+    document, current = 0, None
+    parsed: dict[str, tuple[str, str]] = {}                                   # lines come again and again
+    for number, line in enumerate(read_lines(file), 1):
+        if line not in parsed:
+            text = line.strip(" \t\n")
+            if not text or text.startswith("-DOCSTART-"):
+                if current is not None:
+                    yield document, current
+                current, document = None, document + bool(text)
+                continue
+            if len(parsed) >= REMEMBERED:
+                parsed.clear()
+            parsed[line] = columns(text, f"{file}:{number}")
         if current is None:
-            current = Sentence([], [], number, file)
-            documents[-1].append(current)
+            current = Sentence([], [], number)
+        word, tag = parsed[line]
         current.words.append(word)
         current.tags.append(tag)
-    if not documents[-1]:
-        documents.pop()
-    if not documents:
-        raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
-    return documents
+    if current is not None:
+        yield document, current
 
 
-def decode_utf8(file: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark. Raises MinibertError with file:line."""
+def read_lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with or without a byte order mark; each of the three line ends there are becomes \\n.
+
+    Raises MinibertError with file:line.
+    """
     try:
-        raw = file.read_bytes()
+        with open(file, encoding="utf-8-sig") as f:
+            yield from f
     except OSError as e:
         raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError:
+        with open(file, "rb") as f:
+            number, raw, place = next((n, x, p) for n, x in enumerate(f, 1) if (p := not_utf8(x)) is not None)
+        raise MinibertError(f"{file}:{number}: byte 0x{raw[place]:02x} is not UTF-8; convert the file") from None
+
+
+def not_utf8(raw: bytes) -> int | None:
+    """Place of the first byte that is not UTF-8; None where all are."""
     try:
-        return raw.decode("utf-8-sig")
+        raw.decode("utf-8")
     except UnicodeDecodeError as e:
-        line = raw[:e.start].count(b"\n") + 1
-        raise MinibertError(f"{file}:{line}: byte 0x{raw[e.start]:02x} is not UTF-8; convert the file") from None
+        return e.start
+    return None
 
 
 def columns(line: str, where: str) -> tuple[str, str]:
@@ -317,8 +469,6 @@ def columns(line: str, where: str) -> tuple[str, str]:
     return parts[0], parts[-1]
 
 
-def join(group: Sequence[Sentence], scheme: str) -> Example:
-    """Sentences -> one Example with IOB2 tags."""
-    begins = np.cumsum([0, *(len(s.words) for s in group[:-1])]).tolist()
-    return Example([w for s in group for w in s.words], [t for s in group for t in metrics.to_iob2(s.tags, scheme)],
-                   begins, f"{group[0].file}:{group[0].line}")
+def begins_wrongly(before: str, tag: str) -> int:
+    """1 where an entity begins at `tag` otherwise than IOB2 allows, with `before` in front of it; else 0."""
+    return metrics.invalid_starts([before, tag]) - metrics.invalid_starts([before])
