@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}      # bytes of a float -> whole numbers as wide
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -79,7 +80,30 @@ class DropoutMasks:
         threshold = min(round(p * 2 ** 16), 2 ** 16 - 1)                      # [DROP-5] p just below 1 is not 1
         key, counter = [self.seed, self.process], [0, site, self.micro_batch, self.update]
         philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
-        count = int(np.prod(shape))
-        lanes = philox.random_raw(-(-count // 4)).view(np.int16)[:count]     # four 16-bit lanes a 64-bit number
-        kept = torch.from_numpy(lanes >= threshold - 2 ** 15).view(shape)     # [DROP-6] the lanes are signed
-        return kept.to(like.device, like.dtype) * (2 ** 16 / (2 ** 16 - threshold))  # [DROP-2]
+        kept = at_least(threshold, int(np.prod(shape)), philox)
+        scale = torch.tensor(2 ** 16 / (2 ** 16 - threshold), dtype=like.dtype)  # [DROP-2]
+        bits = scale.view(WHOLE[like.element_size()]).numpy()
+        mask = torch.from_numpy(kept * bits)       # 0 or 1 times the bits of the scale: no slow cast of booleans
+        return mask.view(like.dtype).view(shape).to(like.device)
+
+
+def at_least(threshold: int, count: int, philox: np.random.Philox) -> np.ndarray:
+    """[count] booleans: whether `count` random 16-bit numbers reach `threshold`, itself one of 0 .. 2^16 - 1.
+
+    The high bytes come first, one for each number. The low byte is drawn only where the high one equals the
+    threshold's, for one number in 256: those bytes follow, in the same order.
+    """
+    high, low = divmod(threshold, 2 ** 8)
+    upper = next_bytes(philox, count)
+    kept = upper > high                                                       # [DROP-6] decided by the high byte
+    ties = np.flatnonzero(upper == high)
+    kept[ties] |= next_bytes(philox, len(ties)) >= low                        # [DROP-8]
+    return kept
+
+
+def next_bytes(philox: np.random.Philox, count: int) -> np.ndarray:
+    """[count] bytes of the generator's next 64-bit numbers, the lowest byte of each first on every machine.
+
+    It takes whole numbers: what is left of the last one is not used.
+    """
+    return philox.random_raw(-(-count // 8)).astype("<u8", copy=False).view(np.uint8)[:count]

@@ -192,14 +192,19 @@ def test_a_row_without_gradient_still_moves():
 
 @pytest.fixture
 def every_lane(monkeypatch):
-    """A generator in place of Philox that gives each of the 2^16 lanes once: shares become exact."""
+    """A generator in place of Philox for 2^16 mask entries: entry number u is decided by the bits of u.
+
+    So each of the 2^16 values comes once, and shares become exact. First it gives every high byte 256 times. The 256
+    entries that have t's high byte ask for more, in order, and get the low bytes 0 to 255.
+    """
     class Every:
         def __init__(self, key, counter):
-            pass
+            self.asked = iter([np.repeat(np.arange(256), 256), np.arange(256)])
 
         def random_raw(self, count):
-            assert count == LANES // 4
-            return np.arange(LANES).astype(np.uint16).view(np.uint64)
+            given = next(self.asked).astype(np.uint8).view("<u8")
+            assert count == len(given)
+            return given
 
     monkeypatch.setattr(np.random, "Philox", Every)
     return lambda p: DropoutMasks(3, 8)(0, (LANES,), p, torch.zeros((), dtype=torch.float64))
@@ -217,10 +222,25 @@ def test_p_just_below_1_keeps_one_lane_of_65536_DROP_2_DROP_5(every_lane):
     assert sorted(mask.tolist())[-2:] == [0.0, float(LANES)]
 
 
-def test_the_highest_lanes_are_kept_DROP_6(every_lane):
-    """Read as signed, lanes rise 0 … 32767, -32768 … -1 in the order of `Every`; 0.1 drops the lowest 6,554."""
-    half, survivor = LANES // 2, LANES / (LANES - 6554)
-    assert every_lane(0.1).tolist() == [survivor] * half + [0.0] * 6554 + [survivor] * (half - 6554)
+def test_the_highest_lanes_are_kept_DROP_6_DROP_8(every_lane):
+    """0.1 drops the lowest 6,554."""
+    assert every_lane(0.1).tolist() == [0.0] * 6554 + [LANES / (LANES - 6554)] * (LANES - 6554)
+
+
+def test_two_bytes_decide_as_16_bits_do_for_every_high_and_every_low_byte_of_t_DROP_6_DROP_8(every_lane):
+    """All 2^16 values of u, for 2,032 values of t: four low bytes under each high one, and the other way round."""
+    some = (0, 1, 154, 255)
+    thresholds = {256 * a + b for a, b in [*itertools.product(range(256), some), *itertools.product(some, range(256))]}
+    u = torch.arange(LANES)
+    assert [t for t in sorted(thresholds) if not torch.equal(every_lane(t / LANES) != 0, u >= t)] == []
+
+
+@pytest.mark.parametrize("t", [6554, 1, 255, 256, 200 * 256 + 3, 2 ** 16 - 1])
+def test_the_low_byte_of_a_tie_brings_the_share_to_t_DROP_7(every_lane, t):
+    """Counted over all lanes; a byte is below b in b of 256 cases."""
+    high, low = t // 256, t % 256
+    claimed = Fraction(high, 256) + Fraction(1, 256) * Fraction(low, 256)     # [DROP-7]
+    assert claimed == Fraction(t, LANES) == Fraction(int((every_lane(t / LANES) == 0).sum()), LANES)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.37, 0.9])

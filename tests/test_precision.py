@@ -1,3 +1,4 @@
+import itertools
 import math
 from itertools import pairwise, product
 
@@ -71,20 +72,70 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
     return c
 
 
-@pytest.mark.parametrize("p", [0.02, 0.1, 0.5])
-@pytest.mark.parametrize("shape", [(5, 6, 7), (3,), (101,)])
-def test_bits_are_philox_with_key_and_counter_as_documented(shape, p):
-    """Key (seed, process), counter (block, site, micro-batch, update) with blocks from 1, as numpy counts; each 64-bit
-    number gives four 16-bit numbers, lowest first, read as two's complement."""
-    a, count = ARGUMENTS, math.prod(shape)
-    numbers = [n for block in range(1, count // 16 + 2)
-               for n in philox([block, 5, a["micro_batch"], a["update"]], [a["seed"], a["process"]])]
-    lanes = [(n >> 16 * j) & 0xFFFF for n in numbers for j in range(4)][:count]
-    signed = [x - 2 ** 16 if x >= 2 ** 15 else x for x in lanes]
-    dropped = round(p * 65536)                                  # of 65536 lanes, the `dropped` lowest
+def slow_numbers(count: int, dropped: int) -> tuple[list[int], int]:
+    """(16-bit numbers as `draw` decides by them, how many needed their low byte).
+
+    Key (seed, process), counter (block, site, micro-batch, update) with blocks from 1, as numpy counts. Each 64-bit
+    number gives eight bytes, lowest first: a high byte for every mask entry; then, from the next whole 64-bit number
+    on, a low byte for every entry whose high byte is that of `dropped`. Elsewhere 0 stands for the low byte.
+    """
+    a = ARGUMENTS
+    words = (n for block in itertools.count(1)
+             for n in philox([block, 5, a["micro_batch"], a["update"]], [a["seed"], a["process"]]))
+
+    def take(wanted: int) -> list[int]:
+        found = []
+        while len(found) < wanted:
+            n = next(words)
+            found += [(n >> 8 * j) & 0xFF for j in range(8)]
+        return found[:wanted]
+
+    upper = take(count)
+    tied = [i for i, byte in enumerate(upper) if byte == dropped // 256]
+    lower = dict(zip(tied, take(len(tied)), strict=True))
+    return [256 * byte + lower.get(i, 0) for i, byte in enumerate(upper)], len(tied)
+
+
+CASES = [((5, 6, 7), 1311), ((5, 6, 7), 6554), ((101,), 6554), ((7, 11, 43), 6554), ((7, 11, 43), 32767),
+         ((4096,), 6554),                                       # the high bytes end where a block ends
+         ((7, 11, 43), 131), ((4096,), 1),                      # the high byte of t is 0
+         ((7, 11, 43), 25 * 256), ((7, 11, 43), 0),             # its low byte is 0
+         ((7, 11, 43), 255 * 256), ((7, 11, 43), 2 ** 16 - 1),  # its high byte is 255
+         ((3,), 6554), ((0,), 6554)]
+
+
+@pytest.mark.parametrize("shape, dropped", CASES)
+def test_bits_are_philox_with_key_and_counter_as_documented(shape, dropped):
+    """Of 65536 numbers the `dropped` lowest."""
+    found, _ = slow_numbers(math.prod(shape), dropped)
     scale = 65536 / (65536 - dropped)
-    expected = torch.tensor([scale if x + 2 ** 15 >= dropped else 0.0 for x in signed], dtype=torch.float64)
-    assert torch.equal(draw(shape=shape, p=p), expected.view(shape))
+    expected = torch.tensor([scale if u >= dropped else 0.0 for u in found], dtype=torch.float64)
+    assert torch.equal(draw(shape=shape, p=dropped / 65536), expected.view(shape))
+
+
+def test_among_these_cases_are_none_and_few_and_many_ties_and_ties_of_either_fate():
+    found = {case: slow_numbers(math.prod(case[0]), case[1]) for case in CASES}
+    ties = {case: n for case, (_, n) in found.items()}
+    assert ties[(5, 6, 7), 1311] == ties[(3,), 6554] == ties[(0,), 6554] == 0
+    assert [ties[(7, 11, 43), t] for t in (6554, 131, 255 * 256)] == [13, 16, 6]
+    decided = [u >= 6554 for u in found[(7, 11, 43), 6554][0] if u // 256 == 6554 // 256]
+    assert len(decided) == ties[(7, 11, 43), 6554] and 2 < sum(decided) < len(decided) - 2
+
+
+@pytest.mark.parametrize("p", [0.1, 0.37])
+def test_the_mask_does_not_depend_on_the_byte_order_of_the_machine(monkeypatch, p):
+    """numpy's numbers stored highest byte first, as on a big-endian machine: same values, same mask."""
+    expected, true = draw(shape=(7, 11, 43), p=p), np.random.Philox
+
+    class BigEndian:
+        def __init__(self, **given):
+            self.philox = true(**given)
+
+        def random_raw(self, count):
+            return self.philox.random_raw(count).astype(">u8")
+
+    monkeypatch.setattr(np.random, "Philox", BigEndian)
+    assert torch.equal(draw(shape=(7, 11, 43), p=p), expected)
 
 
 # ----------------------------------------------------------------------------------------------------------- statistics
@@ -120,8 +171,8 @@ def test_no_correlation_between_sites_updates_lanes_and_rows(p):
     flat = base.flatten()
     for lag in (1, 2, 3, 4, 8, 16, 64, columns):
         assert abs(correlation(flat[:-lag], flat[lag:])) < 5 / math.sqrt(len(flat) - lag), lag
-    lanes = flat.view(-1, 4).T
-    for i in range(4):
+    lanes = flat.view(-1, 8).T                                  # eight bytes of a 64-bit number
+    for i in range(8):
         assert abs(float(lanes[i].mean()) - 1) < 5 * math.sqrt(p / (1 - p) / lanes.shape[1])
         for j in range(i):
             assert abs(correlation(lanes[i], lanes[j])) < 5 / math.sqrt(lanes.shape[1]), (i, j)
@@ -134,7 +185,8 @@ def test_no_correlation_between_sites_updates_lanes_and_rows(p):
 def test_any_shape(shape):
     mask = draw(shape=iter(shape), p=0.5)
     assert mask.shape == torch.Size(shape)
-    assert torch.equal(mask.flatten(), draw(shape=(173,), p=0.5)[:mask.numel()])
+    assert torch.equal(mask.flatten(), draw(shape=(173,), p=0.5)[:mask.numel()])     # t = 2^15: no low byte matters
+    assert torch.equal(draw(shape=shape).flatten(), draw(shape=(mask.numel(),)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -143,6 +195,16 @@ def test_dtype_and_device_of_like(dtype):
     assert mask.dtype == dtype and mask.device == CPU
     assert torch.equal(mask != 0, draw() != 0)
     assert draw(like=torch.zeros(3, dtype=dtype, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_product_of_bits_is_the_product_of_floats(dtype):
+    """To the bit, where the scale is rounded, and where it overflows: 2^16 is more than fp16 holds."""
+    for dropped in (*range(0, 2 ** 16, 331), 2 ** 16 - 2, 2 ** 16 - 1):
+        mask = draw(shape=(7, 11, 43), p=dropped / 2 ** 16, like=torch.zeros((), dtype=dtype))
+        kept = draw(shape=(7, 11, 43), p=dropped / 2 ** 16) != 0
+        expected = kept.to(dtype) * (2 ** 16 / (2 ** 16 - dropped))
+        assert mask.dtype == dtype and torch.equal(mask.view(torch.uint8), expected.view(torch.uint8)), dropped
 
 
 def test_p_zero_keeps_everything():
@@ -250,7 +312,7 @@ def test_autocast_ends_with_its_block():
 def test_masks_of_one_update_do_not_repeat_from_site_to_site():
     """A block's counter never runs into the next site's: long masks of neighbouring sites share no stretch."""
     masks = [draw(site=s, shape=(4096,), p=0.5) for s in range(4)]
-    windows = [{m[i:i + 64].numpy().tobytes() for i in range(0, 4096, 4)} for m in masks]
+    windows = [{m[i:i + 64].numpy().tobytes() for i in range(0, 4096 - 63, 4)} for m in masks]
     assert all(not (a & b) for a, b in pairwise(windows))
 
 
