@@ -184,12 +184,10 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
             counts[term] = counts.get(term, 0.0) + count                      # [ACC-3]
     factors = {term: scale / (count or 1.0) for term, count in counts.items()}  # [ACC-1] 0/1 for a term without labels
     add_gradient = {"fast": fast.add_gradients, "by-hand": add_by_hand, "autograd": add_by_autograd}[settings.gradients]
-    loss = 0.0
-    for i, batch in enumerate(batches):
-        sums = add_gradient(model, task, batch, DropoutMasks(settings.seed, step, micro_batch=i), factors,
-                            settings.precision)
-        loss += sum(float(sums[term]) / (counts[term] or 1.0) for term in sums)  # [RISK-1]
-    return loss
+    sums = [add_gradient(model, task, batch, DropoutMasks(settings.seed, step, micro_batch=i), factors,
+                         settings.precision) for i, batch in enumerate(batches)]
+    # only now are numbers asked for: a GPU has had all its work by then
+    return sum(float(part[term]) / (counts[term] or 1.0) for part in sums for term in part)  # [RISK-1]
 
 
 def adversarial_gradient(model: Model, task: Task, batches: Sequence[Batch], scale: float, settings: TrainConfig,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minibert.layout import Layout
+from minibert.layout import Layout, moved
 from minibert.tokenizer import Pieces, Tokenizer
 
 POOL = 50                                          # batches that are sorted by length together
@@ -130,9 +130,10 @@ def collate(features: Sequence[Feature], kind: str = "rectangle", pad: int = 0, 
     labels = np.concatenate([f.labels for f in features])
 
     def move(x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x).to(device)
+        return moved(torch.from_numpy(x), device)
 
-    return Batch(move(ids), move(types), Layout(move(live), kind, prefix), move(picks), move(labels), features)
+    layout = Layout(torch.from_numpy(live), kind, prefix).to(device)          # made on the host: it counts cells
+    return Batch(move(ids), move(types), layout, move(picks), move(labels), features)
 
 
 def fill(values: np.ndarray, live: np.ndarray, pad: int) -> np.ndarray:

@@ -363,20 +363,25 @@ class FusedAdamW(AdamW):
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            states = [self.state.setdefault(p, {}) for p in params]
-            for p, state in zip(params, states, strict=True):
-                self.begin(p, state, group)
-            # 1 - beta^t is 1 at t = infinity: no correction
-            t = [torch.tensor(float(s["t"]) if group["bias_correction"] else math.inf, device=p.device)
-                 for p, s in zip(params, states, strict=True)]
-            torch._fused_adamw_(params, [self.dense(p) for p in params], [s["m"] for s in states],
-                                [s["s"] for s in states], [], t, lr=group["lr"], beta1=group["betas"][0],
-                                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
-                                amsgrad=False, maximize=False)
-            for p in params:
-                if p.grad.is_sparse:
-                    self.spread[p].index_fill_(0, p.grad.indices()[0], 0.0)
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self.move(params, group)
+                for p in params:
+                    if p.grad.is_sparse:
+                        self.spread[p].index_fill_(0, p.grad.indices()[0], 0.0)
+
+    def move(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """One call for all parameters of a group."""
+        states = [self.state.setdefault(p, {}) for p in params]
+        for p, state in zip(params, states, strict=True):
+            self.begin(p, state, group)
+        # 1 - beta^t is 1 at t = infinity: no correction
+        counts = [float(s["t"]) if group["bias_correction"] else math.inf for s in states]
+        known = {t: torch.tensor(t, device=params[0].device) for t in set(counts)}
+        beta1, beta2 = group["betas"]
+        torch._fused_adamw_(params, [self.dense(p) for p in params], [s["m"] for s in states],
+                            [s["s"] for s in states], [], [known[t] for t in counts], lr=group["lr"], beta1=beta1,
+                            beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
+                            maximize=False)
 
     def dense(self, p: nn.Parameter) -> Tensor:
         """The gradient of p with its zeros."""

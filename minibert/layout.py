@@ -31,6 +31,13 @@ class Layout:
         self.live = live.flatten()[cells]                                                   # [P]
         self.allowed = allowed(live, prefix)                                                # [B,1,1 or T,T] or None
 
+    def to(self, device: torch.device | str) -> "Layout":
+        """Itself, with its tensors on `device`. What it had to ask them is answered where they were made."""
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                setattr(self, name, moved(x, device))
+        return self
+
     def rows(self, x: Tensor) -> Tensor:
         """[P, ...] -> [B, T, ...]; cells without a piece are 0 in the ragged kind."""
         B, T = self.shape
@@ -42,6 +49,11 @@ class Layout:
         """[B, T, ...] -> [P, ...], the inverse of rows()."""
         x = x.reshape(-1, *x.shape[2:])
         return x if self.cells is None else x[self.cells]
+
+
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on `device`; to CUDA from pinned memory, so that nobody waits for the copy."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 def allowed(live: Tensor, prefix: Tensor | None) -> Tensor | None:

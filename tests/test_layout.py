@@ -96,3 +96,25 @@ def test_prefix_is_kept_and_an_unknown_kind_refused():
     assert Layout(LIVE, "ragged", PREFIX).prefix is PREFIX
     with pytest.raises(ValueError, match="triangle"):
         Layout(LIVE, "triangle")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_moves_to_the_device_and_cuda_copies_are_pinned(kind, monkeypatch):
+    """The copies to CUDA, which is not here: `to` answers with a mark of the device instead."""
+    asked = []
+
+    def to(x, device, **how):
+        asked.append((x.is_shared(), str(device), how))
+        return x + 0
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x.clone().share_memory_())      # shared: it was pinned
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    layout = Layout(LIVE, kind, PREFIX)
+    before = {name: x for name, x in vars(layout).items() if isinstance(x, torch.Tensor)}
+    assert layout.to("cuda:1") is layout
+    assert len(before) == {"rectangle": 6, "ragged": 7}[kind]
+    assert asked == [(True, "cuda:1", {"non_blocking": True})] * len(before)
+    assert all(torch.equal(getattr(layout, name), x) for name, x in before.items())
+    asked.clear()
+    layout.to("cpu")
+    assert asked == [(False, "cpu", {})] * len(before)
