@@ -52,6 +52,7 @@ class Kept:
     def __init__(self):
         self.precision, self.dtype = "", torch.float32
         self.blocks: list[tuple[Linear, ...]] = []
+        self.room: dict[nn.Linear, Linear] = {}    # memory for what has to be copied, by the first of its maps
 
     def refresh(self, model: Model, precision: str) -> None:
         """cast() once an update: weights stand still from the first gradient to the optimizer's step."""
@@ -61,35 +62,28 @@ class Kept:
     @torch.no_grad()
     def cast(self, model: Model, precision: str) -> None:
         """Take all matrices as they are now."""
-        self.precision, dtype = precision, DTYPES[precision] or model.bert.embeddings.word.weight.dtype
-        if self.dtype != dtype or not self.blocks:
-            self.dtype, self.blocks = dtype, [room(block, dtype) for block in model.bert.blocks]
-        for block, maps in zip(model.bert.blocks, self.blocks, strict=True):
-            for kept, linears in zip(maps, linears_of(block), strict=True):
-                copy_side_by_side(kept, linears)
+        self.precision, self.dtype = precision, DTYPES[precision] or model.bert.embeddings.word.weight.dtype
+        self.blocks = [tuple(self.working(*maps) for maps in maps_of(block)) for block in model.bert.blocks]
+
+    def working(self, *maps: nn.Linear) -> Linear:
+        """Linear maps side by side in the working format; a single one that has it already is taken as it is."""
+        first, n = maps[0], [f.out_features for f in maps]
+        if len(maps) == 1 and first.weight.dtype == self.dtype:
+            return Linear(first.weight.detach(), first.bias.detach())
+        if first not in self.room or self.room[first].w.dtype != self.dtype:
+            self.room[first] = Linear(*(first.weight.new_empty(shape, dtype=self.dtype)
+                                        for shape in ((sum(n), first.in_features), (sum(n),))))
+        kept = self.room[first]
+        for f, w, b in zip(maps, kept.w.split(n), kept.b.split(n), strict=True):
+            w.copy_(f.weight)
+            b.copy_(f.bias)
+        return kept
 
 
-def linears_of(m: Block) -> list[list[nn.Linear]]:
+def maps_of(m: Block) -> list[list[nn.Linear]]:
     """The linear maps of a block; those that read the same input together."""
     a, f = m.attention, m.feedforward
     return [[a.query, a.key, a.value], [a.output], [f.inner], [f.outer]]
-
-
-def room(m: Block, dtype: torch.dtype) -> tuple[Linear, ...]:
-    """Memory for the maps of a block."""
-    def empty(linears: list[nn.Linear]) -> Linear:
-        n, k = sum(f.out_features for f in linears), linears[0].in_features
-        return Linear(*(linears[0].weight.new_empty(shape, dtype=dtype) for shape in ((n, k), (n,))))
-
-    return tuple(map(empty, linears_of(m)))
-
-
-def copy_side_by_side(kept: Linear, linears: list[nn.Linear]) -> None:
-    """Weights and biases, cast on the way."""
-    n = [f.out_features for f in linears]
-    for f, w, b in zip(linears, kept.w.split(n), kept.b.split(n), strict=True):
-        w.copy_(f.weight)
-        b.copy_(f.bias)
 
 
 class Sums(Gradients):
