@@ -14,6 +14,7 @@ docs/performance.md has what each of them is worth.
 """
 import contextlib
 import ctypes
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -27,11 +28,6 @@ from minibert.config import ACTIVATIONS
 from minibert.model import ACTIVATE, Attention, Block, Embeddings, Model, attention_fused, draw
 from minibert.optim import AdamW
 from minibert.precision import DTYPES, autocast
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:                                # an older torch: rows are padded for attention
-    varlen_attn = None
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
@@ -311,12 +307,13 @@ def attend(m: Attention, qkv: Tensor, layout: Any, masks: None) -> tuple[Tensor,
 
 def may_pack(qkv: Tensor, layout: Any) -> bool:
     """Whether torch has a kernel for these rows end to end: CUDA, 16 bits, every piece of a row sees all of it."""
-    return (varlen_attn is not None and layout.kind == "ragged" and layout.prefix is None and qkv.is_cuda
-            and qkv.element_size() == 2)
+    return (qkv.is_cuda and qkv.element_size() == 2 and layout.kind == "ragged" and layout.prefix is None
+            and importlib.util.find_spec("torch.nn.attention.varlen") is not None)
 
 
 def attend_packed(m: Attention, qkv: Tensor, layout: Any) -> Tensor:
     """[N,3H] of a ragged layout -> [N,H], by torch's kernel for rows of different lengths."""
+    from torch.nn.attention.varlen import varlen_attn  # only here: it brings torch's compiler, a second and a half
     q, k, v = qkv.view(-1, 3, m.A, m.D).unbind(1)                              # [N,A,D] each
     ends = F.pad(layout.lengths.cumsum(0), (1, 0)).to(torch.int32)             # [B+1]
     longest = layout.shape[1]                      # columns; asking the device for the longest row would wait for it

@@ -1,13 +1,18 @@
 """The fast engine beside the readable ones: the same gradients, the same AdamW, the same runs."""
 import ctypes
 import dataclasses
+import importlib.util
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.attention.varlen
 import trajectory
 from conftest import shake
 from test_byhand import Untouched, by_autograd
@@ -238,7 +243,7 @@ def test_rows_end_to_end_for_the_kernel_of_cuda(rows, monkeypatch):
 
     wanted = fast.Scorer(model, "fp32")(batch)
     assert not fast.may_pack(torch.zeros(5, 90, dtype=torch.bfloat16), batch.layout)
-    monkeypatch.setattr(fast, "varlen_attn", one_row_after_the_other)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", one_row_after_the_other)
     monkeypatch.setattr(fast, "may_pack", lambda qkv, layout: layout.kind == "ragged")
     found = fast.Scorer(model, "fp32")(batch)
     assert calls == [fast.LONG + 7] * 2 and (found - wanted).norm() <= 1e-13 * wanted.norm()
@@ -247,9 +252,17 @@ def test_rows_end_to_end_for_the_kernel_of_cuda(rows, monkeypatch):
 @pytest.mark.parametrize("device, bits, kind, prefix, answer", [
     ("cuda", 2, "ragged", None, True), ("cpu", 2, "ragged", None, False), ("cuda", 4, "ragged", None, False),
     ("cuda", 2, "rectangle", None, False), ("cuda", 2, "ragged", PREFIX, False)])
-def test_when_rows_may_be_packed(device, bits, kind, prefix, answer):
+def test_when_rows_may_be_packed(device, bits, kind, prefix, answer, monkeypatch):
     qkv = SimpleNamespace(is_cuda=device == "cuda", element_size=lambda: bits)
     assert fast.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is answer
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)         # an older torch has no such kernel
+    assert fast.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is False
+
+
+def test_torchs_compiler_is_not_imported():
+    """It would take a second and a half of every start."""
+    command = [sys.executable, "-c", "import sys, train; sys.exit('torch._dynamo' in sys.modules)"]
+    assert subprocess.run(command, cwd=Path(train.__file__).parent).returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------- the optimizer
