@@ -135,7 +135,7 @@ def our_gradient(model, task, rows, parts: int, layout: str = "rectangle") -> tu
     ours = dict(model.named_parameters())
     table = {"bert." + n.published: "bert." + n.ours for n in name_table(model.bert.config, pooler=False)}
     table |= {"classifier.weight": "head.classifier.weight", "classifier.bias": "head.classifier.bias"}
-    return loss, {name: ours[n].grad.clone() for name, n in table.items()}
+    return loss, {name: ours[n].grad.to_dense().clone() for name, n in table.items()}
 
 
 def their_gradient(model, rows, parts: int) -> tuple[float, dict[str, torch.Tensor]]:
