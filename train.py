@@ -199,9 +199,8 @@ def adversarial_gradient(model: Model, task: Task, batches: Sequence[Batch], sca
     """
     w = model.bert.embeddings.word.weight
     loss = accumulate_gradient(model, task, batches, scale / 2, settings, step)
-    direction = w.grad.coalesce() if w.grad.is_sparse else w.grad
-    rows = direction.indices()[0] if w.grad.is_sparse else direction.any(-1).nonzero()[:, 0]
-    uphill = direction.values() if w.grad.is_sparse else direction[rows]
+    g = w.grad if w.grad.is_sparse else w.grad.to_sparse(1)                    # the rows of words that are there
+    rows, uphill = g.indices()[0], g.values()      # [rows], [rows,H]
     with torch.no_grad():
         here = w[rows]                             # a copy: adding and subtracting would not bring back every bit
         size = uphill.norm().clamp(min=torch.finfo(uphill.dtype).tiny)         # no direction, no step

@@ -43,7 +43,7 @@ class Linear(NamedTuple):
 
 
 class Kept:
-    """What an encoder keeps from one update to the next: its matrices in the working format."""
+    """What an encoder keeps from one update to the next: its matrices, [n,m], in the working format."""
 
     def __init__(self):
         self.precision, self.dtype = "", torch.float32
@@ -203,7 +203,7 @@ def block_forward(m: Block, maps: tuple[Linear, ...], x: Tensor, layout: Any, ma
 
 def block_backward(m: Block, maps: tuple[Linear, ...], dout: Tensor, cache: Any, gradients: Gradients,
                    activation: str) -> Tensor:
-    """[P,H] -> dx [P,H]; the shortcut's gradient is added inside the product that ends each branch."""
+    """[P,H] -> dx [P,H]: the forward read from its last line to its first."""
     x, attention_cache, mixed, branch1, mid, before, active, branch2 = cache
     qkv, output, inner, outer = maps
     a, f = m.attention, m.feedforward
