@@ -2,19 +2,22 @@
 
     python benchmarks/without.py --data DIR [--rounds 40] [--precision bf16]
 
-One process, one batch a round, every variant in every round, every other round in reverse order. The ratio of a round
-is the time without the piece over the time with all of them: 1.10 says that an update would take 10 % longer. Median
-and quartiles over the rounds. All variants train models of their own, and the first rounds warm up.
+One process, one model, one batch a round, every variant in every round, in an order that is drawn anew. The ratio of a
+round is the time without the piece over the time with all of them: 1.10 says that an update would take 10 % longer.
+Median and quartiles over the rounds; the first rounds warm up. (Models of their own would differ by some percent for
+no reason but where their memory lies.)
 """
 import argparse
 import contextlib
+import dataclasses
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -23,16 +26,21 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402 (train.py is a script beside the package)
-from minibert import byhand, fast, ops, optim  # noqa: E402
+from minibert import byhand, fast, ops, optim, products  # noqa: E402
 from minibert.batching import epoch_batches  # noqa: E402
 from minibert.precision import DropoutMasks  # noqa: E402
 
 WARM_UP = 4
 
 
-def whole_product(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-    """fast.product() in one call, whatever its shape."""
-    return x @ w if b is None else torch.addmm(b, x, w)
+class AllRead(fast.Read):
+    """As if the head read every piece."""
+
+    def __init__(self, batch: Any):
+        self.batch = batch
+
+    def by(self, block: torch.nn.Module, bert: torch.nn.Module) -> None:
+        """All of them."""
 
 
 def masks_of_16_bits(self: DropoutMasks, site: int, shape: Any, p: float, like: torch.Tensor) -> torch.Tensor:
@@ -65,46 +73,60 @@ def readable_norm_backward(m: torch.nn.LayerNorm, dout: torch.Tensor, x: torch.T
     return dx.to(dout.dtype)
 
 
-VARIANTS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
-    "all pieces": contextlib.nullcontext,
-    "products of long rows in two halves": lambda: mock.patch.object(fast, "product", whole_product),
-    "masks from one byte a number": lambda: mock.patch.object(DropoutMasks, "__call__", masks_of_16_bits),
-    "the word vectors' gradient on their rows": lambda: mock.patch.object(fast, "word_gradient", dense_word_gradient),
-    "LayerNorm in one kernel": lambda: mock.patch.multiple(fast, norm_forward=readable_norm,
-                                                           norm_backward=readable_norm_backward),
-    "AdamW in one kernel": contextlib.nullcontext,             # an optimizer of its own, see prepare()
-    "all of them: autograd instead": contextlib.nullcontext,   # likewise
+class Variant(NamedTuple):
+    """How an update goes without a piece: what is patched meanwhile, the engine, the optimizer's rule."""
+    patched: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    engine: str = "fast"
+    rule: type[optim.AdamW] = fast.FusedAdamW
+
+
+def patched(name: str, other: Any) -> Variant:
+    """One name of fast.py replaced."""
+    return Variant(lambda: mock.patch.object(fast, name, other))
+
+
+VARIANTS = {
+    "all pieces": Variant(),
+    "products as convolutions": patched("linear_kind", lambda *asked: products.Linear),
+    "the last block on the pieces read": patched("Read", AllRead),
+    "masks from one byte a number": Variant(lambda: mock.patch.object(DropoutMasks, "__call__", masks_of_16_bits)),
+    "the word vectors' gradient on their rows": patched("word_gradient", dense_word_gradient),
+    "LayerNorm in one kernel": Variant(lambda: mock.patch.multiple(fast, norm_forward=readable_norm,
+                                                                   norm_backward=readable_norm_backward)),
+    "AdamW in one kernel": Variant(rule=optim.AdamW),
+    "all of them: autograd instead": Variant(engine="autograd", rule=optim.AdamW),
 }
 
 
-def prepare(name: str, number: int, data: list[str], precision: str, folder: str) -> train.Run:
-    """A run about to begin."""
-    engine = "autograd" if name.startswith("all of them") else "fast"
-    run = train.Run([*data, "--precision", precision, "--gradients", engine, "--no-before", "--evaluate", "none",
-                     "--output", f"{folder}/{number}"])
-    if name.startswith("AdamW"):
-        run.optimizer = optim.AdamW(run.optimizer.groups, run.settings.learning_rate)
-    return run
+class Arm:
+    """One variant of the one run: the same model, the same m and s, an optimizer and casts of its own."""
+
+    def __init__(self, run: train.Run, variant: Variant):
+        self.run, self.variant, self.kept = run, variant, fast.Kept()
+        self.settings = dataclasses.replace(run.settings, gradients=variant.engine)
+        self.optimizer = variant.rule(run.optimizer.groups, run.settings.learning_rate)
+        self.optimizer.state = run.optimizer.state
+
+    def update(self, numbers: np.ndarray, step: int) -> float:
+        """Seconds of one update, its batch made within."""
+        run = self.run
+        run.model.__dict__["_kept"] = self.kept
+        with self.variant.patched(), torch.set_grad_enabled(self.variant.engine == "autograd"):
+            begin = time.perf_counter()
+            batches = train.micro_batches(run.features["train"], numbers, run.task, run.settings, run.tokenizer.pad,
+                                          "cpu")
+            train.one_update(run.model, run.task, batches, self.optimizer, run.scaler, self.settings, step, 1e-5)
+            return time.perf_counter() - begin
 
 
-def update(run: train.Run, numbers: np.ndarray, step: int) -> float:
-    """Seconds of one update, its batch made within."""
-    begin = time.perf_counter()
-    batches = train.micro_batches(run.features["train"], numbers, run.task, run.settings, run.tokenizer.pad, "cpu")
-    with torch.set_grad_enabled(run.settings.gradients == "autograd"):
-        train.one_update(run.model, run.task, batches, run.optimizer, run.scaler, run.settings, step, 1e-5)
-    return time.perf_counter() - begin
-
-
-def in_turn(runs: dict[str, train.Run], rounds: int) -> Iterator[dict[str, float]]:
+def in_turn(run: train.Run, rounds: int) -> Iterator[dict[str, float]]:
     """{variant: seconds} of each round after the warm-up."""
-    run = next(iter(runs.values()))
+    arms = {name: Arm(run, variant) for name, variant in VARIANTS.items()}
     batches = epoch_batches(run.lengths, run.settings.batch_size, run.settings.seed, 1)
+    shuffle = random.Random(0)
     for step in range(1, rounds + WARM_UP + 1):
-        seconds = {}
-        for name in runs if step % 2 else reversed(runs):
-            with VARIANTS[name]():
-                seconds[name] = update(runs[name], batches[step % len(batches)], step)
+        seconds = {name: arms[name].update(batches[step % len(batches)], step)
+                   for name in shuffle.sample(list(arms), len(arms))}
         if step > WARM_UP:
             yield seconds
 
@@ -118,8 +140,9 @@ def main() -> None:
     args = parser.parse_args()
     data = ["--data", args.data] if args.data else []
     with tempfile.TemporaryDirectory() as folder:
-        runs = {name: prepare(name, i, data, args.precision, folder) for i, name in enumerate(VARIANTS)}
-        rounds = list(in_turn(runs, args.rounds))
+        run = train.Run([*data, "--precision", args.precision, "--no-before", "--evaluate", "none", "--output",
+                         f"{folder}/run"])
+        rounds = list(in_turn(run, args.rounds))
     print(f"{args.precision}: {statistics.median(r['all pieces'] for r in rounds) * 1000:.0f} ms an update")
     for name in list(VARIANTS)[1:]:
         low, middle, high = statistics.quantiles([r[name] / r["all pieces"] for r in rounds], n=4)

@@ -10,7 +10,7 @@ from minibert.fast import Scorer
 from minibert.features import Features, join, pack
 from minibert.model import Model
 
-CELLS = 1536                                       # pieces a batch of inference, padding included: more leave the cache
+CELLS = 2048                                       # pieces a batch of inference, padding included: more leave the cache
 PART = 4096                                        # examples whose features are objects at the same time
 
 

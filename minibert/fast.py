@@ -5,8 +5,9 @@ What differs from byhand.py, and nothing else does:
 - LayerNorm, GELU and softmax, forward and backward, are one kernel of torch each.
 - Dropout and the sum with the residual are one pass.
 - q, k and v come from one product; so do their three gradients by x.
-- In 16 bits, matrices are cast once an update and activations stay in 16 bits. Attention between its two linear maps is
-  fp32: on short rows that is faster on a CPU, and nearer to the formula.
+- In 16 bits, matrices are cast once an update and activations stay in 16 bits. Softmax and the backward of LayerNorm
+  are fp32.
+- The last block, after its attention, works on the pieces that the head reads.
 - The gradient of the word vectors is sparse: the rows that the batch uses.
 - AdamW is one kernel, and the C library keeps the memory that is freed.
 
@@ -14,10 +15,11 @@ docs/performance.md has what each of them is worth.
 """
 import contextlib
 import ctypes
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +27,10 @@ from torch import Tensor, nn
 
 from minibert.byhand import Gradients, lowest_trained
 from minibert.config import ACTIVATIONS
-from minibert.model import ACTIVATE, Attention, Block, Embeddings, Model, attention_fused, draw
+from minibert.model import ACTIVATE, Attention, Bert, Block, Embeddings, Model, attention_fused, draw
 from minibert.optim import AdamW
 from minibert.precision import DTYPES, autocast
+from minibert.products import Linear, linear_kind
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
@@ -36,17 +39,11 @@ ACTIVATE_BACKWARD = {"gelu": aten.gelu_backward, "relu": lambda dout, x: aten.th
                      "gelu_tanh": lambda dout, x: aten.gelu_backward(dout, x, approximate="tanh")}
 
 
-class Linear(NamedTuple):
-    """A linear map as this update uses it: weight [n,m] and bias [n] in the format of the activations."""
-    w: Tensor
-    b: Tensor
-
-
 class Kept:
     """What an encoder keeps from one update to the next: its matrices, [n,m], in the working format."""
 
-    def __init__(self):
-        self.precision, self.dtype = "", torch.float32
+    def __init__(self, training: bool = True):
+        self.training, self.precision, self.dtype = training, "", torch.float32
         self.blocks: list[tuple[Linear, ...]] = []
         self.room: dict[nn.Linear, Linear] = {}    # memory for what has to be copied, by the first of its maps
 
@@ -64,11 +61,12 @@ class Kept:
     def working(self, *maps: nn.Linear) -> Linear:
         """Linear maps side by side in the working format; a single one that has it already is taken as it is."""
         first, n = maps[0], [f.out_features for f in maps]
+        kind = linear_kind(first.weight.device, self.dtype, self.training)
         if len(maps) == 1 and first.weight.dtype == self.dtype:
-            return Linear(first.weight.detach(), first.bias.detach())
+            return kind(first.weight.detach(), first.bias.detach())
         if first not in self.room or self.room[first].w.dtype != self.dtype:
-            self.room[first] = Linear(*(first.weight.new_empty(shape, dtype=self.dtype)
-                                        for shape in ((sum(n), first.in_features), (sum(n),))))
+            self.room[first] = kind(*(first.weight.new_empty(shape, dtype=self.dtype)
+                                      for shape in ((sum(n), first.in_features), (sum(n),))))
         kept = self.room[first]
         for f, w, b in zip(maps, kept.w.split(n), kept.b.split(n), strict=True):
             w.copy_(f.weight)
@@ -107,9 +105,10 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     kept = model.__dict__.setdefault("_kept", Kept())
     kept.refresh(model, precision)
     gradients = Sums(model)
-    hidden, caches = bert_forward(model, batch, masks, gradients, kept)
+    read = Read(batch)
+    hidden, caches = bert_forward(model, batch, read, masks, gradients, kept)
     with autocast(precision, hidden.device):
-        scores, head_cache = model.head.forward_by_hand(hidden, batch, masks)
+        scores, head_cache = model.head.forward_by_hand(hidden, read.batch, masks)
         sums = task.loss(scores, batch)
         dscores = sum(factors[term] * dterm for term, dterm in task.loss_backward(scores, batch).items())
         dhidden, pairs = model.head.backward_by_hand(dscores.to(scores.dtype), head_cache)
@@ -118,42 +117,75 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     return sums
 
 
+class Read:
+    """The pieces that the head reads. After the last attention no piece sees another, so the others end there."""
+
+    def __init__(self, batch: Any):
+        self.rows, self.batch = None, batch
+        if len(batch.picks):                       # a convolution of no pixels would be an error
+            self.rows, picks = torch.unique(batch.picks, return_inverse=True)  # [W] ascending; [M] 0 .. W - 1
+            self.batch = dataclasses.replace(batch, picks=picks)               # what the head sees: W pieces
+
+    def by(self, block: Block, bert: Bert) -> Tensor | None:
+        """The pieces [W] that are wanted of a block; None: all of them."""
+        return self.rows if block is bert.blocks[-1] else None
+
+
+class RowMasks:
+    """The masks of P pieces, of which [W] rows are wanted: the numbers that these rows would have got anyway."""
+
+    def __init__(self, masks: Any, rows: Tensor, P: int):
+        self.masks, self.rows, self.P = masks, rows, P
+
+    def __call__(self, site: int, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+        """[W,H]."""
+        return self.masks(site, (self.P, *shape[1:]), p, like)[self.rows]
+
+
+def spread(x: Tensor, rows: Tensor, P: int) -> Tensor:
+    """[W,H] at these rows of [P,H], 0 elsewhere."""
+    return x.new_zeros(P, x.shape[1]).index_copy_(0, rows, x)
+
+
 class Scorer:
     """A model as it is now, for scores alone: matrices cast once, nothing kept for a backward, no dropout."""
 
     def __init__(self, model: Model, precision: str):
-        self.model, self.precision, self.kept = model, precision, Kept()
+        self.model, self.precision, self.kept = model, precision, Kept(training=False)
         self.kept.cast(model, precision)
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> Tensor:
         """A batching.Batch -> the head's scores."""
         bert = self.model.bert
+        read, activation = Read(batch), ACTIVATIONS[bert.config.hidden_act]
         x, _ = embeddings_forward(bert.embeddings, batch, None, self.kept.dtype)
         for block, maps in zip(bert.blocks, self.kept.blocks, strict=True):
-            x, _ = block_forward(block, maps, x, batch.layout, None, ACTIVATIONS[bert.config.hidden_act], attend)
+            x, _ = block_forward(block, maps, x, batch.layout, None, activation, attend, read.by(block, bert))
         with autocast(self.precision, x.device):
-            return self.model.head(x, batch, None)
+            return self.model.head(x, read.batch, None)
 
 
 # ------------------------------------------------------------------------------------------------------ the encoder
 
 
-def bert_forward(model: Model, batch: Any, masks: Any, gradients: Gradients, kept: Kept) -> tuple[Tensor, list[Any]]:
-    """-> hidden states [P,H] and a cache for each part that the backward will visit, lowest first."""
+def bert_forward(model: Model, batch: Any, read: Read, masks: Any, gradients: Gradients, kept: Kept,
+                 ) -> tuple[Tensor, list[Any]]:
+    """-> hidden states [W,H] of the pieces read and a cache for each part that the backward visits, lowest first."""
     bert = model.bert
     lowest, activation = lowest_trained(bert, gradients), ACTIVATIONS[bert.config.hidden_act]
     x, cache = embeddings_forward(bert.embeddings, batch, masks, kept.dtype)
     caches = [cache] if lowest == 0 else []
     for i, (block, maps) in enumerate(zip(bert.blocks, kept.blocks, strict=True), 1):
-        x, cache = block_forward(block, maps, x, batch.layout, masks, activation, attention_forward)
+        x, cache = block_forward(block, maps, x, batch.layout, masks, activation, attention_forward,
+                                 read.by(block, bert))
         if i >= lowest:
             caches.append(cache)
     return x, caches
 
 
 def bert_backward(model: Model, dout: Tensor, caches: list[Any], gradients: Gradients, kept: Kept) -> None:
-    """[P,H] -> gradients of the encoder; each cache is let go as soon as it was used."""
+    """[W,H] -> gradients of the encoder; each cache is let go as soon as it was used."""
     bert, activation = model.bert, ACTIVATIONS[model.bert.config.hidden_act]
     for i in reversed(range(max(lowest_trained(bert, gradients) - 1, 0), len(bert.blocks))):
         dout = block_backward(bert.blocks[i], kept.blocks[i], dout, caches.pop(), gradients, activation)
@@ -190,56 +222,44 @@ def word_gradient(w: Tensor, dout: Tensor, ids: Tensor) -> Tensor:
 
 
 def block_forward(m: Block, maps: tuple[Linear, ...], x: Tensor, layout: Any, masks: Any, activation: str,
-                  attention: Callable[..., tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
-    """[P,H] -> [P,H]; `attention` is attention_forward or attend."""
+                  attention: Callable[..., tuple[Tensor, Any]], rows: Tensor | None) -> tuple[Tensor, Any]:
+    """[P,H] -> [P,H], or [W,H] if only these rows are wanted; `attention` is attention_forward or attend."""
     qkv, output, inner, outer = maps
-    mixed, attention_cache = attention(m.attention, linear(x, qkv), layout, masks)
-    mid, branch1 = join_forward(m.attention_norm, x, linear(mixed, output), m.p, masks, m.site + 1)
-    before = linear(mid, inner)
+    mixed, attention_cache = attention(m.attention, qkv(x), layout, masks)
+    stream = x
+    if rows is not None:
+        mixed, stream, masks = mixed[rows], x[rows], masks and RowMasks(masks, rows, len(x))
+    mid, branch1 = join_forward(m.attention_norm, stream, output(mixed), m.p, masks, m.site + 1)
+    before = inner(mid)
     active = ACTIVATE[activation](before)
-    out, branch2 = join_forward(m.feedforward_norm, mid, linear(active, outer), m.p, masks, m.site + 2)
-    return out, (x, attention_cache, mixed, branch1, mid, before, active, branch2)
+    out, branch2 = join_forward(m.feedforward_norm, mid, outer(active), m.p, masks, m.site + 2)
+    return out, (x, rows, attention_cache, mixed, branch1, mid, before, active, branch2)
 
 
 def block_backward(m: Block, maps: tuple[Linear, ...], dout: Tensor, cache: Any, gradients: Gradients,
                    activation: str) -> Tensor:
-    """[P,H] -> dx [P,H]: the forward read from its last line to its first."""
-    x, attention_cache, mixed, branch1, mid, before, active, branch2 = cache
+    """[P,H] or [W,H] -> dx [P,H]: the forward read from its last line to its first."""
+    x, rows, attention_cache, mixed, branch1, mid, before, active, branch2 = cache
     qkv, output, inner, outer = maps
     a, f = m.attention, m.feedforward
     shortcut, dbranch = join_backward(m.feedforward_norm, dout, branch2, gradients)
-    weigh(gradients, dbranch, active, f.outer)
-    dbefore = ACTIVATE_BACKWARD[activation](dbranch @ outer.w, before)
-    weigh(gradients, dbefore, mid, f.inner)
-    shortcut, dbranch = join_backward(m.attention_norm, shortcut.add_(product(dbefore, inner.w)), branch1, gradients)
-    weigh(gradients, dbranch, mixed, a.output)
-    dqkv = attention_backward(dbranch @ output.w, attention_cache)
-    weigh(gradients, dqkv, x, a.query, a.key, a.value)
-    return shortcut.add_(product(dqkv, qkv.w))
+    weigh(gradients, outer, dbranch, active, f.outer)
+    dbefore = ACTIVATE_BACKWARD[activation](outer.by_input(dbranch), before)
+    weigh(gradients, inner, dbefore, mid, f.inner)
+    shortcut, dbranch = join_backward(m.attention_norm, shortcut.add_(inner.by_input(dbefore)), branch1, gradients)
+    weigh(gradients, output, dbranch, mixed, a.output)
+    dmixed = output.by_input(dbranch)
+    if rows is not None:
+        dmixed, shortcut = spread(dmixed, rows, len(x)), spread(shortcut, rows, len(x))
+    dqkv = attention_backward(dmixed, attention_cache)
+    weigh(gradients, qkv, dqkv, x, a.query, a.key, a.value)
+    return shortcut.add_(qkv.by_input(dqkv))
 
 
-def linear(x: Tensor, f: Linear) -> Tensor:
-    """[P,m] -> [P,n]."""
-    return product(x, f.w.T, f.b)
-
-
-def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """[P,m] @ [m,n] + [n] -> [P,n].
-
-    In 16 bits on a CPU, torch's library runs a product of long rows (m well above n) in one thread; two products of
-    half the columns each take two, in 0.6 of the time.
-    """
-    m, n = w.shape
-    if m >= 2 * n and x.element_size() == 2 and x.device.type == "cpu":
-        out = torch.cat([x @ half for half in w.chunk(2, 1)], 1)
-        return out if b is None else out.add_(b)
-    return x @ w if b is None else torch.addmm(b, x, w)
-
-
-def weigh(gradients: Gradients, dout: Tensor, x: Tensor, *maps: nn.Linear) -> None:
-    """[P,n], [P,m] -> gradients of linear maps that read x and whose outputs stand side by side."""
+def weigh(gradients: Gradients, together: Linear, dout: Tensor, x: Tensor, *maps: nn.Linear) -> None:
+    """[P,n], [P,m] -> gradients of the linear maps that stand side by side in `together`."""
     n = [f.out_features for f in maps]
-    for f, dw, db in zip(maps, (dout.T @ x).split(n), dout.sum(0).split(n), strict=True):
+    for f, dw, db in zip(maps, *(d.split(n) for d in together.by_weights(dout, x)), strict=True):
         gradients.add((f.weight, dw), (f.bias, db))
 
 
@@ -249,10 +269,14 @@ def norm_forward(m: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def norm_backward(m: nn.LayerNorm, dout: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gradients: Gradients) -> Tensor:
-    """[P,H] -> dx [P,H]."""
-    dx, dw, db = aten.native_layer_norm_backward(dout, x, m.normalized_shape, mean, rstd, m.weight, m.bias, [True] * 3)
+    """[P,H] -> dx [P,H].
+
+    In fp32 at least: of 16-bit numbers torch's kernel adds up dw and db in 16 bits, percents off after 1,000 pieces.
+    """
+    dx, dw, db = aten.native_layer_norm_backward(dout.to(mean.dtype), x.to(mean.dtype), m.normalized_shape, mean, rstd,
+                                                 m.weight, m.bias, [True] * 3)
     gradients.add((m.weight, dw), (m.bias, db))
-    return dx
+    return dx.to(dout.dtype)
 
 
 def join_forward(m: nn.LayerNorm, x: Tensor, f: Tensor, p: float, masks: Any, site: int) -> tuple[Tensor, Any]:
@@ -271,25 +295,25 @@ def join_backward(m: nn.LayerNorm, dout: Tensor, cache: Any, gradients: Gradient
 
 
 def times(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x with a dropout mask, which may be of a shorter format; None: no dropout."""
+    """x with a dropout mask; None: no dropout."""
     return x if mask is None else x * mask
 
 
 def attention_forward(m: Attention, qkv: Tensor, layout: Any, masks: Any) -> tuple[Tensor, Any]:
-    """[P,3H] -> [P,H]: softmax(QKᵀ/√D)V in every head, in fp32 at least."""
-    (B, T), dtype = layout.shape, torch.promote_types(qkv.dtype, torch.float32)
+    """[P,3H] -> [P,H]: softmax(QKᵀ/√D)V in every head, the softmax in fp32 at least."""
+    (B, T), wide = layout.shape, torch.promote_types(qkv.dtype, torch.float32)
     # [P,3H] -rows-> [B,T,3H] -split-> [B,T,3,A,D] -move-> [3,B,A,T,D] -join-> [3,BA,T,D]
     rows = layout.rows(qkv).view(B, T, 3, m.A, m.D).permute(2, 0, 3, 1, 4)
-    q, k, v = torch.empty(rows.shape, dtype=dtype, device=qkv.device).copy_(rows).view(3, B * m.A, T, m.D)
-    s = (q.mul_(1 / math.sqrt(m.D)) @ k.mT).view(B, m.A, T, T)
+    q, k, v = rows.contiguous().view(3, B * m.A, T, m.D)
+    s = (q @ k.mT).to(wide).mul_(1 / math.sqrt(m.D)).view(B, m.A, T, T)
     if layout.allowed is not None:
-        s += torch.zeros_like(layout.allowed, dtype=dtype).masked_fill_(~layout.allowed, torch.finfo(dtype).min)
-    p = s.softmax(-1)
-    mask = draw(masks, m.site, p.shape, m.p, qkv)
+        s += torch.zeros_like(layout.allowed, dtype=wide).masked_fill_(~layout.allowed, torch.finfo(wide).min)
+    p = s.softmax(-1).to(qkv.dtype)
+    mask = draw(masks, m.site, p.shape, m.p, p)
     mixed = times(p, mask).view(B * m.A, T, T) @ v
     # [BA,T,D] -split-> [B,A,T,D] -swap-> [B,T,A,D] -join-> [B,T,H] -pieces-> [P,H]
-    out = mixed.view(B, m.A, T, m.D).transpose(1, 2).to(qkv.dtype).reshape(B, T, m.A * m.D)
-    return layout.pieces(out), (layout, q, k, v, p.to(qkv.dtype), mask)
+    out = mixed.view(B, m.A, T, m.D).transpose(1, 2).reshape(B, T, m.A * m.D)
+    return layout.pieces(out), (layout, q, k, v, p, mask)
 
 
 def attend(m: Attention, qkv: Tensor, layout: Any, masks: None) -> tuple[Tensor, None]:
@@ -323,18 +347,17 @@ def attend_packed(m: Attention, qkv: Tensor, layout: Any) -> Tensor:
 def attention_backward(dout: Tensor, cache: Any) -> Tensor:
     """[P,H] -> dqkv [P,3H]."""
     layout, q, k, v, p, mask = cache
-    (B, A, T, _), D, p = p.shape, q.shape[-1], p.to(q.dtype)
-    dmixed = layout.rows(dout).view(B, T, A, D).transpose(1, 2).to(q.dtype).reshape(B * A, T, D)
-    dp = (dmixed @ v.mT).view(p.shape)
-    ds = aten._softmax_backward_data(times(dp, mask), p, -1, p.dtype).view(B * A, T, T)
+    (B, A, T, _), D, wide = p.shape, q.shape[-1], torch.promote_types(q.dtype, torch.float32)
+    dmixed = layout.rows(dout).view(B, T, A, D).transpose(1, 2).reshape(B * A, T, D)
+    dp = times((dmixed @ v.mT).view(p.shape), mask)
+    ds = aten._softmax_backward_data(dp.to(wide), p.to(wide), -1, wide).mul_(1 / math.sqrt(D)).to(q.dtype)
+    ds = ds.view(B * A, T, T)
     dqkv = torch.empty(3, B * A, T, D, dtype=q.dtype, device=q.device)
-    torch.bmm(ds, k, out=dqkv[0]).mul_(1 / math.sqrt(D))
+    torch.bmm(ds, k, out=dqkv[0])
     torch.bmm(ds.mT, q, out=dqkv[1])
     torch.bmm(times(p, mask).view(B * A, T, T).mT, dmixed, out=dqkv[2])
     # [3,BA,T,D] -split-> [3,B,A,T,D] -move-> [B,T,3,A,D] -join-> [B,T,3H] -pieces-> [P,3H]
-    together = torch.empty(B, T, 3, A, D, dtype=dout.dtype, device=dout.device)
-    together.copy_(dqkv.view(3, B, A, T, D).permute(1, 3, 0, 2, 4))
-    return layout.pieces(together.view(B, T, 3 * A * D))
+    return layout.pieces(dqkv.view(3, B, A, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * A * D))
 
 
 # --------------------------------------------------------------------------------------------------- the optimizer
