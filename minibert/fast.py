@@ -33,6 +33,7 @@ from minibert.precision import DTYPES, autocast
 from minibert.products import Linear, linear_kind
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
+STEP = 64                                          # rows of the last block come in multiples of it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
 aten = torch.ops.aten
 ACTIVATE_BACKWARD = {"gelu": aten.gelu_backward, "relu": lambda dout, x: aten.threshold_backward(dout, x, 0),
@@ -118,13 +119,19 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
 
 
 class Read:
-    """The pieces that the head reads. After the last attention no piece sees another, so the others end there."""
+    """The pieces that the head reads. After the last attention no piece sees another, so the others end there.
+
+    A few of the others stay, to make a multiple of STEP: torch's library builds and keeps a program of a megabyte for
+    every new number of rows.
+    """
 
     def __init__(self, batch: Any):
-        self.rows, self.batch = None, batch
-        if len(batch.picks):                       # a convolution of no pixels would be an error
-            self.rows, picks = torch.unique(batch.picks, return_inverse=True)  # [W] ascending; [M] 0 .. W - 1
-            self.batch = dataclasses.replace(batch, picks=picks)               # what the head sees: W pieces
+        read = torch.zeros(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+        read[batch.picks] = True
+        missing = -max(int(read.sum()), 1) % STEP
+        read[(~read).nonzero().flatten()[:missing]] = True
+        self.rows = read.nonzero().flatten()                                   # [W] ascending
+        self.batch = dataclasses.replace(batch, picks=torch.searchsorted(self.rows, batch.picks))
 
     def by(self, block: Block, bert: Bert) -> Tensor | None:
         """The pieces [W] that are wanted of a block; None: all of them."""
