@@ -89,6 +89,7 @@ VARIANTS = {
     "all pieces": Variant(),
     "products as convolutions": patched("linear_kind", lambda *asked: products.Linear),
     "the last block on the pieces read": patched("Read", AllRead),
+    "masks ahead, in threads": patched("Ahead", lambda masks, *rest: masks),
     "masks from one byte a number": Variant(lambda: mock.patch.object(DropoutMasks, "__call__", masks_of_16_bits)),
     "the word vectors' gradient on their rows": patched("word_gradient", dense_word_gradient),
     "LayerNorm in one kernel": Variant(lambda: mock.patch.multiple(fast, norm_forward=readable_norm,

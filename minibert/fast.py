@@ -9,6 +9,7 @@ What differs from byhand.py, and nothing else does:
   are fp32.
 - The last block, after its attention, works on the pieces that the head reads.
 - The gradient of the word vectors is sparse: the rows that the batch uses.
+- Dropout masks are drawn ahead of the forward, in threads.
 - AdamW is one kernel, and the C library keeps the memory that is freed.
 
 docs/performance.md has what each of them is worth.
@@ -19,6 +20,7 @@ import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from minibert.precision import DTYPES, autocast
 from minibert.products import Linear, linear_kind
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
+THREADS = ThreadPoolExecutor(torch.get_num_threads())
 STEP = 64                                          # rows of the last block come in multiples of it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
 aten = torch.ops.aten
@@ -149,6 +152,24 @@ class RowMasks:
         return self.masks(site, (self.P, *shape[1:]), p, like)[self.rows]
 
 
+class Ahead:
+    """The encoder's masks of a micro-batch, drawn before its forward in threads: numpy draws without Python's lock."""
+
+    def __init__(self, masks: Any, bert: Bert, batch: Any, dtype: torch.dtype):
+        e, (B, T), stream = bert.embeddings, batch.layout.shape, (len(batch.ids), bert.config.hidden_size)
+        like = e.word.weight.new_empty(0, dtype=dtype)
+        asked = [(0, stream, e.p, e.word.weight)]
+        for m in bert.blocks:
+            a = m.attention
+            asked += [(a.site, (B, a.A, T, T), a.p, like), *((m.site + i, stream, m.p, like) for i in (1, 2))]
+        drawn = THREADS.map(lambda one: draw(masks, *one), asked)
+        self.drawn = {site: mask for (site, *_), mask in zip(asked, drawn, strict=True)}
+
+    def __call__(self, site: int, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+        """Each of them once."""
+        return self.drawn.pop(site)
+
+
 def spread(x: Tensor, rows: Tensor, P: int) -> Tensor:
     """[W,H] at these rows of [P,H], 0 elsewhere."""
     return x.new_zeros(P, x.shape[1]).index_copy_(0, rows, x)
@@ -181,6 +202,7 @@ def bert_forward(model: Model, batch: Any, read: Read, masks: Any, gradients: Gr
     """-> hidden states [W,H] of the pieces read and a cache for each part that the backward visits, lowest first."""
     bert = model.bert
     lowest, activation = lowest_trained(bert, gradients), ACTIVATIONS[bert.config.hidden_act]
+    masks = masks and Ahead(masks, bert, batch, kept.dtype)
     x, cache = embeddings_forward(bert.embeddings, batch, masks, kept.dtype)
     caches = [cache] if lowest == 0 else []
     for i, (block, maps) in enumerate(zip(bert.blocks, kept.blocks, strict=True), 1):

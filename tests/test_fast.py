@@ -77,6 +77,27 @@ def test_every_gradient_equals_the_one_by_hand(tiny, kind, masks, prefix):
     assert_equal(found, wanted)
 
 
+@pytest.mark.parametrize("what", ["none", "1"])
+def test_every_mask_is_drawn_once_in_its_shape_and_used(tiny, what, monkeypatch):
+    model, (features, *_) = tiny
+    freeze(model, what)
+    made, shapes = [], {}
+
+    class Watched(fast.Ahead):
+        def __init__(self, masks, *rest):
+            super().__init__(masks, *rest)
+            shapes.update({site: mask.shape for site, mask in self.drawn.items()})
+            made.append(self)
+
+        def __call__(self, site, shape, *rest):
+            assert shapes[site] == tuple(shape)
+            return super().__call__(site, shape, *rest)
+
+    monkeypatch.setattr(fast, "Ahead", Watched)
+    by_fast(model, collate(features), DropoutMasks(3, 5))
+    assert [a.drawn for a in made] == [{}] and len(shapes) == 1 + 3 * len(model.bert.blocks)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_every_activation(tiny, activation):
     model, (features, *_) = tiny
