@@ -35,6 +35,7 @@ from minibert.precision import DTYPES, autocast
 from minibert.products import Linear, linear_kind
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
+BAND = 4096                                        # rows of a sparse gradient that are spread into zeros at a time
 THREADS = ThreadPoolExecutor(torch.get_num_threads())
 STEP = 64                                          # rows of the last block come in multiples of it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
@@ -395,44 +396,48 @@ def attention_backward(dout: Tensor, cache: Any) -> Tensor:
 class FusedAdamW(AdamW):
     """AdamW's step by torch's fused kernel: one pass over θ, g, m and s instead of one an operation.
 
-    A sparse gradient is spread into a buffer of zeros that is kept: its other rows move too, by their m and s.
+    A sparse gradient is spread into zeros, BAND rows at a time: rows without one move too, by their m and s.
     """
-
-    def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, **settings)
-        self.spread: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.groups:
-            if params := [p for p in group["params"] if p.grad is not None]:
-                self.move(params, group)
-                for p in params:
-                    if p.grad.is_sparse:
-                        self.spread[p].index_fill_(0, p.grad.indices()[0], 0.0)
+            moved = [p for p in group["params"] if p.grad is not None]
+            for p in moved:
+                self.begin(p, self.state.setdefault(p, {}), group)
+            dense = [p for p in moved if not p.grad.is_sparse]
+            self.move(dense, [p.grad for p in dense], [self.state[p] for p in dense], group)
+            for p in moved:
+                if p.grad.is_sparse:
+                    self.move_bands(p, group)
 
-    def move(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """One call for all parameters of a group."""
-        states = [self.state.setdefault(p, {}) for p in params]
-        for p, state in zip(params, states, strict=True):
-            self.begin(p, state, group)
+    def move_bands(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        """[V,H] with a coalesced gradient; on a GPU in one band, as finding the ends of others would wait for it."""
+        rows, values, state = p.grad.indices()[0], p.grad.values(), self.state[p]
+        band = BAND if p.device.type == "cpu" else len(p)
+        ends = [0, len(rows)]
+        if band < len(p):
+            ends = torch.searchsorted(rows, torch.arange(0, len(p) + band, band)).tolist()
+        zeros = p.new_zeros(min(band, len(p)), *p.shape[1:])
+        for i, start in enumerate(range(0, len(p), band)):
+            cut, here = slice(start, start + band), slice(ends[i], ends[i + 1])
+            g = zeros[:len(p[cut])].index_copy_(0, rows[here] - start, values[here])
+            self.move([p[cut]], [g], [state | {k: state[k][cut] for k in "ms"}], group)
+            g.index_fill_(0, rows[here] - start, 0.0)
+
+    def move(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any],
+             ) -> None:
+        """One call for all of them, tensors of the same place in each list belonging together."""
+        if not params:
+            return
         # 1 - beta^t is 1 at t = infinity: no correction
         counts = [float(s["t"]) if group["bias_correction"] else math.inf for s in states]
         known = {t: torch.tensor(t, device=params[0].device) for t in set(counts)}
         beta1, beta2 = group["betas"]
-        torch._fused_adamw_(params, [self.dense(p) for p in params], [s["m"] for s in states],
-                            [s["s"] for s in states], [], [known[t] for t in counts], lr=group["lr"], beta1=beta1,
-                            beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
-                            maximize=False)
-
-    def dense(self, p: nn.Parameter) -> Tensor:
-        """The gradient of p with its zeros."""
-        if not p.grad.is_sparse:
-            return p.grad
-        if p not in self.spread:
-            self.spread[p] = torch.zeros_like(p)
-        return self.spread[p].index_copy_(0, p.grad.indices()[0], p.grad.values())
+        torch._fused_adamw_(params, grads, [s["m"] for s in states], [s["s"] for s in states], [],
+                            [known[t] for t in counts], lr=group["lr"], beta1=beta1, beta2=beta2,
+                            weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False)
 
 
 # ------------------------------------------------------------------------------------------------------- the memory
