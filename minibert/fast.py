@@ -130,7 +130,11 @@ class Read:
     """
 
     def __init__(self, batch: Any):
-        read = torch.zeros(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+        self.rows: Tensor | None = None
+        self.batch = batch
+        if batch.ids.device.type != "cpu":         # counting them would wait for the device
+            return
+        read = torch.zeros(len(batch.ids), dtype=torch.bool)
         read[batch.picks] = True
         missing = -max(int(read.sum()), 1) % STEP
         read[(~read).nonzero().flatten()[:missing]] = True

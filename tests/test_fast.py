@@ -154,6 +154,12 @@ def test_the_head_may_read_few_pieces_in_any_order_and_more_than_once(tiny, kind
         assert (fast.Scorer(model, "fp32")(batch) - scores).norm() <= 1e-13 * scores.norm()
 
 
+def test_on_a_device_that_would_have_to_be_asked_all_pieces_are_read():
+    batch = SimpleNamespace(ids=torch.empty(5, device="meta"), picks=torch.empty(3, device="meta"))
+    read = fast.Read(batch)
+    assert read.rows is None and read.batch is batch
+
+
 def test_a_batch_of_which_nothing_is_read(tiny, monkeypatch):
     """Every gradient is 0, by either library."""
     model, (features, *_) = tiny
