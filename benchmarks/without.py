@@ -37,10 +37,7 @@ class AllRead(fast.Read):
     """As if the head read every piece."""
 
     def __init__(self, batch: Any):
-        self.batch = batch
-
-    def by(self, block: torch.nn.Module, bert: torch.nn.Module) -> None:
-        """All of them."""
+        self.rows, self.batch = None, batch
 
 
 def masks_of_16_bits(self: DropoutMasks, site: int, shape: Any, p: float, like: torch.Tensor) -> torch.Tensor:

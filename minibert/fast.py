@@ -49,6 +49,7 @@ class Kept:
 
     def __init__(self, training: bool = True):
         self.training, self.precision, self.dtype = training, "", torch.float32
+        self.kind: type[Linear] = Linear
         self.blocks: list[tuple[Linear, ...]] = []
         self.room: dict[nn.Linear, Linear] = {}    # memory for what has to be copied, by the first of its maps
 
@@ -61,17 +62,17 @@ class Kept:
     def cast(self, model: Model, precision: str) -> None:
         """Take all matrices as they are now."""
         self.precision, self.dtype = precision, DTYPES[precision] or model.bert.embeddings.word.weight.dtype
+        self.kind = linear_kind(model.bert.embeddings.word.weight.device, self.dtype, self.training)
         self.blocks = [tuple(self.working(*maps) for maps in maps_of(block)) for block in model.bert.blocks]
 
     def working(self, *maps: nn.Linear) -> Linear:
         """Linear maps side by side in the working format; a single one that has it already is taken as it is."""
         first, n = maps[0], [f.out_features for f in maps]
-        kind = linear_kind(first.weight.device, self.dtype, self.training)
         if len(maps) == 1 and first.weight.dtype == self.dtype:
-            return kind(first.weight.detach(), first.bias.detach())
+            return self.kind(first.weight.detach(), first.bias.detach())
         if first not in self.room or self.room[first].w.dtype != self.dtype:
-            self.room[first] = kind(*(first.weight.new_empty(shape, dtype=self.dtype)
-                                      for shape in ((sum(n), first.in_features), (sum(n),))))
+            self.room[first] = self.kind(*(first.weight.new_empty(shape, dtype=self.dtype)
+                                           for shape in ((sum(n), first.in_features), (sum(n),))))
         kept = self.room[first]
         for f, w, b in zip(maps, kept.w.split(n), kept.b.split(n), strict=True):
             w.copy_(f.weight)
