@@ -10,6 +10,7 @@ What differs from byhand.py, and nothing else does:
 - The last block, after its attention, works on the pieces that the head reads.
 - The gradient of the word vectors is sparse: the rows that the batch uses.
 - Dropout masks are drawn ahead of the forward, in threads.
+- The activation of the feed-forward is computed again in the backward, and not kept.
 - AdamW is one kernel, and the C library keeps the memory that is freed.
 
 docs/performance.md has what each of them is worth.
@@ -38,7 +39,7 @@ LONG = 64                                          # columns from which torch's 
 BAND = 4096                                        # rows of a sparse gradient that are spread into zeros at a time
 THREADS = ThreadPoolExecutor(torch.get_num_threads())
 STEP = 64                                          # rows of the last block come in multiples of it
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4              # of mallopt(3): bytes, number of blocks
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8                         # of mallopt(3): bytes, blocks, heaps
 aten = torch.ops.aten
 ACTIVATE_BACKWARD = {"gelu": aten.gelu_backward, "relu": lambda dout, x: aten.threshold_backward(dout, x, 0),
                      "gelu_tanh": lambda dout, x: aten.gelu_backward(dout, x, approximate="tanh")}
@@ -52,11 +53,17 @@ class Kept:
         self.kind: type[Linear] = Linear
         self.blocks: list[tuple[Linear, ...]] = []
         self.room: dict[nn.Linear, Linear] = {}    # memory for what has to be copied, by the first of its maps
+        self.largest, self.grown = 0, False        # pieces of a batch so far; whether the last batch set this record
 
     def refresh(self, model: Model, precision: str) -> None:
         """cast() once an update: weights stand still from the first gradient to the optimizer's step."""
         if self.precision != precision or all(p.grad is None for p in model.parameters()):
             self.cast(model, precision)
+
+    def settles(self, pieces: int) -> bool:
+        """Whether the heap is still settling: this batch or the one before is larger than all that came earlier."""
+        before, self.grown, self.largest = self.grown, pieces > self.largest, max(pieces, self.largest)
+        return before or self.grown
 
     @torch.no_grad()
     def cast(self, model: Model, precision: str) -> None:
@@ -110,8 +117,10 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     """
     kept = model.__dict__.setdefault("_kept", Kept())
     kept.refresh(model, precision)
-    gradients = Sums(model)
+    gradients, settling = Sums(model), kept.settles(len(batch.ids))
     read = Read(batch)
+    if settling:
+        give_back()
     hidden, caches = bert_forward(model, batch, read, masks, gradients, kept)
     with autocast(precision, hidden.device):
         scores, head_cache = model.head.forward_by_hand(hidden, read.batch, masks)
@@ -119,6 +128,8 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
         dscores = sum(factors[term] * dterm for term, dterm in task.loss_backward(scores, batch).items())
         dhidden, pairs = model.head.backward_by_hand(dscores.to(scores.dtype), head_cache)
     gradients.add(*pairs)
+    if settling:
+        give_back()
     bert_backward(model, dhidden.to(hidden.dtype), caches, gradients, kept)
     return sums
 
@@ -266,19 +277,18 @@ def block_forward(m: Block, maps: tuple[Linear, ...], x: Tensor, layout: Any, ma
         mixed, stream, masks = mixed[rows], x[rows], masks and RowMasks(masks, rows, len(x))
     mid, branch1 = join_forward(m.attention_norm, stream, output(mixed), m.p, masks, m.site + 1)
     before = inner(mid)
-    active = ACTIVATE[activation](before)
-    out, branch2 = join_forward(m.feedforward_norm, mid, outer(active), m.p, masks, m.site + 2)
-    return out, (x, rows, attention_cache, mixed, branch1, mid, before, active, branch2)
+    out, branch2 = join_forward(m.feedforward_norm, mid, outer(ACTIVATE[activation](before)), m.p, masks, m.site + 2)
+    return out, (x, rows, attention_cache, mixed, branch1, mid, before, branch2)
 
 
 def block_backward(m: Block, maps: tuple[Linear, ...], dout: Tensor, cache: Any, gradients: Gradients,
                    activation: str) -> Tensor:
     """[P,H] or [W,H] -> dx [P,H]: the forward read from its last line to its first."""
-    x, rows, attention_cache, mixed, branch1, mid, before, active, branch2 = cache
+    x, rows, attention_cache, mixed, branch1, mid, before, branch2 = cache
     qkv, output, inner, outer = maps
     a, f = m.attention, m.feedforward
     shortcut, dbranch = join_backward(m.feedforward_norm, dout, branch2, gradients)
-    weigh(gradients, outer, dbranch, active, f.outer)
+    weigh(gradients, outer, dbranch, ACTIVATE[activation](before), f.outer)
     dbefore = ACTIVATE_BACKWARD[activation](outer.by_input(dbranch), before)
     weigh(gradients, inner, dbefore, mid, f.inner)
     shortcut, dbranch = join_backward(m.attention_norm, shortcut.add_(inner.by_input(dbefore)), branch1, gradients)
@@ -449,11 +459,19 @@ class FusedAdamW(AdamW):
 
 
 def keep_memory() -> None:
-    """Tell the C library to keep what is freed: every update asks for the same large tensors again.
+    """Tell the C library to keep what is freed, in one heap: every update asks for the same large tensors again.
 
-    By default glibc gives them back to the system, which hands out fresh pages, one fault and 4 kB of zeros at a time.
+    By default glibc gives them back to the system, which hands out fresh pages, one fault and 4 kB of zeros at a time,
+    and the threads that draw masks have heaps of their own.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):              # another C library: nothing to tell
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
         mallopt(M_MMAP_MAX, 0)
+        mallopt(M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Give the free pages of the heap to the system, wherever they lie: the next tensors may not fit between them."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -456,18 +456,40 @@ def test_it_is_the_default_and_brings_its_optimizer(tiny):
     assert type(train.build_optimizer(model, TrainConfig(optimizer="sgd"))) is SGD
 
 
-def test_memory_is_kept_where_the_c_library_can_and_nothing_happens_elsewhere(monkeypatch):
-    said = []
+class Library:
+    """Stands in for the C library: what it was asked."""
+    asked = []
 
-    class Library:
-        def __init__(self, name):
-            self.mallopt = lambda parameter, value: said.append((parameter, value))
+    def __init__(self, name):
+        self.mallopt = lambda parameter, value: self.asked.append((parameter, value))
+        self.malloc_trim = lambda left: self.asked.append(left)
 
+
+def test_memory_is_kept_and_given_back_where_the_c_library_can_and_nothing_happens_elsewhere(monkeypatch):
+    monkeypatch.setattr(Library, "asked", [])
     monkeypatch.setattr(ctypes, "CDLL", Library)
     fast.keep_memory()
-    assert said == [(-1, 2 ** 31 - 1), (-4, 0)]                # M_TRIM_THRESHOLD, M_MMAP_MAX of glibc's malloc.h
+    fast.give_back()
+    # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of glibc's malloc.h, then malloc_trim
+    assert Library.asked == [(-1, 2 ** 31 - 1), (-4, 0), (-8, 1), 0]
     for error in (OSError, TypeError):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
         fast.keep_memory()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())                  # a library without mallopt
+        fast.give_back()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())                  # a library without them
     fast.keep_memory()
+    fast.give_back()
+
+
+def test_the_heap_gives_back_its_free_pages_around_a_batch_larger_than_all_before(tiny, monkeypatch):
+    """Before its forward, before its backward, and the same once more around the next batch."""
+    model, (features, *_) = tiny
+    features = sorted(features, key=lambda f: -len(f.ids))                     # the longest stands in all batches
+    monkeypatch.setattr(Library, "asked", [])
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    counts = []
+    for rows in (2, 1, 1, 3, 2, 3, 3):
+        fast.add_gradients(model, Untouched(), collate(features[:rows]), None, {"words": 1.0}, "fp32")
+        counts.append(len(Library.asked))
+        Library.asked.clear()
+    assert counts == [2, 2, 0, 2, 2, 0, 0]
