@@ -6,7 +6,7 @@ PIP     := -m pip --disable-pip-version-check install --quiet --constraint const
 ARGS    ?=
 BENCH_DATA ?= $(or $(DATA),data/ner)
 
-.PHONY: ner test oracle bench mutants formulas lint clean
+.PHONY: ner test oracle bench mutants torture formulas lint clean
 
 ner: .venv/ready            ## fine-tune on data/ner; more options: make ner ARGS="--epochs 5"
 	$(BIN)/python train.py --task ner $(ARGS)
@@ -24,6 +24,10 @@ bench: .venv-oracle/ready   ## minibert beside transformers: make bench DATA=fol
 
 mutants: .venv/ready        ## change every labelled line and see its tests fail; writes docs/mutants.md
 	$(BIN)/python tests/mutants.py
+
+torture: .venv/ready        ## kill runs at random and compare their weights with untouched ones; about 10 minutes
+	$(BIN)/python -m minibert fetch minilm-l6
+	$(BIN)/python tests/torture.py $(ARGS)
 
 formulas: .katex/ready      ## every formula of docs/ through KaTeX; needs node and npm
 	node tests/formulas.mjs

@@ -2,6 +2,7 @@
 
     python train.py --task ner
 """
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -12,7 +13,8 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from minibert import fast, hub, weights
 from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches
 from minibert.byhand import reached_gradients
-from minibert.config import TrainConfig, parse, read_settings
+from minibert.cache import checksum
+from minibert.checkpoint import Checkpoints, Interval, link, lock, read_optimizer, write_optimizer
+from minibert.config import TrainConfig, parse, read_json, read_settings
 from minibert.errors import MinibertError
 from minibert.evaluate import at, predict_examples
 from minibert.model import Model, grow_types, initialise
@@ -33,6 +37,8 @@ from minibert.optim import SGD, AdamW, Optimizer, clip_gradient, decay_groups, l
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
 from minibert.prepare import Splits, encode_splits, read_splits
+from minibert.replay import NotFinite, broken_weight, replay, write_update
+from minibert.stopping import STOPPED, Stopped, StopRequest
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 
@@ -163,15 +169,15 @@ def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Op
     whole = scaler.unscale(params)
     norm = clip_gradient(params, settings.clip) if whole else math.inf
     if not scaler.enabled and not math.isfinite(loss + norm):
-        raise MinibertError(f"update {step}: the loss is {loss}, the gradient norm {norm}; stopped before the weights "
-                            "were touched; lower --learning-rate, or look at this batch")
+        raise NotFinite(f"update {step}: the loss is {loss}, the gradient norm {norm}; stopped before the weights were "
+                        "touched")
     optimizer.set_learning_rate(lr)
     if whole:
         optimizer.step()
     scaler.update(whole)
     if scaler.scale < 2.0 ** -24:
-        raise MinibertError(f"update {step}: fp16 gradients overflow at every loss scale, {scaler.skipped} updates "
-                            "skipped; lower --learning-rate, or use --precision fp32")
+        raise NotFinite(f"update {step}: fp16 gradients overflow at every loss scale, {scaler.skipped} updates "
+                        "skipped; lower --learning-rate, or use --precision fp32")
     return loss, norm
 
 
@@ -243,11 +249,30 @@ def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, 
 # --------------------------------------------------------------------------------------------------- before the loop
 
 
+@dataclass
+class Progress:
+    """Where a run stands. With weights, optimizer and scaler it is all that a checkpoint has to hold: batches and
+    dropout masks are functions of the seed and of these numbers.
+    """
+    step: int = 0                                  # updates done
+    scored: int = 0                                # updates done when an epoch was last scored and perhaps saved
+    epoch: int = 0                                 # epochs scored
+    better_epoch: int = 0                          # the last that was better than all before
+    saved_epoch: int = 0                           # the one whose weights are the run folder's
+    over: bool = False                             # patience is at its end
+    seconds: float = 0.0                           # of all updates, and their pieces
+    pieces: int = 0
+    losses: int = 0                                # finite ones of this epoch so far, and their sum
+    loss_sum: float = 0.0
+    best: tuple[float, Any, str] | None = None     # value, scores, tables on dev
+    before: dict[str, tuple[Any, str]] = field(default_factory=dict)           # scores, tables of the untrained model
+
+
 class Run:
-    """One run: its parts, its folder, the best score so far, how to evaluate and save."""
+    """One run: its parts, its folder, where it stands, how to evaluate and save."""
 
     def __init__(self, argv: list[str]):
-        """Everything from the command line's words to an untrained model and a claimed run folder."""
+        """Everything from the command line's words to a claimed run folder and a model, new or as it was saved."""
         fast.keep_memory()
         settings, options, chosen = resolve_settings(argv)
         device = resolve_device(settings.device)
@@ -265,25 +290,34 @@ class Run:
         self.lengths = self.features["train"].lengths
         self.optimizer = build_optimizer(self.model, self.settings)
         self.scaler = LossScaler(enabled=self.settings.precision == "fp16")
-        an_epoch = -(-len(self.lengths) // settings.batch_size)
-        self.total = settings.max_steps or settings.epochs * an_epoch          # updates
+        self.an_epoch = -(-len(self.lengths) // settings.batch_size)           # updates
+        self.total = settings.max_steps or settings.epochs * self.an_epoch
         self.warmup = int(settings.warmup * self.total)
         wanted = {"all": ("dev", "test"), "dev": ("dev",), "none": ()}[settings.evaluate]
         self.scored = [split for split in wanted if split in self.splits]
-        self.best: tuple[float, Any, str] | None = None                        # value, scores, tables on dev
-        self.saved_epoch = self.better_epoch = self.epoch = 0
+        self.progress = Progress()
         if settings.patience and "dev" not in self.scored:
             raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
         self.output = claim_folder(self.settings)
-        self.introduce({**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
-                        "updates": self.total, "threads": torch.get_num_threads(), "device": device.type,
-                        "torch": torch.__version__})
+        self.lock = lock(self.output)
+        self.checkpoints, self.interval = Checkpoints(self.output, settings.keep), Interval(settings.save_every)
+        self.record = {**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
+                       "updates": self.total, "threads": torch.get_num_threads(), "device": device.type,
+                       "torch": torch.__version__}
+        try:
+            if settings.resume:
+                self.resume()
+            if not self.finished:
+                self.introduce()
+        except BaseException:
+            self.lock.close()
+            raise
 
-    def introduce(self, record: dict[str, Any]) -> None:
+    def introduce(self) -> None:
         """Save and print every resolved setting and what was read."""
-        weights.write_json(self.output / "train.json", record)
+        weights.write_json(self.output / "train.json", self.record)
         self.tokenizer.save(self.output)
-        print_wrapped("settings: " + ", ".join(f"{k} {v}" for k, v in record.items()))
+        print_wrapped("settings: " + ", ".join(f"{k} {v}" for k, v in self.record.items()))
         for note in self.task.notices:
             print(f"note: {note}")
         sizes = ", ".join(f"{split} {len(examples):,} examples in {len(self.features[split]):,} rows"
@@ -295,45 +329,162 @@ class Run:
         with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 
+    def warn_of_collapse(self, guess: list[Any], examples: Sequence[Any]) -> None:
+        """Say so where all of dev was given one and the same label though it has several."""
+        if label := self.task.collapsed(guess, examples):
+            self.tell(f"warning: epoch {self.epoch_in_hand}: everything in dev was given {label!r}; likely causes: "
+                      f"--learning-rate {self.settings.learning_rate} is too high or too low, too few updates so far, "
+                      "or labels that do not belong to the words")
+
+    def tell(self, text: str) -> None:
+        """A line for the user, and for the run's log.txt with the time before it."""
+        tqdm.write(text)
+        with open(self.output / "log.txt", "a", encoding="utf-8") as f:
+            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
     def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
         """(scores, text tables) of one split."""
         examples = self.splits[split]
         guess = predict_examples(self.model, self.task, examples, self.features[split], self.settings.precision)
+        if self.progress.step > self.progress.scored:
+            self.warn_of_collapse(guess, examples)
         return self.task.score(guess, examples), self.task.report(guess, examples)
 
-    def end_of_epoch(self, step: int, loss: float) -> bool:
-        """Score dev, save if it is the best so far (or dev is not scored); -> whether patience is at its end."""
-        self.epoch += 1
-        key, direction = self.task.best
-        better, as_good, said = True, True, ""
-        if "dev" in self.scored:
-            scores, tables = self.evaluate("dev")
-            self.log({"step": step, "epoch": self.epoch, "split": "dev", **scores})
-            value = at(scores, key)
-            better = self.best is None or (value > self.best[0] if direction == "max" else value < self.best[0])
-            as_good = better or value == self.best[0]                          # of equals the longer trained
-            self.best = (value, scores, tables) if as_good else self.best
-            said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}"
-        tqdm.write(f"epoch {self.epoch}: loss {loss:.4f}{said}")
-        self.better_epoch = self.epoch if better else self.better_epoch
-        if as_good:
-            self.saved_epoch = self.epoch
-            self.save()
-        return bool(self.settings.patience) and self.epoch - self.better_epoch >= self.settings.patience
+    @property
+    def epoch_in_hand(self) -> int:
+        """The number, from 1, of the epoch that the next update belongs to, or whose end was not yet scored."""
+        p = self.progress
+        return (p.step - (p.step > p.scored)) // self.an_epoch + 1
 
-    def save(self) -> None:
+    @property
+    def done(self) -> bool:
+        """Whether all updates are made and scored, or none is worth making any more."""
+        p = self.progress
+        return (p.over and not self.settings.max_steps) or (p.step >= self.total and p.scored == p.step)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do, the final scores included."""
+        return self.done and (self.output / "metrics.json").is_file()
+
+    def end_of_epoch(self, stop: StopRequest) -> None:
+        """Score dev, save if it is the best so far (or dev is not scored), note whether patience is at its end."""
+        p, (key, direction) = self.progress, self.task.best
+        epoch, better, as_good, said = self.epoch_in_hand, True, True, ""
+        if "dev" in self.scored:
+            with stop.at_once():                   # before any number below has changed
+                scores, tables = self.evaluate("dev")
+            self.log({"step": p.step, "epoch": epoch, "split": "dev", **scores})
+            value = at(scores, key)
+            better = p.best is None or (value > p.best[0] if direction == "max" else value < p.best[0])
+            as_good = better or value == p.best[0]                             # of equals the longer trained
+            p.best = (value, scores, tables) if as_good else p.best
+            said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}"
+        tqdm.write(f"epoch {epoch}: loss {p.loss_sum / p.losses if p.losses else math.nan:.4f}{said}")
+        p.epoch, p.scored, p.losses, p.loss_sum = epoch, p.step, 0, 0.0
+        p.better_epoch = epoch if better else p.better_epoch
+        if as_good:
+            p.saved_epoch = epoch
+            self.save(self.output)
+        p.over = bool(self.settings.patience) and epoch - p.better_epoch >= self.settings.patience
+
+    def save(self, folder: Path) -> None:
         """The model as it is now, under the published names."""
         labels = self.task.labels
-        weights.save(self.output, self.model.bert, self.model.head, {
+        weights.save(folder, self.model.bert, self.model.head, {
             "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)}})
 
     def final_scores(self) -> dict[str, tuple[dict[str, Any], str]]:
         """Go back to the weights of the best epoch, which are on the disk, and score what was not scored with them."""
-        if self.saved_epoch != self.epoch:
+        if self.progress.saved_epoch != self.progress.epoch:
             weights.load_into(self.output, self.model)
-        return {split: self.best[1:] if split == "dev" else self.evaluate(split) for split in self.scored}
+        return {split: self.progress.best[1:] if split == "dev" else self.evaluate(split) for split in self.scored}
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def checkpoint(self) -> None:
+        """Save all that a resumed run needs. Raises MinibertError where it cannot be written."""
+        def write(folder: Path) -> None:
+            self.save(folder)
+            optimizer = write_optimizer(folder, self.optimizer)
+            if self.progress.saved_epoch:
+                link(self.output / "model.safetensors", folder / "best.safetensors")
+            weights.write_json(folder / "state.json", {
+                "progress": dataclasses.asdict(self.progress), "scaler": vars(self.scaler), "optimizer": optimizer,
+                "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.rows(),
+                "settings": self.record})
+
+        p = self.progress
+        self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
+
+    def rows(self) -> str:
+        """What the run learns from: SHA-256 of the encoded training rows and of the labels' names."""
+        return checksum(self.features["train"].arrays(), self.task.labels)
+
+    def resume(self) -> None:
+        """Go to the newest whole checkpoint, or say that there is none."""
+        found = self.checkpoints.newest()
+        for notice in self.checkpoints.notices:
+            self.tell(f"note: {notice}")
+        if found is None:
+            if (self.output / "metrics.json").is_file():
+                raise MinibertError(f"{self.output}: finished, and without a whole checkpoint to go on from; name "
+                                    "another --output")
+            self.tell(f"{self.output}: no whole checkpoint to resume from; starting anew")
+            (self.output / "metrics.jsonl").unlink(missing_ok=True)
+            return
+        state = read_json(found / "state.json")
+        refuse_changes(state["settings"], self.record, found)
+        if state["rows"] != self.rows():
+            raise MinibertError(f"{self.settings.data}: not the training data of {found}; give those, or name another "
+                                "--output")
+        weights.load_into(found, self.model)
+        read_optimizer(found, self.optimizer, state["optimizer"])
+        vars(self.scaler).update(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        if self.finished:
+            return
+        if self.progress.saved_epoch:
+            link(found / "best.safetensors", self.output / "model.safetensors")
+        (self.output / "metrics.json").unlink(missing_ok=True)
+        cut(self.output / "metrics.jsonl", state["metrics_bytes"])
+        self.tell(f"resumed from update {self.progress.step}")
+        for name in ("threads", "torch"):
+            if state["settings"][name] != self.record[name]:
+                self.tell(f"note: {name} was {state['settings'][name]}, now {self.record[name]}: the same steps, but "
+                          "not to the last bit")
+
+
+FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
+        "resume", "threads", "torch"}              # what a resumed run may change
+
+
+def refuse_changes(then: dict[str, Any], now: dict[str, Any], found: Path) -> None:
+    """Raises MinibertError with every setting that differs from the saved run's and may not."""
+    differ = [f"{k} was {then.get(k)}, now {now.get(k)}" for k in {**then, **now}
+              if then.get(k) != now.get(k) and k not in FREE]
+    if now["updates"] < then["updates"]:
+        differ.append(f"updates were {then['updates']}, now {now['updates']}: there may only be more")
+    if differ:
+        raise MinibertError(f"{found}: saved with other settings: {'; '.join(differ)}; give the same, or name another "
+                            "--output")
+
+
+def flushed_size(file: Path) -> int:
+    """Bytes of a file that is on the disk when this returns; 0 where there is none."""
+    if not file.is_file():
+        return 0
+    with open(file, "rb+") as f:
+        os.fsync(f.fileno())
+        return f.seek(0, os.SEEK_END)
+
+
+def cut(file: Path, size: int) -> None:
+    """Leave the first `size` bytes of a file, if it has more."""
+    if file.is_file() and file.stat().st_size > size:
+        os.truncate(file, size)
 
 
 def fetch_weights(name: str) -> Path:
@@ -344,18 +495,35 @@ def fetch_weights(name: str) -> Path:
 
 
 def claim_folder(settings: TrainConfig) -> Path:
-    """The run folder, made here and empty; raises MinibertError where the named one holds something."""
+    """The run folder: made here and empty, or with --resume one that holds a run; MinibertError for any other."""
+    if settings.output is None and settings.resume and (last := last_run(settings.task)):
+        return last
     if settings.output is not None:
         output = Path(settings.output)
         if os.path.lexists(output) and not output.is_dir():
             raise MinibertError(f"--output {output}: is there and no folder; name another")
-        if output.is_dir() and any(output.iterdir()):
-            raise MinibertError(f"--output {output}: holds another run; name another folder, or remove that one")
+        inside = {f.name for f in output.iterdir()} - {".lock"} if output.is_dir() else set()
+        if inside and not settings.resume:
+            raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
+                                "continue it with --resume")
+        if inside and "train.json" not in inside:
+            raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
         return make_folder(output, exist_ok=True)
     for number in itertools.count(1):
-        output = Path("runs") / (settings.task if number == 1 else f"{settings.task}-{number}")
+        output = default_folder(settings.task, number)
         with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
             return make_folder(output, exist_ok=False)
+
+
+def default_folder(task: str, number: int) -> Path:
+    """runs/TASK, runs/TASK-2, runs/TASK-3 ..."""
+    return Path("runs") / (task if number == 1 else f"{task}-{number}")
+
+
+def last_run(task: str) -> Path | None:
+    """The last of the default folders that are there."""
+    taken = itertools.takewhile(Path.is_dir, (default_folder(task, number) for number in itertools.count(1)))
+    return max(enumerate(taken), default=(0, None))[1]
 
 
 def make_folder(folder: Path, exist_ok: bool) -> Path:
@@ -379,41 +547,79 @@ def resolve_device(wanted: str) -> torch.device:
 # ------------------------------------------------------------------------------------------------------- the loop
 
 
-def fit(run: Run) -> dict[str, float]:
-    """All updates, dev scored after every epoch; -> {"seconds", "pieces", "pieces_per_second", "steps"}.
+def fit(run: Run, stop: StopRequest) -> dict[str, float]:
+    """All updates that are left, dev scored after every epoch; -> {"seconds", "pieces", "pieces_per_second", "steps"}.
 
-    Seconds are the wall time of updates, assembling their batches included, evaluation and saving not.
+    Seconds are the wall time of updates, assembling their batches included, evaluation and saving not. Raises Stopped
+    after the update in which `stop` was asked.
     """
-    settings, device = run.settings, next(run.model.parameters()).device
-    seconds, pieces, step = 0.0, 0, 0
-    timer = time.perf_counter()
-    bar = tqdm(total=run.total, unit="update", disable=None, dynamic_ncols=True)
-    while step < run.total:
-        order = epoch_batches(run.lengths, settings.batch_size, settings.seed, run.epoch + 1)
-        losses: list[float] = []                                               # of this epoch's updates
-        for numbers in order[:run.total - step]:
-            step += 1
-            lr = lr_at(step, run.total, run.warmup, settings.learning_rate)
-            batches = micro_batches(run.features["train"], numbers, run.task, settings, run.tokenizer.pad, device)
-            loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr)
-            live, took = sum(b.pieces for b in batches), time.perf_counter() - timer
-            run.log({"step": step, "epoch": run.epoch + 1, "loss": finite(loss), "learning_rate": lr,
-                     "gradient_norm": finite(norm), "pieces": live, "seconds": took})
-            seconds, pieces, timer = seconds + took, pieces + live, timer + took
-            losses.append(loss)
-            bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {mean(losses[-20:]):.3f}, lr {lr:.1e}, "
-                                f"{pieces / seconds:,.0f} pieces/s")
-            bar.update()
-        if run.end_of_epoch(step, mean(losses)) and not settings.max_steps:
-            break
-        timer = time.perf_counter()
-    bar.close()
-    return {"seconds": seconds, "pieces": pieces, "pieces_per_second": pieces / seconds, "steps": step}
+    p, recent, timer = run.progress, collections.deque(maxlen=20), time.perf_counter()
+    with tqdm(total=run.total, initial=p.step, unit="update", disable=None, dynamic_ncols=True) as bar:
+        while not run.done:
+            begun = (run.epoch_in_hand - 1) * run.an_epoch                     # updates of the epochs before this one
+            order = epoch_batches(run.lengths, run.settings.batch_size, run.settings.seed, run.epoch_in_hand)
+            for numbers in order[p.step - begun:run.total - begun]:
+                line = next_update(run, numbers, timer)
+                timer += line["seconds"]
+                recent.append(line["loss"])
+                bar.set_postfix_str(f"epoch {line['epoch']}, loss {mean(recent):.3f}, lr {line['learning_rate']:.1e}, "
+                                    f"{p.pieces / p.seconds:,.0f} pieces/s")
+                bar.update()
+                if stop.asked:
+                    raise Stopped(stop.asked)
+                if run.interval.due(p.step):
+                    save_if_possible(run)
+                    timer = time.perf_counter()
+            run.end_of_epoch(stop)
+            timer = time.perf_counter()
+    return {"seconds": p.seconds, "pieces": p.pieces, "pieces_per_second": p.pieces / p.seconds, "steps": p.step}
 
 
-def mean(losses: Sequence[float]) -> float:
-    """Of the finite ones: an fp16 update that overflowed and was skipped has no loss."""
-    kept = [x for x in losses if math.isfinite(x)]
+def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
+    """One update on the rows of these numbers, its clock running since `timer`; -> its line of metrics.jsonl."""
+    p, settings, device = run.progress, run.settings, next(run.model.parameters()).device
+    step = p.step + 1
+    lr = lr_at(step, run.total, run.warmup, settings.learning_rate)
+    batches = micro_batches(run.features["train"], numbers, run.task, settings, run.tokenizer.pad, device)
+    try:
+        loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr)
+    except NotFinite as e:
+        raise NotFinite(f"{e}; {write_down(run, step, batches, str(e))}") from None
+    live, took = sum(b.pieces for b in batches), time.perf_counter() - timer
+    line = {"step": step, "epoch": run.epoch_in_hand, "loss": finite(loss), "learning_rate": lr,
+            "gradient_norm": finite(norm), "pieces": live, "seconds": took}
+    run.log(line)
+    p.step, p.seconds, p.pieces = step, p.seconds + took, p.pieces + live
+    if math.isfinite(loss):
+        p.losses, p.loss_sum = p.losses + 1, p.loss_sum + loss
+    return line
+
+
+def write_down(run: Run, step: int, batches: Sequence[Batch], said: str) -> str:
+    """Leave an update that went wrong in the run folder, with the weights before it; -> what to do now."""
+    file, checkpoint = run.output / f"broken-update-{step}.json", None
+    examples = [f.example for b in batches for f in b.features]
+    broken = broken_weight(run.model)              # then a checkpoint would take the place of one that is worth more
+    if not broken:
+        run.checkpoint()
+        checkpoint = str(run.checkpoints.inside()[0].relative_to(run.output))
+    write_update(file, step, batches, run.record, checkpoint, said)
+    why = f"{broken} was not finite before it: lower --learning-rate" if broken else (
+        f"look at it with {interpreter()} train.py --replay {shlex.quote(str(file))}, or lower --learning-rate")
+    return f"train examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}; {why}"
+
+
+def save_if_possible(run: Run) -> None:
+    """A checkpoint; where it cannot be written, the run goes on and says so: stopping would lose more."""
+    try:
+        run.checkpoint()
+    except MinibertError as e:
+        run.tell(f"warning: update {run.progress.step} is not saved: {e}; the run goes on")
+
+
+def mean(losses: Iterable[float | None]) -> float:
+    """Of those that there are: an fp16 update that overflowed and was skipped has no loss."""
+    kept = [x for x in losses if x is not None]
     return sum(kept) / len(kept) if kept else math.nan
 
 
@@ -423,17 +629,36 @@ def finite(x: float) -> float | None:
 
 
 def train(argv: list[str]) -> Path:
-    """One run, from the command line's words to the run folder it returns."""
+    """One run, from the command line's words to the run folder it returns; raises Stopped if it was asked to stop."""
     run = Run(argv)
-    with torch.set_grad_enabled(run.settings.gradients == "autograd"):
-        before = {split: run.evaluate(split) for split in (run.scored if run.settings.before else ())}
-        speed = fit(run)
-        after = run.final_scores()
+    with run.lock, torch.set_grad_enabled(run.settings.gradients == "autograd"), StopRequest() as stop:
+        if run.finished:
+            run.tell(f"{run.output}: finished already, {run.progress.step:,} updates; nothing to do")
+            return run.output
+        try:
+            speed, after = whole_run(run, stop)
+        except Stopped as e:
+            if run.progress.step:
+                run.checkpoint()
+            run.tell(f"stopped by {e} after update {run.progress.step}; go on with --resume --output {run.output}")
+            raise
+    before = run.progress.before
     weights.write_json(run.output / "metrics.json", {"before": {split: scores for split, (scores, _) in before.items()},
                                                      **{split: scores for split, (scores, _) in after.items()},
                                                      "train": speed})
     summarise(run, before, after, speed)
     return run.output
+
+
+def whole_run(run: Run, stop: StopRequest) -> tuple[dict[str, float], dict[str, tuple[dict[str, Any], str]]]:
+    """Scores before, all updates, a checkpoint to go on from with more of them, scores after; -> (speed, scores)."""
+    if run.settings.before and not run.progress.step:
+        with stop.at_once():
+            run.progress.before = {split: run.evaluate(split) for split in run.scored}
+    speed = fit(run, stop)
+    save_if_possible(run)
+    with stop.at_once():
+        return speed, run.final_scores()
 
 
 # ------------------------------------------------------------------------------------------------------- the words
@@ -475,14 +700,22 @@ def print_wrapped(text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
+    """Exit code: 0, 2 for something the user can mend (one line says what), 75 for a run that was asked to stop and is
+    saved, 130 for a Ctrl-C that nothing was saved for.
+    """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        train(sys.argv[1:] if argv is None else argv)
+        if words[:1] == ["--replay"]:
+            print(*replay(Path(*words[1:2])), sep="\n")
+        else:
+            train(words)
     except (MinibertError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except Stopped:
+        return STOPPED
     except KeyboardInterrupt:
-        print("interrupted; the best model so far, if an epoch was finished, is in the run folder", file=sys.stderr)
+        print("interrupted; --resume goes on from the last checkpoint, if one was saved", file=sys.stderr)
         return 130
     return 0
 

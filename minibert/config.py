@@ -5,6 +5,7 @@ The fields of TrainConfig are the command line: each field's text is its help, e
 import argparse
 import dataclasses
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from math import inf
@@ -121,7 +122,8 @@ class TrainConfig:
     data: str | None = option(None, "folder with train, dev and test files (default: data/TASK)")
     cache: str = option("cache", "folder that keeps large data sets as they were read and encoded (off: none)")
     weights: str = option("minilm-l6", "a name of the manifest, or a folder with config.json and model.safetensors")
-    output: str | None = option(None, "the run folder; it must not hold a run (default: the next free runs/TASK)")
+    output: str | None = option(None, "the run folder; without --resume it must not hold a run (default: the next free "
+                                      "runs/TASK)")
     epochs: int = option(3, "passes over the training data")
     max_steps: int = option(0, "exactly so many updates, whatever --epochs says (0: as the epochs give)")
     batch_size: int = option(32, "features an update")
@@ -156,6 +158,11 @@ class TrainConfig:
     evaluate: str = option("all", "which splits are scored", ("all", "dev", "none"))
     before: bool = option(True, "score the untrained model too")
     limit: int = option(0, "use only the first N examples of each split (0: all)")
+    save_every: str = option("5m", "how often the state of the run is saved: a number of updates, or of minutes as in "
+                                   "5m")
+    keep: int = option(2, "checkpoints that are kept, besides the best model")
+    resume: bool = option(False, "continue the run in --output (default: the last runs/TASK) from its newest whole "
+                                 "checkpoint, to the same bits as without the interruption")
     seed: int = option(0, "of batch order, dropout and new weights")
     device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
 
@@ -173,6 +180,9 @@ class TrainConfig:
                  (0 <= self.weight_decay < inf, "--weight-decay", "0 or more"),
                  (0 <= self.warmup <= 1, "--warmup", "in [0, 1]"),
                  (self.dropout is None or 0 <= self.dropout < 1, "--dropout", "in [0, 1)"),
+                 (re.fullmatch(r"[1-9]\d{0,8}m?", self.save_every), "--save-every",
+                  "a number of updates such as 50, or of minutes such as 5m"),
+                 (self.keep >= 1, "--keep", "at least 1"),
                  (0 <= self.seed < 2 ** 63, "--seed", "between 0 and 2^63 - 1"),
                  (0 <= self.adversarial < inf, "--adversarial", "0 or more"),
                  (self.freeze == "none" or not self.adversarial, "--adversarial",

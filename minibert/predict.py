@@ -65,9 +65,13 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
     return tokenizer
 
 
-def load(folder: str | Path) -> FineTuned:
-    """The model in a run folder, ready to predict. Raises MinibertError for a folder that holds no whole run."""
+def load(folder: str | Path, checkpoint: Path | None = None) -> FineTuned:
+    """The model in a run folder, ready to predict; with a checkpoint of the run, as it was then.
+
+    Raises MinibertError for a folder that holds no whole run.
+    """
     folder = Path(folder)
+    source = checkpoint or folder
     if not (folder / "train.json").is_file():
         raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
     settings = read_json(folder / "train.json")
@@ -77,7 +81,7 @@ def load(folder: str | Path) -> FineTuned:
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
     known = {f.name for f in dataclasses.fields(kind.Options)}
-    task = kind(kind.Options(**{k: v for k, v in settings.items() if k in known}), read_labels(folder))
-    head = task.head(BertConfig.read(folder))
-    bert, _ = load_weights(folder, head)
+    task = kind(kind.Options(**{k: v for k, v in settings.items() if k in known}), read_labels(source))
+    head = task.head(BertConfig.read(source))
+    bert, _ = load_weights(source, head)
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)

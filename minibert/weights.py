@@ -278,18 +278,22 @@ def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[st
     tensors = {"bert." + n.published: state[n.ours] for n in name_table(bert.config, bert.pooler is not None)}
     tensors |= dict(head.state_dict()) if head is not None else {}
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
-    temporary = folder / ".model.safetensors.new"
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "config.json", bert.config.to_dict() | (extra or {}))
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file: the whole of it or nothing. Raises MinibertError where it cannot be written."""
+    temporary = file.with_name(f".{file.name}.new")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
         os.umask(mask := os.umask(0))              # safetensors makes files that only their owner may read
         os.chmod(temporary, 0o666 & ~mask)
-        replace(temporary, folder / "model.safetensors")
+        replace(temporary, file)
     except (OSError, SafetensorError) as e:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise MinibertError(f"{folder}: the weights cannot be written ({e}); free space or name another --output") \
-            from None
-    write_json(folder / "config.json", bert.config.to_dict() | (extra or {}))
+        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -305,7 +309,18 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def replace(temporary: Path, file: Path) -> None:
-    """Flush `temporary` to the disk, then give it its name in one step."""
+    """Flush `temporary` to the disk, then give it its name in one step, and flush that too."""
     with open(temporary, "rb+") as f:
         os.fsync(f.fileno())
     os.replace(temporary, file)
+    flush_folder(file.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):             # a folder cannot be opened on Windows
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -32,6 +32,10 @@ SLOTS = {"P": "PER", "L": "LOC", "O": "ORG"}
 
 @pytest.fixture(scope="session")
 def tiny_vocabulary() -> list[str]:
+    return make_vocabulary()
+
+
+def make_vocabulary() -> list[str]:
     """95 pieces; every word of a to z can be spelt."""
     letters = list(string.ascii_lowercase)
     pieces = SPECIALS + letters + ["##" + c for c in letters] + PERSONS + PLACES + COMPANIES + PLAIN
@@ -41,17 +45,26 @@ def tiny_vocabulary() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_vocabulary) -> BertConfig:
+    return make_config(len(tiny_vocabulary))
+
+
+def make_config(vocab_size: int) -> BertConfig:
     """A=5, D=6, H=30, F=44, L=2, 40 positions, 2 types: no size equals another."""
-    return BertConfig(vocab_size=len(tiny_vocabulary), hidden_size=30, num_hidden_layers=2, num_attention_heads=5,
+    return BertConfig(vocab_size=vocab_size, hidden_size=30, num_hidden_layers=2, num_attention_heads=5,
                       intermediate_size=44, max_position_embeddings=40, initializer_range=0.1)
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, tiny_config, tiny_vocabulary) -> Path:
+def tiny_folder(tmp_path_factory) -> Path:
     """A checkpoint: config.json, model.safetensors, vocab.txt, tokenizer_config.json. Do not write into it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save(folder, shake(random_bert(tiny_config, seed=11), seed=12))
-    (folder / "vocab.txt").write_text("\n".join(tiny_vocabulary) + "\n", encoding="utf-8")
+    return write_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny_folder(folder: Path) -> Path:
+    """The checkpoint of tiny_folder in an empty folder."""
+    vocabulary = make_vocabulary()
+    save(folder, shake(random_bert(make_config(len(vocabulary)), seed=11), seed=12))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}), encoding="utf-8")
     return folder
 
@@ -59,7 +72,11 @@ def tiny_folder(tmp_path_factory, tiny_config, tiny_vocabulary) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """train, dev and test .conll with 60, 20 and 20 short sentences, PER, LOC and ORG. Do not write into it."""
-    folder = tmp_path_factory.mktemp("tiny_data")
+    return write_tiny_data(tmp_path_factory.mktemp("tiny_data"))
+
+
+def write_tiny_data(folder: Path) -> Path:
+    """The sentences of tiny_data in an empty folder."""
     draw = np.random.default_rng(5)
     for split, count in (("train", 60), ("dev", 20), ("test", 20)):
         sentences = []

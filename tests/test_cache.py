@@ -166,4 +166,4 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(saved, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda n: (order.append("fsync"), fsync(n))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), rename(a, b))[1])
     saved.save(KEY, arrays(), EXTRA)
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]          # the bytes, the name, the folder that holds the name

@@ -278,7 +278,8 @@ WORDS = {                                          # field -> words of the comma
     "precision": (["--precision", "bf16"], "bf16"), "gradients": (["--gradients", "by-hand"], "by-hand"),
     "adversarial": (["--adversarial", "0.5"], 0.5), "freeze": (["--freeze", "3"], "3"),
     "patience": (["--patience", "6"], 6), "evaluate": (["--evaluate", "dev"], "dev"),
-    "before": (["--no-before"], False),
+    "before": (["--no-before"], False), "save_every": (["--save-every", "7m"], "7m"), "keep": (["--keep", "3"], 3),
+    "resume": (["--resume"], True),
     "limit": (["--limit", "29"], 29), "seed": (["--seed", "31"], 31), "device": (["--device", "cpu"], "cpu")}
 FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
 
@@ -287,7 +288,7 @@ def test_every_option_has_a_row_above():
     assert set(WORDS) == set(FIELDS)                                         # a new option needs a row in WORDS
     promised = {"task", "data", "weights", "output", "epochs", "batch_size", "accumulate", "learning_rate", "optimizer",
                 "weight_decay", "warmup", "clip", "dropout", "precision", "freeze", "patience", "max_steps", "limit",
-                "evaluate", "before", "seed", "device", "gradients"}
+                "evaluate", "before", "seed", "device", "gradients", "save_every", "resume"}
     assert promised <= set(FIELDS)
 
 

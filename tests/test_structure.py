@@ -113,20 +113,22 @@ LEAVES = {"errors", "layout"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
     "products": set(), "tokenizer": set(), "metrics": set(), "hub": set(), "words": set(),
+    "stopping": set(),
     "features": {"batching", "words"},
     "model": {"config"}, "byhand": {"ops", "model"},
     "fast": {"byhand", "config", "model", "optim", "precision", "products"},
     "weights": {"config", "model"}, "batching": {"tokenizer"},
-    "adapt": {"model"}, "checkpoint": {"config", "weights", "optim", "precision"},
+    "adapt": {"model"}, "checkpoint": {"config", "weights", "optim"},
     "tasks": {"batching", "features", "metrics", "model", "ops", "tasks.*"},
     "tasks.*": {"batching", "features", "metrics", "model", "ops", "words"},
     "evaluate": {"batching", "fast", "features", "model"},                    # the tasks' interface, never a task
     "cache": {"weights"}, "prepare": {"cache", "evaluate", "features"},
     "predict": {"evaluate", "tasks", "weights"},
+    "replay": {"byhand", "precision", "predict"},
     "__main__": {"config", "evaluate", "hub", "predict", "tasks", "weights"},
     "minibert": {"byhand", "hub", "metrics", "optim", "predict", "weights"},  # __init__.py: the Python door
     "train": {"adapt", "checkpoint", "byhand", "evaluate", "fast", "hub", "optim", "predict", "precision", "prepare",
-              "tasks", "weights"},
+              "replay", "stopping", "tasks", "weights"},
 }
 
 

@@ -225,7 +225,8 @@ def test_the_run_folder_holds_what_the_contract_names(finished, tiny_data):
     assert config["minibert"]["case_shapes"] and config["type_vocab_size"] == 8
     names = {n for n, _, _ in weights.read_tensors(finished)}
     assert {"classifier.weight", "encoder.layer.1.output.dense.bias"} <= names
-    assert not list(finished.glob(".*"))
+    assert [f.name for f in finished.rglob(".*")] == [".lock"]
+    assert [f.name for f in (finished / "checkpoints").iterdir()] == ["update-00000108-scored"]
 
 
 def test_every_update_is_one_line(finished):
@@ -399,10 +400,10 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_folder, tiny_data, 
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_untouched(finished, tiny_folder, tiny_data, capsys):
-    before = {f.name: f.read_bytes() for f in finished.iterdir()}
+    before = {f: f.read_bytes() for f in finished.rglob("*") if f.is_file()}
     code = train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(finished), *QUICK])
     assert code == 2 and str(finished) in capsys.readouterr().err
-    assert {f.name: f.read_bytes() for f in finished.iterdir()} == before
+    assert {f: f.read_bytes() for f in finished.rglob("*") if f.is_file()} == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_best(tiny_folder, tiny_data, tmp_path, capsys,

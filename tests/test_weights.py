@@ -674,7 +674,7 @@ def test_the_file_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.os, "fsync", lambda f: (order.append("flush"), fsync(f)))
     monkeypatch.setattr(weights.os, "replace", lambda a, b: (order.append(Path(b).name), rename(a, b)))
     weights.save(tmp_path, *trained())
-    assert order == ["flush", "model.safetensors", "flush", "config.json"]
+    assert order == ["flush", "model.safetensors", "flush", "flush", "config.json", "flush"]
 
 
 # ------------------------------------------------------------------------------------------------- random weights

@@ -71,6 +71,9 @@ class Task(Protocol):
     def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Any]:
         """Nested dict of numbers."""
 
+    def collapsed(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str | None:
+        """The one label that everything was given, if the examples have more than one; None otherwise."""
+
     def report(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str:
         """The scores as text tables."""
 

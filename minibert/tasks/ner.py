@@ -290,6 +290,12 @@ class NER:
                 "tags": {k: tags[k] for k in ("micro_f1", "macro_f1", "weighted_f1", "per_tag")},
                 "words": sum(len(g) for g in gold)}
 
+    def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
+        """The one tag that all words were given, if there are words with others."""
+        given = {tag for tags in predictions for tag in tags}
+        several = any(tag not in given for e in examples for tag in e.tags)
+        return given.pop() if len(given) == 1 and several else None
+
     def report(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str:
         """The table a tag and the table an entity type."""
         gold, guess = sentences(predictions, examples)

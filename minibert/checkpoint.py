@@ -1,0 +1,226 @@
+"""Checkpoints of a run: each is whole or not there, the newest whole one counts, and a run folder is one process's.
+
+    RUN/checkpoints/update-00000123/
+        model.safetensors, config.json   the weights after 123 updates, as weights.save writes them
+        optimizer.safetensors            the running means of every parameter
+        state.json                       where the run stands and with which settings
+        best.safetensors                 RUN/model.safetensors at that moment, the same file under a second name
+        complete.json                    size and SHA-256 of each of them, written last
+
+It grows under a name with a dot in front, is flushed to the disk, and only then gets its name. So what has the name was
+whole when it got it, whenever the process was killed; what a disk does to it later, the hashes tell.
+"""
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minibert.config import read_json
+from minibert.errors import MinibertError
+from minibert.optim import Optimizer
+from minibert.weights import flush_folder, write_json, write_tensors
+
+COMPLETE, OPTIMIZER = "complete.json", "optimizer.safetensors"
+NAME = re.compile(r"update-(\d{8,})(-scored)?")
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. `notices` says in words what was wrong with those that were passed over."""
+
+    def __init__(self, run: Path, keep: int):
+        self.folder, self.keep = run / "checkpoints", keep
+        self.notices: list[str] = []
+        self.damaged: set[Path] = set()
+
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """A checkpoint of the files that write(folder) makes; older ones beyond `keep` go once it is whole.
+
+        The same name means the same contents: what is there and not known to be damaged stays. Raises MinibertError
+        where it cannot be written; those that are there stay as they are.
+        """
+        target = self.folder / name
+        growing = self.folder / f".{name}.new"
+        if target.exists() and target not in self.damaged:
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+            shutil.rmtree(growing, ignore_errors=True)
+            growing.mkdir()
+            write(growing)
+            seal(growing)
+            if target.exists():
+                os.rename(target, free_name(target))
+                self.damaged.discard(target)
+            os.rename(growing, target)
+            flush_folder(self.folder)
+        except (OSError, MinibertError) as e:
+            shutil.rmtree(growing, ignore_errors=True)
+            raise MinibertError(f"{target}: cannot be written ({e}); free space") from None
+        self.prune()
+
+    def newest(self) -> Path | None:
+        """The newest whole one, every byte of it checked. A damaged one stays where it is, for inspection."""
+        for folder in self.inside(growing=True):
+            self.notices.append(f"{folder}: passed over: the process ended while it was written")
+        for folder in self.inside():
+            wrong = fault(folder)
+            if not wrong:
+                return folder
+            self.damaged.add(folder)
+            self.notices.append(f"{folder}: passed over, kept for inspection: {wrong}")
+        return None
+
+    def inside(self, growing: bool = False) -> list[Path]:
+        """Every checkpoint that got its name, newest first; or those that never did."""
+        everything = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        if growing:
+            return [f for f in everything if f.name.startswith(".update-")]
+        named = [(int(m[1]), f.name, f) for f in everything if (m := NAME.fullmatch(f.name))]
+        return [f for *_, f in sorted(named, reverse=True)]
+
+    def prune(self) -> None:
+        """Remove what is older than the newest `keep`, and what was never finished; nothing that is damaged."""
+        whole = [f for f in self.inside() if f not in self.damaged]
+        for folder in whole[self.keep:] + self.inside(growing=True):
+            with contextlib.suppress(OSError):     # first the marker: half a checkpoint must not look like a whole one
+                (folder / COMPLETE).unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Interval:
+    """When to save: every so many updates ("50"), or minutes ("5m") after the last time."""
+
+    def __init__(self, text: str):
+        self.count, self.minutes, self.last = int(text.removesuffix("m")), text.endswith("m"), time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Asked after every update; where the answer is yes, the next interval begins."""
+        due = time.monotonic() - self.last >= 60 * self.count if self.minutes else step % self.count == 0
+        self.last = time.monotonic() if due else self.last
+        return due
+
+
+def free_name(folder: Path) -> Path:
+    """folder-damaged, or the first of folder-damaged-2, -3 ... that is free."""
+    names = (folder.with_name(f"{folder.name}-damaged" + (f"-{i}" if i > 1 else "")) for i in range(1, 10 ** 6))
+    return next(name for name in names if not name.exists())
+
+
+def seal(folder: Path) -> None:
+    """Write complete.json, after all the other files are on the disk."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        files[file.name] = describe(file)
+        with open(file, "rb") as f:
+            os.fsync(f.fileno())
+    write_json(folder / COMPLETE, {"files": files})
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """{"bytes", "sha256"} of a file."""
+    with open(file, "rb") as f:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def fault(folder: Path) -> str:
+    """What keeps a checkpoint from being whole, in words; "" where nothing does."""
+    try:
+        files = read_json(folder / COMPLETE).get("files")
+        if not isinstance(files, dict):
+            return f"{COMPLETE} lists no files"
+        for name, wanted in files.items():
+            if not (folder / name).is_file() or Path(name).name != name:
+                return f"{name} is missing"
+            if describe(folder / name) != wanted:
+                return f"{name} is not as it was written"
+    except MinibertError as e:
+        return str(e)
+    except OSError as e:
+        return f"cannot be read ({e})"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------------------- the optimizer
+
+
+def write_optimizer(folder: Path, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """The tensors of its state into `folder`, as "m.NAME"; -> what else it keeps: {name of the parameter: {"t": 5}}."""
+    tensors, rest = {}, {}
+    names = parameter_names(optimizer)
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{key}.{names[number]}"] = value.detach().cpu().contiguous()
+            else:
+                rest.setdefault(names[number], {})[key] = value
+    write_tensors(folder / OPTIMIZER, tensors)
+    return rest
+
+
+def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str, Any]]) -> None:
+    """Put what write_optimizer() wrote and returned into an optimizer over the same parameters."""
+    file, numbers = folder / OPTIMIZER, {name: i for i, name in enumerate(parameter_names(optimizer))}
+    params = [p for g in optimizer.groups for p in g["params"]]
+    try:
+        state = {numbers[name]: dict(values) for name, values in rest.items()}
+        with safe_open(file, framework="pt") as tensors:
+            for full in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+                key, _, name = full.partition(".")
+                p = params[numbers[name]]
+                state.setdefault(numbers[name], {})[key] = tensors.get_tensor(full).to(p.device)
+    except (KeyError, SafetensorError) as e:
+        raise MinibertError(f"{file}: does not fit this run ({type(e).__name__}: {e}); start a new one") from None
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def parameter_names(optimizer: Optimizer) -> list[str]:
+    """Of all its parameters, in its order; its groups come from optim.decay_groups."""
+    return [name for group in optimizer.groups for name in group["names"]]
+
+
+# ----------------------------------------------------------------------------------------------------- the run folder
+
+
+def lock(run: Path) -> IO[str]:
+    """Hold a run folder for as long as the file that comes back is open, at most until this process ends.
+
+    Raises MinibertError where another process holds it. The lock is the system's and not the file: a killed process
+    leaves the file, and no lock.
+    """
+    file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (it stays open)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()
+    return file
+
+
+def link(file: Path, second: Path) -> None:
+    """A second name for a file that is only ever replaced, never written into; a copy where names cannot be shared.
+
+    What has the name already keeps it until then.
+    """
+    if second.exists() and second.samefile(file):  # a rename from one name of a file to another does nothing
+        return
+    beside = second.with_name(f".{second.name}.new")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(file, beside)
+    except OSError:
+        shutil.copyfile(file, beside)
+    os.replace(beside, second)

@@ -1,0 +1,111 @@
+"""An update that went wrong: written down where it happened, and done again with every tensor looked at.
+
+    python train.py --replay RUN/broken-update-14.json
+"""
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert import weights
+from minibert.batching import Batch, Feature, collate
+from minibert.byhand import reached_gradients
+from minibert.config import read_json
+from minibert.errors import MinibertError
+from minibert.precision import DropoutMasks, autocast
+from minibert.predict import FineTuned, load
+
+ARRAYS = ("ids", "types", "picks", "labels", "targets")
+
+
+class NotFinite(MinibertError):
+    """A loss or a gradient that is no number, in an update that has not touched the weights."""
+
+
+def broken_weight(model: nn.Module) -> str:
+    """The first parameter that holds numbers that are not finite; "" where all are."""
+    return next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), "")
+
+
+def write_update(file: Path, step: int, batches: Sequence[Batch], settings: dict[str, Any], checkpoint: str | None,
+                 said: str) -> None:
+    """One update as JSON: the rows of its micro-batches, the settings, and where the weights before it are."""
+    rows = [[{"example": f.example, **{name: getattr(f, name).tolist() for name in ARRAYS}} for f in b.features]
+            for b in batches]
+    weights.write_json(file, {"update": step, "said": said, "settings": settings, "checkpoint": checkpoint,
+                              "micro_batches": rows})
+
+
+def read_update(file: Path) -> dict[str, Any]:
+    """What write_update() wrote. Raises MinibertError for anything else."""
+    update = read_json(file)
+    try:
+        update["micro_batches"] = [[Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS))
+                                    for row in rows] for rows in update["micro_batches"]]
+        update["settings"]["precision"], update["update"], update["said"]      # asked for below
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
+    if not isinstance(update.get("checkpoint"), str):
+        raise MinibertError(f"{file}: the weights before this update held numbers that are not finite, so there is "
+                            "nothing to do again; look at the updates before it in metrics.jsonl")
+    return update
+
+
+def replay(file: Path) -> Iterator[str]:
+    """Do the update in `file` again, from the weights before it; -> lines that say where numbers stop being finite."""
+    update, run = read_update(file), file.resolve().parent
+    model, settings, step = load(run, run / update["checkpoint"]), update["settings"], update["update"]
+    yield f"{run.name}, {update['said']}"
+    for number, features in enumerate(update["micro_batches"]):
+        masks = DropoutMasks(settings["seed"], step, micro_batch=number)
+        batch = collate(features, settings["layout"], model.tokenizer.pad, model.task.layout(features))
+        where, losses = forward(model, batch, masks, settings["precision"])
+        yield (f"micro-batch {number}, {len(features)} rows, {batch.pieces} pieces: loss {losses}; "
+               + (f"first not finite: {where}" if where else "every tensor of the forward is finite"))
+        yield from gradients(model, batch, masks)
+        yield from rows(model, features, settings)
+
+
+@torch.no_grad()
+def forward(model: FineTuned, batch: Batch, masks: DropoutMasks | None, precision: str) -> tuple[str, dict[str, float]]:
+    """(the first module whose output is not finite, "" for none; {term: sum of losses})."""
+    seen: list[str] = []
+
+    def look(name: str, out: Any) -> None:
+        if isinstance(out, Tensor) and not bool(torch.isfinite(out).all()):
+            bad = int((~torch.isfinite(out)).sum())
+            seen.append(f"{name}, {bad:,} of {out.numel():,} numbers")
+
+    hooks = [m.register_forward_hook(lambda m, x, out, name=name: look(name, out)) for name, m in model.named_modules()
+             if name]
+    try:
+        with autocast(precision, batch.ids.device):
+            scores = model(batch, masks)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (seen or [""])[0], {term: float(x) for term, x in model.task.loss(scores.float(), batch).items()}
+
+
+def gradients(model: FineTuned, batch: Batch, masks: DropoutMasks) -> Iterator[str]:
+    """A line for the gradients that are not finite by the formulas of ops.py in fp32, where there are some."""
+    counts = model.task.counts(batch)
+    factors = {term: 1.0 / (count or 1.0) for term, count in counts.items()}
+    with torch.no_grad():
+        _, found = reached_gradients(model, batch, masks, model.task, factors)
+    bad = [name for name, dw in found.items() if not bool(torch.isfinite(dw).all())]
+    if bad:
+        yield f"  gradients that are not finite in fp32: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
+
+
+def rows(model: FineTuned, features: Sequence[Feature], settings: dict[str, Any]) -> Iterator[str]:
+    """A line for each row whose loss by itself, without dropout, is not finite."""
+    for f in features:
+        batch = collate([f], settings["layout"], model.tokenizer.pad, model.task.layout([f]))
+        where, losses = forward(model, batch, None, settings["precision"])
+        if not all(np.isfinite(x) for x in losses.values()):
+            text = model.tokenizer.backend.decode(f.ids.tolist(), skip_special_tokens=True)
+            yield f"  example {f.example} of train alone: loss {losses}, {where or 'finite scores'}: {text[:100]!r}"

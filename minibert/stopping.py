@@ -1,0 +1,57 @@
+"""SIGTERM and Ctrl-C as a request: the update in hand is finished, the run is saved, and then it ends."""
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPED = 75                                       # exit code: not finished, nothing lost, --resume goes on
+
+
+class Stopped(Exception):
+    """The run ends here because it was asked to; the text says what asked."""
+
+
+class StopRequest:
+    """Listens for SIGTERM and SIGINT within a `with`. `asked` names the one that came, or is None.
+
+    A second Ctrl-C raises KeyboardInterrupt wherever the process is, as Python does without this.
+    """
+
+    def __init__(self):
+        self.asked: str | None = None
+        self.nothing_in_hand = False
+        self.before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: signals are someone else's there
+                self.before[number] = signal.signal(number, self.hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The handler of both signals."""
+        if self.asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if self.nothing_in_hand:
+            raise Stopped(self.asked)
+        # os.write: print could be interrupted by this very handler while it holds its buffer
+        os.write(sys.__stderr__.fileno(), f"\n{self.asked}: finishing this update, then saving; Ctrl-C ends at once\n"
+                 .encode())
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done inside changes nothing that is saved: a signal raises Stopped at once."""
+        if self.asked is not None:
+            raise Stopped(self.asked)
+        self.nothing_in_hand = True
+        try:
+            yield
+        finally:
+            self.nothing_in_hand = False

@@ -1,0 +1,239 @@
+"""checkpoint.py by itself: whole or not there, the newest whole one counts, one process a run folder."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from minibert import checkpoint
+from minibert.checkpoint import Checkpoints, Interval, fault, link, lock, read_optimizer, write_optimizer
+from minibert.errors import MinibertError
+from minibert.optim import SGD, AdamW
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def fill(number: int):
+    """A writer of three files that differ from one checkpoint to the next."""
+    def write(folder: Path) -> None:
+        for i, name in enumerate(FILES):
+            (folder / name).write_bytes(bytes([number, i]) * (500 + 7 * i))
+    return write
+
+
+@pytest.fixture
+def three(tmp_path) -> Checkpoints:
+    """Checkpoints after 5, 10 and 15 updates, all three kept."""
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (5, 10, 15):
+        checkpoints.save(f"update-{step:08d}", fill(step))
+    return checkpoints
+
+
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(f.name for f in checkpoints.folder.iterdir())
+
+
+def test_the_newest_counts_and_the_last_few_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.newest() is None and checkpoints.notices == []
+    for step in (5, 10, 99_999_999, 100_000_000):          # by number, not by letter
+        checkpoints.save(f"update-{step:08d}", fill(step % 251))
+    assert names(checkpoints) == ["update-100000000", "update-99999999"]
+    assert checkpoints.newest().name == "update-100000000" and checkpoints.notices == []
+
+
+def test_at_one_update_the_scored_one_is_the_newer(three):
+    three.save("update-00000015-scored", fill(16))
+    assert three.newest().name == "update-00000015-scored"
+
+
+def test_the_same_name_is_not_written_twice(three):
+    three.save("update-00000010", lambda folder: pytest.fail("written again"))
+    assert fault(three.folder / "update-00000010") == ""
+
+
+def damage(kind: str, file: Path) -> None:
+    data = file.read_bytes()
+    if kind == "removed":
+        file.unlink()
+    elif kind == "cut":
+        file.write_bytes(data[:-1])
+    elif kind == "emptied":
+        file.write_bytes(b"")
+    elif kind == "longer":
+        file.write_bytes(data + b"\0")
+    else:
+        file.write_bytes(data[:40] + bytes([data[40] ^ 4]) + data[41:])
+
+
+@pytest.mark.parametrize("name", [*FILES, "complete.json"])
+@pytest.mark.parametrize("kind", ["removed", "cut", "emptied", "longer", "one bit"])
+def test_a_damaged_one_is_named_passed_over_and_kept(three, name, kind):
+    broken = three.folder / "update-00000015"
+    if (name, kind) in {("complete.json", "cut"), ("complete.json", "longer")}:
+        kind = "emptied"                                   # a line end less or a blank more is still the same marker
+    damage(kind, broken / name)
+    fresh = Checkpoints(three.folder.parent, keep=3)
+    assert fresh.newest().name == "update-00000010"
+    assert len(fresh.notices) == 1 and str(broken) in fresh.notices[0] and name in fresh.notices[0]
+    for step in (20, 25, 30, 35):                          # whatever comes later, it stays for inspection
+        fresh.save(f"update-{step:08d}", fill(step))
+    assert names(fresh) == ["update-00000015", "update-00000025", "update-00000030", "update-00000035"]
+
+
+def test_all_damaged_is_none(three):
+    for folder in three.folder.iterdir():
+        damage("one bit", folder / "state.json")
+    assert three.newest() is None and len(three.notices) == 3
+
+
+def test_a_damaged_one_makes_room_for_its_whole_successor(three):
+    damage("one bit", three.folder / "update-00000015" / "state.json")
+    fresh = Checkpoints(three.folder.parent, keep=3)
+    fresh.newest()
+    fresh.save("update-00000015", fill(15))
+    assert fault(three.folder / "update-00000015") == ""
+    assert "not as it was written" in fault(three.folder / "update-00000015-damaged")
+    fresh.save("update-00000020", fill(20))
+    assert "update-00000015-damaged" in names(fresh)
+
+
+def test_one_that_was_never_finished_is_named_passed_over_and_goes_with_the_next(three):
+    growing = three.folder / ".update-00000020.new"
+    growing.mkdir()
+    (growing / "model.safetensors").write_bytes(b"half")
+    fresh = Checkpoints(three.folder.parent, keep=3)
+    assert fresh.newest().name == "update-00000015"
+    assert len(fresh.notices) == 1 and str(growing) in fresh.notices[0]
+    fresh.save("update-00000025", fill(25))
+    assert not growing.exists()
+
+
+@pytest.mark.parametrize("when", ["at the first file", "after all files", "at the marker", "at the name"])
+def test_where_it_cannot_be_written_the_older_ones_stay(three, monkeypatch, when):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    def write(folder: Path) -> None:
+        if when == "at the first file":
+            full()
+        fill(20)(folder)
+        if when == "after all files":
+            full()
+
+    if when == "at the marker":
+        monkeypatch.setattr(checkpoint, "write_json", full)
+    if when == "at the name":
+        monkeypatch.setattr(checkpoint.os, "rename", full)
+    with pytest.raises(MinibertError, match="update-00000020: cannot be written .*No space left"):
+        three.save("update-00000020", write)
+    assert names(three) == ["update-00000005", "update-00000010", "update-00000015"]
+    assert all(fault(f) == "" for f in three.folder.iterdir())
+
+
+def test_a_marker_that_points_outside_is_refused(three, tmp_path):
+    folder = three.folder / "update-00000015"
+    (tmp_path / "other").write_bytes(b"x")
+    (folder / "complete.json").write_text('{"files": {"../../other": {"bytes": 1, "sha256": ""}}}')
+    assert "missing" in fault(folder)
+    (folder / "complete.json").write_text('{"files": 5}')
+    assert "lists no files" in fault(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- the optimizer
+
+
+def quadratic(rule, seed: int, **settings):
+    """An optimizer over three parameters in two groups after four steps, the last parameter never moved."""
+    generator = torch.Generator().manual_seed(seed)
+    params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((7, 5), (11,), (6, 9))]
+    groups = [{"params": params[:1], "names": ["a.weight"], "weight_decay": 0.1},
+              {"params": params[1:], "names": ["a.bias", "b.weight"], "weight_decay": 0.0}]
+    optimizer = rule(groups, lr=0.01, **settings)
+    for _ in range(4):
+        step(optimizer, params, generator)
+    return optimizer, params
+
+
+def step(optimizer, params, generator) -> None:
+    for p in params[:2]:
+        p.grad = torch.randn(p.shape, generator=generator)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("rule, settings", [(AdamW, {}), (SGD, {"momentum": 0.9}), (SGD, {})])
+def test_the_optimizer_goes_on_as_if_nothing_had_been(tmp_path, rule, settings):
+    first, params = quadratic(rule, 3, **settings)
+    rest = write_optimizer(tmp_path, first)
+    second, others = quadratic(rule, 4, **settings)
+    with torch.no_grad():
+        for p, q in zip(params, others, strict=True):
+            q.copy_(p)
+    read_optimizer(tmp_path, second, rest)
+    for optimizer, tensors in ((first, params), (second, others)):
+        step(optimizer, tensors, torch.Generator().manual_seed(5))
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
+def test_an_optimizer_of_other_parameters_is_refused(tmp_path):
+    first, _ = quadratic(AdamW, 3)
+    rest = write_optimizer(tmp_path, first)
+    second, _ = quadratic(AdamW, 3)
+    second.groups[0]["names"] = ["c.weight"]
+    with pytest.raises(MinibertError, match="optimizer.safetensors: does not fit"):
+        read_optimizer(tmp_path, second, rest)
+
+
+# ------------------------------------------------------------------------------------------------------ the run folder
+
+
+HOLD = "import sys, pathlib, time; from minibert.checkpoint import lock; f = lock(pathlib.Path(sys.argv[1]));" \
+       "print('held', flush=True); time.sleep(60)"
+
+
+def test_a_folder_is_one_processs_and_free_once_that_is_killed(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MinibertError, match=f"process {holder.pid} is training in it"):
+            lock(tmp_path)
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    with lock(tmp_path), pytest.raises(MinibertError, match=f"process {os.getpid()} "):
+        lock(tmp_path)
+    lock(tmp_path).close()
+
+
+def test_a_second_name_is_the_same_file_or_a_copy(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"one")
+    link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+    monkeypatch.setattr(checkpoint.os, "link", lambda *a: (_ for _ in ()).throw(OSError(1, "not permitted")))
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").write_bytes(b"an older one")
+    link(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").samefile(tmp_path / "a") and (tmp_path / "b").read_bytes() == b"one"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_interval_in_updates():
+    assert [s for s in range(1, 23) if Interval("7").due(s)] == [7, 14, 21]
+
+
+def test_an_interval_in_minutes(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    interval, due = Interval("2m"), []
+    for step in range(1, 40):
+        now[0] += 17.0
+        if interval.due(step):
+            due.append(step)
+    assert due == [8, 16, 24, 32]                          # 8 · 17 s is the first above 120 s, and so on from there

@@ -1,0 +1,479 @@
+"""train.py interrupted: whatever ends a run, --resume goes on to the same bits, and says what it does."""
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torture
+
+import train
+from minibert import checkpoint, weights
+from minibert.errors import MinibertError
+from minibert.stopping import STOPPED, StopRequest
+from minibert.tasks.ner import NER, Example
+
+UPDATES = 27                                       # three epochs of nine
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the program catches it."""
+
+
+def arguments(tiny_folder, tiny_data, output, *more: str) -> list[str]:
+    return ["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(output), "--epochs", "3",
+            "--batch-size", "7", "--learning-rate", "3e-3", "--precision", "fp32", "--max-pieces", "24", "--overlap",
+            "6", "--no-before", "--cache", "off", "--save-every", "4", *more]
+
+
+def at_update(monkeypatch, number: int, act) -> None:
+    """Do act() once, at the beginning of the update of this number."""
+    update, waiting = train.one_update, [number]
+
+    def interrupted(*a):
+        if waiting and a[6] == waiting[0]:
+            waiting.clear()
+            act()
+        return update(*a)
+
+    monkeypatch.setattr(train, "one_update", interrupted)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def lines(folder: Path) -> list[dict]:
+    """metrics.jsonl without the clock."""
+    read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert torture.same_weights(a, b)
+    assert lines(a) == lines(b)
+    one, two = (json.loads((f / "metrics.json").read_text()) for f in (a, b))
+    assert {k: one[k] for k in ("dev", "test")} == {k: two[k] for k in ("dev", "test")}
+    assert one["train"]["pieces"] == two["train"]["pieces"] and one["train"]["steps"] == two["train"]["steps"]
+
+
+VARIANTS = {"fast fp32": (), "fast bf16": ("--precision", "bf16"), "by-hand fp32": ("--gradients", "by-hand"),
+            "autograd fp32": ("--gradients", "autograd"), "autograd bf16": ("--gradients", "autograd", "--precision",
+                                                                            "bf16"),
+            "autograd fp16": ("--gradients", "autograd", "--precision", "fp16"),
+            "sgd": ("--optimizer", "sgd", "--learning-rate", "0.05"), "micro-batches": ("--accumulate", "3"),
+            "max steps": ("--max-steps", "25"), "without dev": ("--evaluate", "none"),
+            "patience": ("--patience", "1", "--learning-rate", "1e-6")}
+untouched: dict[str, Path] = {}
+
+
+@pytest.fixture
+def reference(tiny_folder, tiny_data, tmp_path_factory):
+    """name -> the folder of the variant's run that nobody interrupted."""
+    def run(name: str) -> Path:
+        if name not in untouched:
+            output = tmp_path_factory.mktemp("untouched") / "run"
+            untouched[name] = train.train(arguments(tiny_folder, tiny_data, output, *VARIANTS[name]))
+        return untouched[name]
+    return run
+
+
+@pytest.mark.parametrize("update", range(1, UPDATES + 1))
+def test_killed_at_any_update_it_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, monkeypatch,
+                                                         capsys, update):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        at_update(m, update, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+    capsys.readouterr()
+    train.train([*command, "--resume"])
+    saved = (update - 1) // 4 * 4
+    assert (f"resumed from update {saved}\n" if saved else "starting anew") in capsys.readouterr().out
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, monkeypatch, name):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", *VARIANTS[name])
+    total = lines(reference(name))[-1]["step"]
+    for update in (6, 11, 14, 24):                 # in the first epoch, after its end, in the second and the third
+        if update <= total:
+            with monkeypatch.context() as m:
+                at_update(m, update, kill)
+                with pytest.raises(Killed):
+                    train.train([*command, "--resume"])
+    train.train([*command, "--resume"])
+    if name == "without dev":
+        assert torture.same_weights(tmp_path / "r", reference(name)) and lines(tmp_path / "r") == lines(reference(name))
+    else:
+        assert_same_run(tmp_path / "r", reference(name))
+
+
+def test_killed_while_an_epoch_is_scored(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--save-every", "9")    # a save just before scoring
+    for number in (1, 2, 3, 4):                    # 4: the test set, after all updates
+        with monkeypatch.context() as m:
+            m.setattr(train.Run, "evaluate", lambda self, split: kill())
+            with pytest.raises(Killed):
+                train.train([*command, "--resume"])
+        with monkeypatch.context() as m:
+            if number < 3:
+                at_update(m, 9 * number + 1, kill)
+                with pytest.raises(Killed):
+                    train.train([*command, "--resume"])
+    train.train([*command, "--resume"])
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+def test_a_damaged_checkpoint_costs_updates_and_nothing_else(tiny_folder, tiny_data, tmp_path, reference, monkeypatch,
+                                                             capsys):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        at_update(m, 15, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+    file = tmp_path / "r" / "checkpoints" / "update-00000012" / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    train.train([*command, "--resume"])
+    said = capsys.readouterr().out
+    assert "resumed from update 8\n" in said and f"{file.parent}: passed over" in said
+    assert "optimizer.safetensors is not as it was written" in said
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+    assert (tmp_path / "r" / "checkpoints" / "update-00000012-damaged").is_dir()
+
+
+def test_the_best_model_comes_back_with_the_checkpoint(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    scores = iter([0.9, 0.1, 0.1])
+
+    def scripted(self, split):
+        found, tables = evaluate(self, split)
+        if split == "dev":
+            found["entity"]["f1"] = next(scores)
+            if len(seen) == 0:
+                seen.update({n: t.clone() for n, t in self.model.state_dict().items()})
+        return found, tables
+
+    evaluate, seen = train.Run.evaluate, {}
+    monkeypatch.setattr(train.Run, "evaluate", scripted)
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        at_update(m, 17, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+    (tmp_path / "r" / "model.safetensors").unlink()
+    train.train([*command, "--resume"])
+    bert, _ = weights.load(tmp_path / "r")
+    assert all(bool((t == seen["bert." + n]).all()) for n, t in bert.state_dict().items())
+
+
+# -------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(tiny_folder, tiny_data, tmp_path, reference,
+                                                                 monkeypatch, capfd, number, name):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--save-every", "90m")
+    with monkeypatch.context() as m:
+        at_update(m, 11, lambda: os.kill(os.getpid(), number))
+        assert train.main(command) == STOPPED == 75
+    said = capfd.readouterr()
+    assert f"{name}: finishing this update" in said.err
+    assert f"stopped by {name} after update 11" in said.out and f"--resume --output {tmp_path / 'r'}" in said.out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and lines(tmp_path / "r")[-1]["step"] == 11
+    assert train.main([*command, "--resume"]) == 0
+    assert "resumed from update 11\n" in capfd.readouterr().out
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+def test_asked_while_an_epoch_is_scored_it_does_not_wait(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
+    command, evaluate = arguments(tiny_folder, tiny_data, tmp_path / "r"), train.Run.evaluate
+
+    def asked(self, split):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    for _ in range(2):                             # the same end of an epoch again
+        with monkeypatch.context() as m:
+            m.setattr(train.Run, "evaluate", asked)
+            assert train.main([*command, "--resume"]) == STOPPED
+    assert evaluate is train.Run.evaluate and lines(tmp_path / "r")[-1]["step"] == 9
+    assert train.main([*command, "--resume"]) == 0
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+def test_asked_before_the_first_update_there_is_nothing_to_save(tiny_folder, tiny_data, tmp_path, monkeypatch, capfd):
+    command = [*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--before"]
+    monkeypatch.setattr(train.Run, "evaluate", lambda self, split: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main(command) == STOPPED
+    assert "stopped by SIGTERM after update 0" in capfd.readouterr().out
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_the_second_ctrl_c_ends_at_once(tiny_folder, tiny_data, tmp_path, monkeypatch, capfd):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_update(monkeypatch, 7, twice)
+    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 130
+    assert lines(tmp_path / "r")[-1]["step"] == 6 and "Traceback" not in capfd.readouterr().err
+
+
+def test_in_another_thread_signals_are_left_alone():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def inside() -> None:
+        with StopRequest() as stop:
+            found.append((signal.getsignal(signal.SIGTERM), stop.asked))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert found == [(before, None)]
+
+
+# -------------------------------------------------------------------------------------------- what may and may not be
+
+
+@pytest.fixture(scope="module")
+def halfway(tiny_folder, tiny_data, tmp_path_factory) -> Path:
+    """A run killed at update 11, its newest checkpoint at 8. Copy it."""
+    output = tmp_path_factory.mktemp("halfway") / "r"
+    with pytest.MonkeyPatch.context() as m:
+        at_update(m, 11, kill)
+        with pytest.raises(Killed):
+            train.train(arguments(tiny_folder, tiny_data, output))
+    return output
+
+
+@pytest.fixture
+def copy(halfway, tmp_path) -> Path:
+    return Path(shutil.copytree(halfway, tmp_path / "r"))
+
+
+@pytest.mark.parametrize("more, says", [
+    (("--seed", "3"), "seed was 0, now 3"), (("--batch-size", "8"), "batch_size was 7, now 8"),
+    (("--gradients", "autograd"), "gradients was fast, now autograd"),
+    (("--dropout", "0"), "dropout was None, now 0.0"),
+    (("--decoding", "argmax"), "decoding was"), (("--epochs", "2"), "updates were 27, now 18"),
+    (("--precision", "bf16", "--clip", "2"), "clip was 1.0, now 2.0; precision was fp32, now bf16")])
+def test_other_settings_are_refused_with_what_differs(tiny_folder, tiny_data, copy, capsys, more, says):
+    before = {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name != ".lock"}
+    assert train.main([*arguments(tiny_folder, tiny_data, copy), "--resume", *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and says in error[0] and "update-00000008" in error[0]
+    assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name != ".lock"} == before
+
+
+def test_other_training_data_are_refused(tiny_folder, tiny_data, copy, tmp_path, capsys):
+    data = Path(shutil.copytree(tiny_data, tmp_path / "moved"))
+    train.train([*arguments(tiny_folder, data, copy), "--resume"])                      # another place is fine
+    text = (data / "train.conll").read_text()
+    (data / "train.conll").write_text(text.replace("today", "old", 1))
+    assert train.main([*arguments(tiny_folder, data, copy), "--resume", "--epochs", "4"]) == 2
+    assert f"{data}: not the training data" in capsys.readouterr().err
+
+
+def test_more_epochs_go_on_from_the_end(tiny_folder, tiny_data, copy):
+    train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
+    train.train([*arguments(tiny_folder, tiny_data, copy), "--resume", "--epochs", "5"])
+    updates = [line for line in lines(copy) if "loss" in line]
+    assert [u["step"] for u in updates] == list(range(1, 46)) and updates[-1]["epoch"] == 5
+    assert updates[27]["learning_rate"] == train.lr_at(28, 45, 4, 3e-3)
+    assert json.loads((copy / "train.json").read_text())["epochs"] == 5
+
+
+def test_a_finished_run_stays_as_it_is(tiny_folder, tiny_data, copy, capsys):
+    command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
+    assert train.main(command) == 0
+    before = {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name not in (".lock", "log.txt")}
+    assert train.main(command) == 0
+    assert "finished already, 27 updates" in capsys.readouterr().out
+    assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name not in (".lock", "log.txt")} == before
+    shutil.rmtree(copy / "checkpoints")
+    assert train.main(command) == 2
+    assert "finished, and without a whole checkpoint" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_it_starts_anew_and_says_so(tiny_folder, tiny_data, tmp_path, reference, capsys):
+    output = tmp_path / "r"
+    command = [*arguments(tiny_folder, tiny_data, output), "--resume"]
+    train.train(command)                                   # not even a folder was there
+    assert "no whole checkpoint to resume from; starting anew" in capsys.readouterr().out
+    assert_same_run(output, reference("fast fp32"))
+    assert "starting anew" in (output / "log.txt").read_text()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tiny_folder, tiny_data, tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("dear all")
+    assert train.main([*arguments(tiny_folder, tiny_data, tmp_path), "--resume"]) == 2
+    assert "no run to resume" in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_two_runs_in_one_folder_the_second_is_refused(tiny_folder, tiny_data, copy, capsys):
+    with checkpoint.lock(copy):
+        assert train.main([*arguments(tiny_folder, tiny_data, copy), "--resume"]) == 2
+    assert f"process {os.getpid()} is training in it" in capsys.readouterr().err
+    assert train.main([*arguments(tiny_folder, tiny_data, copy), "--resume"]) == 0
+
+
+def test_without_a_name_the_last_run_goes_on(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = arguments(tiny_folder, tiny_data, "x")
+    del command[4:6]
+    train.train([*command, "--max-steps", "3"])
+    with monkeypatch.context() as m:
+        at_update(m, 6, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+    assert train.train([*command, "--resume"]) == Path("runs/ner-2")
+    assert "resumed from update 4" in capsys.readouterr().out and not Path("runs/ner-3").exists()
+
+
+def test_the_log_tells_the_story_with_the_time(tiny_folder, tiny_data, copy):
+    train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
+    said = (copy / "log.txt").read_text().splitlines()
+    assert any(line.endswith(" resumed from update 8") and line[:2] == "20" for line in said)
+
+
+@pytest.mark.parametrize("text", ["0", "5s", "m", "-3", "5.5m", ""])
+def test_an_interval_that_is_none_is_one_line(tiny_folder, tiny_data, tmp_path, capsys, text):
+    assert train.main([*arguments(tiny_folder, tiny_data, tmp_path / "r"), f"--save-every={text}"]) == 2
+    assert "--save-every is" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+# ----------------------------------------------------------------------------------------------- a disk that is full
+
+
+def test_a_run_outlives_a_full_disk_and_says_what_is_not_saved(tiny_folder, tiny_data, tmp_path, reference, monkeypatch,
+                                                               capsys):
+    real, calls = checkpoint.write_tensors, []
+
+    def full(file, tensors):
+        calls.append(file)
+        if len(calls) in (2, 3):
+            raise MinibertError(f"{file}: cannot be written ([Errno 28] No space left on device)")
+        real(file, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    train.train(arguments(tiny_folder, tiny_data, tmp_path / "r"))
+    said = capsys.readouterr().out
+    assert said.count("is not saved") == 2 and "warning: update 8 is not saved" in said and "No space left" in said
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+def test_five_kills_of_a_real_process(tmp_path):
+    """The short form of `make torture`: SIGKILL, one of them or more within a save."""
+    kills = list(torture.torture(torture.tiny_job(tmp_path), tmp_path, 5, seed=7, longest=0.4, most_a_run=5))
+    assert len(kills) == 5 and sys.executable
+
+
+# ------------------------------------------------------------------------------------------- numbers that go wrong
+
+
+def poisoned(monkeypatch, step: int) -> None:
+    """The loss of the update of this number is no number."""
+    loss, asked = NER.loss, []
+
+    def broken(self, scores, batch):
+        asked.append(1)
+        sums = loss(self, scores, batch)
+        return {"words": sums["words"] * float("nan")} if len(asked) == step else sums
+
+    monkeypatch.setattr(NER, "loss", broken)
+
+
+@pytest.mark.parametrize("engine", ["fast", "by-hand", "autograd"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                             monkeypatch, engine):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--gradients", engine, "--accumulate", "2")
+    with monkeypatch.context() as m:
+        poisoned(m, 21)                                    # the first half of update 11
+        assert train.main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "update 11: the loss is nan" in error[0] and "train examples " in error[0]
+    file = tmp_path / "r" / "broken-update-11.json"
+    assert f"--replay {file}" in error[0]
+    update = json.loads(file.read_text())
+    assert update["update"] == 11 and update["checkpoint"] == "checkpoints/update-00000010"
+    assert [len(rows) for rows in update["micro_batches"]] == [4, 3]
+    assert [line["step"] for line in lines(tmp_path / "r") if "loss" in line] == list(range(1, 11))
+    assert train.main(["--replay", str(file)]) == 0        # nothing is wrong with the update itself
+    said = capsys.readouterr().out
+    assert said.count("every tensor of the forward is finite") == 2 and "the loss is nan" in said
+    assert train.main([*command, "--resume"]) == 0         # and so the run goes on
+
+
+def test_the_replay_names_module_gradients_and_example(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as m:
+        poisoned(m, 11)
+        train.main(arguments(tiny_folder, tiny_data, tmp_path / "r"))
+    file = tmp_path / "r" / "broken-update-11.json"
+    update = json.loads(file.read_text())
+    checkpoint_folder = file.parent / update["checkpoint"]
+    row = update["micro_batches"][0][2]
+    bert, _ = weights.load(checkpoint_folder, head := NER(NER.Options(), weights.read_labels(checkpoint_folder)).head(
+        weights.BertConfig.read(checkpoint_folder)))
+    with torch.no_grad():
+        bert.blocks[1].feedforward.inner.weight.fill_(2e38)        # finite, but not a sum of thirty of them
+    weights.save(checkpoint_folder, bert, head, {k: v for k, v in json.loads(
+        (checkpoint_folder / "config.json").read_text()).items() if k in ("id2label", "label2id")})
+    capsys.readouterr()
+    assert train.main(["--replay", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "first not finite: bert.blocks.1.feedforward.inner, " in said
+    assert "gradients that are not finite in fp32: " in said
+    assert re.search(rf"example {row['example']} of train alone: loss .*nan.*bert.blocks.1.feedforward.inner", said)
+
+
+def test_weights_that_are_broken_take_no_checkpoints_place(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
+    def poison_weight() -> None:
+        with torch.no_grad():
+            run[0].model.bert.embeddings.norm.bias[3] = float("inf")
+
+    evaluate, run = train.next_update, []
+    monkeypatch.setattr(train, "next_update", lambda r, *a: (run.append(r), evaluate(r, *a))[1])
+    at_update(monkeypatch, 11, poison_weight)
+    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 2
+    error = capsys.readouterr().err.strip()
+    assert "bert.embeddings.norm.bias was not finite before it" in error
+    folder = tmp_path / "r" / "checkpoints"
+    assert sorted(f.name for f in folder.iterdir()) == ["update-00000004", "update-00000008"]
+    assert train.main(["--replay", str(tmp_path / "r" / "broken-update-11.json")]) == 2
+    assert "held numbers that are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"micro_batches": 5, "settings": {}, "update": 1, "said": ""}',
+                                  '{"micro_batches": [[{"example": 1}]], "settings": {"precision": "fp32"}}'])
+def test_a_replay_of_something_else_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "x.json").write_text(text)
+    assert train.main(["--replay", str(tmp_path / "x.json")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "x.json" in error and len(error.splitlines()) == 1
+    assert train.main(["--replay"]) == 2 and train.main(["--replay", str(tmp_path / "none.json")]) == 2
+
+
+def test_predictions_that_collapsed_are_pointed_out(tiny_folder, tiny_data, tmp_path, capsys):
+    train.train(arguments(tiny_folder, tiny_data, tmp_path / "r", "--learning-rate", "0", "--seed", "1"))
+    assert "warning" not in capsys.readouterr().out
+    train.train(arguments(tiny_folder, tiny_data, tmp_path / "s", "--learning-rate", "1"))
+    said = capsys.readouterr().out
+    assert re.search("warning: epoch [123]: everything in dev was given '.+'; likely causes: --learning-rate 1.0", said)
+
+
+def test_what_collapsed_means():
+    task = NER(NER.Options(), ["O", "B-PER"])
+    examples = [Example(["a", "b"], ["O", "B-PER"], [0], "x:1"), Example(["c"], ["O"], [0], "x:4")]
+    assert task.collapsed([["O", "O"], ["O"]], examples) == "O"
+    assert task.collapsed([["O", "B-PER"], ["O"]], examples) is None
+    assert task.collapsed([["O"]], examples[1:]) is None   # there is nothing else to give
+    assert task.collapsed([], []) is None
