@@ -37,7 +37,8 @@ from minibert.optim import SGD, AdamW, Optimizer, clip_gradient, decay_groups, l
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
 from minibert.prepare import Splits, encode_splits, read_splits
-from minibert.replay import NotFinite, broken_weight, replay, write_update
+from minibert.processes import ALONE, Processes, join
+from minibert.replay import NotFinite, as_parts, broken_weight, replay, write_update
 from minibert.stopping import STOPPED, Stopped, StopRequest
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
@@ -154,18 +155,18 @@ def shorten(names: list[str]) -> str:
 
 
 def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Optimizer, scaler: LossScaler,
-               settings: TrainConfig, step: int, lr: float) -> tuple[float, float]:
+               settings: TrainConfig, step: int, lr: float, processes: Processes = ALONE) -> tuple[float, float]:
     """Forward, backward and one step of the optimizer over the micro-batches of an update; -> (loss, gradient norm).
 
-    The objective is Σ over terms of (sum of losses / count), both over all micro-batches: one mean over the labelled
-    words of the whole update, however it is split.
+    The objective is Σ over terms of (sum of losses / count), both over all micro-batches of all processes: one mean
+    over the labelled words of the whole update, however it is split.
     """
     params = [p for g in optimizer.groups for p in g["params"]]
     optimizer.zero_grad()
     if settings.adversarial:
-        loss = adversarial_gradient(model, task, batches, scaler.scale, settings, step)
+        loss = adversarial_gradient(model, task, batches, scaler.scale, settings, step, processes)
     else:
-        loss = accumulate_gradient(model, task, batches, scaler.scale, settings, step)
+        loss = accumulate_gradient(model, task, batches, scaler.scale, settings, step, processes)
     whole = scaler.unscale(params)
     norm = clip_gradient(params, settings.clip) if whole else math.inf
     if not scaler.enabled and not math.isfinite(loss + norm):
@@ -182,36 +183,45 @@ def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Op
 
 
 def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scale: float, settings: TrainConfig,
-                        step: int) -> float:
-    """Add the gradient of scale · objective to every parameter, one micro-batch at a time; -> the objective."""
+                        step: int, processes: Processes = ALONE) -> float:
+    """Add the gradient of scale · objective to every parameter, one micro-batch at a time; -> the objective.
+
+    What was in .grad before is of this process; what is there after is the sum over all of them.
+    """
     counts: dict[str, float] = {}
     for batch in batches:
         for term, count in task.counts(batch).items():
             counts[term] = counts.get(term, 0.0) + count                      # [ACC-3]
+    counts = processes.sum_counts(counts)
     factors = {term: scale / (count or 1.0) for term, count in counts.items()}  # [ACC-1] 0/1 for a term without labels
     add_gradient = {"fast": fast.add_gradients, "by-hand": add_by_hand, "autograd": add_by_autograd}[settings.gradients]
-    sums = [add_gradient(model, task, batch, DropoutMasks(settings.seed, step, micro_batch=i), factors,
+    sums = [add_gradient(model, task, batch, DropoutMasks(settings.seed, step, i, processes.rank), factors,
                          settings.precision) for i, batch in enumerate(batches)]
+    processes.sum_gradients(model.parameters())
     # only now are numbers asked for: a GPU has had all its work by then
-    return sum(float(part[term]) / (counts[term] or 1.0) for part in sums for term in part)  # [RISK-1]
+    mine = sum(float(part[term]) / (counts[term] or 1.0) for part in sums for term in part)  # [RISK-1]
+    return processes.add(mine)
 
 
 def adversarial_gradient(model: Model, task: Task, batches: Sequence[Batch], scale: float, settings: TrainConfig,
-                         step: int) -> float:
+                         step: int, processes: Processes = ALONE) -> float:
     """Half the gradient here and half of it where the word vectors are a step further uphill; -> the objective here.
 
     The step has the length --adversarial and the direction of the first gradient (Miyato et al. 2017, for text). What
     the model learns must hold around every word, not only at its vector.
     """
     w = model.bert.embeddings.word.weight
-    loss = accumulate_gradient(model, task, batches, scale / 2, settings, step)
+    loss = accumulate_gradient(model, task, batches, scale / 2, settings, step, processes)
     g = w.grad if w.grad.is_sparse else w.grad.to_sparse(1)                    # the rows of words that are there
     rows, uphill = g.indices()[0], g.values()      # [rows], [rows,H]
     with torch.no_grad():
         here = w[rows]                             # a copy: adding and subtracting would not bring back every bit
         size = uphill.norm().clamp(min=torch.finfo(uphill.dtype).tiny)         # no direction, no step
         w[rows] = here + uphill * (settings.adversarial / size)               # [ADV-1]
-    accumulate_gradient(model, task, batches, scale / 2, settings, step)      # [ADV-2]
+    if not processes.first:                        # the first half is there once, not once a process
+        for p in model.parameters():
+            p.grad = None
+    accumulate_gradient(model, task, batches, scale / 2, settings, step, processes)  # [ADV-2]
     with torch.no_grad():
         w[rows] = here
     return loss
@@ -276,6 +286,9 @@ class Run:
         fast.keep_memory()
         settings, options, chosen = resolve_settings(argv)
         device = resolve_device(settings.device)
+        self.processes = join(device.type)
+        if not self.processes.first:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
         self.task = TASKS[settings.task](options)
         self.splits = read_data(self.task, settings)
         folder = fetch_weights(settings.weights)
@@ -298,12 +311,14 @@ class Run:
         self.progress = Progress()
         if settings.patience and "dev" not in self.scored:
             raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
-        self.output = claim_folder(self.settings)
-        self.lock = lock(self.output)
+        self.output = Path(self.processes.by_first(lambda: str(claim_folder(self.settings))))
+        self.lock = contextlib.ExitStack()
+        self.lock.callback(self.processes.leave)
+        self.processes.by_first(lambda: self.lock.enter_context(lock(self.output)) and None)
         self.checkpoints, self.interval = Checkpoints(self.output, settings.keep), Interval(settings.save_every)
         self.record = {**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
-                       "updates": self.total, "threads": torch.get_num_threads(), "device": device.type,
-                       "torch": torch.__version__}
+                       "updates": self.total, "threads": torch.get_num_threads(), "processes": self.processes.size,
+                       "device": device.type, "torch": torch.__version__}
         try:
             if settings.resume:
                 self.resume()
@@ -315,6 +330,8 @@ class Run:
 
     def introduce(self) -> None:
         """Save and print every resolved setting and what was read."""
+        if not self.processes.first:
+            return
         weights.write_json(self.output / "train.json", self.record)
         self.tokenizer.save(self.output)
         print_wrapped("settings: " + ", ".join(f"{k} {v}" for k, v in self.record.items()))
@@ -326,6 +343,8 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
+        if not self.processes.first:
+            return
         with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 
@@ -338,6 +357,8 @@ class Run:
 
     def tell(self, text: str) -> None:
         """A line for the user, and for the run's log.txt with the time before it."""
+        if not self.processes.first:
+            return
         tqdm.write(text)
         with open(self.output / "log.txt", "a", encoding="utf-8") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -345,7 +366,8 @@ class Run:
     def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
         """(scores, text tables) of one split."""
         examples = self.splits[split]
-        guess = predict_examples(self.model, self.task, examples, self.features[split], self.settings.precision)
+        guess = predict_examples(self.model, self.task, examples, self.features[split], self.settings.precision,
+                                 self.processes)
         if self.progress.step > self.progress.scored:
             self.warn_of_collapse(guess, examples)
         return self.task.score(guess, examples), self.task.report(guess, examples)
@@ -385,7 +407,7 @@ class Run:
         p.better_epoch = epoch if better else p.better_epoch
         if as_good:
             p.saved_epoch = epoch
-            self.save(self.output)
+            self.processes.by_first(lambda: self.save(self.output))
         p.over = bool(self.settings.patience) and epoch - p.better_epoch >= self.settings.patience
 
     def save(self, folder: Path) -> None:
@@ -405,7 +427,10 @@ class Run:
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def checkpoint(self) -> None:
-        """Save all that a resumed run needs. Raises MinibertError where it cannot be written."""
+        """Save all that a resumed run needs. Raises MinibertError where it cannot be written.
+
+        The first process saves; the others go on, and wait for it where the next sum does.
+        """
         def write(folder: Path) -> None:
             self.save(folder)
             optimizer = write_optimizer(folder, self.optimizer)
@@ -417,24 +442,33 @@ class Run:
                 "settings": self.record})
 
         p = self.progress
-        self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
+        if self.processes.first:
+            self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
+
+    def rewind(self, found: Path, size: int) -> None:
+        """The run folder as it was at a checkpoint: its best model, its lines of metrics.jsonl, no final scores."""
+        if self.progress.saved_epoch:
+            link(found / "best.safetensors", self.output / "model.safetensors")
+        (self.output / "metrics.json").unlink(missing_ok=True)
+        cut(self.output / "metrics.jsonl", size)
 
     def rows(self) -> str:
         """What the run learns from: SHA-256 of the encoded training rows and of the labels' names."""
         return checksum(self.features["train"].arrays(), self.task.labels)
 
     def resume(self) -> None:
-        """Go to the newest whole checkpoint, or say that there is none."""
-        found = self.checkpoints.newest()
+        """Go to the newest whole checkpoint, or say that there is none. All processes read the same folder."""
+        found = self.processes.by_first(lambda: str(self.checkpoints.newest() or ""))
         for notice in self.checkpoints.notices:
             self.tell(f"note: {notice}")
-        if found is None:
+        if not found:
             if (self.output / "metrics.json").is_file():
                 raise MinibertError(f"{self.output}: finished, and without a whole checkpoint to go on from; name "
                                     "another --output")
             self.tell(f"{self.output}: no whole checkpoint to resume from; starting anew")
-            (self.output / "metrics.jsonl").unlink(missing_ok=True)
+            self.processes.by_first(lambda: (self.output / "metrics.jsonl").unlink(missing_ok=True))
             return
+        found = Path(found)
         state = read_json(found / "state.json")
         refuse_changes(state["settings"], self.record, found)
         if state["rows"] != self.rows():
@@ -446,19 +480,16 @@ class Run:
         self.progress = Progress(**state["progress"])
         if self.finished:
             return
-        if self.progress.saved_epoch:
-            link(found / "best.safetensors", self.output / "model.safetensors")
-        (self.output / "metrics.json").unlink(missing_ok=True)
-        cut(self.output / "metrics.jsonl", state["metrics_bytes"])
+        self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
         self.tell(f"resumed from update {self.progress.step}")
-        for name in ("threads", "torch"):
-            if state["settings"][name] != self.record[name]:
-                self.tell(f"note: {name} was {state['settings'][name]}, now {self.record[name]}: the same steps, but "
-                          "not to the last bit")
+        for name in ("threads", "processes", "torch"):
+            if (then := state["settings"].get(name)) != self.record[name]:
+                self.tell(f"note: {name} was {then}, now {self.record[name]}: the same rows in the same order, but not "
+                          "the same bits")
 
 
 FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
-        "resume", "threads", "torch"}              # what a resumed run may change
+        "resume", "threads", "processes", "torch"}                             # what a resumed run may change
 
 
 def refuse_changes(then: dict[str, Any], now: dict[str, Any], found: Path) -> None:
@@ -554,7 +585,8 @@ def fit(run: Run, stop: StopRequest) -> dict[str, float]:
     after the update in which `stop` was asked.
     """
     p, recent, timer = run.progress, collections.deque(maxlen=20), time.perf_counter()
-    with tqdm(total=run.total, initial=p.step, unit="update", disable=None, dynamic_ncols=True) as bar:
+    quiet = None if run.processes.first else True                              # None: where nobody watches
+    with tqdm(total=run.total, initial=p.step, unit="update", disable=quiet, dynamic_ncols=True) as bar:
         while not run.done:
             begun = (run.epoch_in_hand - 1) * run.an_epoch                     # updates of the epochs before this one
             order = epoch_batches(run.lengths, run.settings.batch_size, run.settings.seed, run.epoch_in_hand)
@@ -565,9 +597,10 @@ def fit(run: Run, stop: StopRequest) -> dict[str, float]:
                 bar.set_postfix_str(f"epoch {line['epoch']}, loss {mean(recent):.3f}, lr {line['learning_rate']:.1e}, "
                                     f"{p.pieces / p.seconds:,.0f} pieces/s")
                 bar.update()
-                if stop.asked:
-                    raise Stopped(stop.asked)
-                if run.interval.due(p.step):
+                asked, due = run.processes.any(stop.asked is not None, run.interval.due(p.step))
+                if asked:
+                    raise Stopped(stop.asked or "another process")
+                if due:
                     save_if_possible(run)
                     timer = time.perf_counter()
             run.end_of_epoch(stop)
@@ -580,12 +613,15 @@ def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
     p, settings, device = run.progress, run.settings, next(run.model.parameters()).device
     step = p.step + 1
     lr = lr_at(step, run.total, run.warmup, settings.learning_rate)
-    batches = micro_batches(run.features["train"], numbers, run.task, settings, run.tokenizer.pad, device)
+    batches = micro_batches(run.features["train"], run.processes.share(numbers), run.task, settings, run.tokenizer.pad,
+                            device)
     try:
-        loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr)
+        loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr,
+                                run.processes)
     except NotFinite as e:
         raise NotFinite(f"{e}; {write_down(run, step, batches, str(e))}") from None
-    live, took = sum(b.pieces for b in batches), time.perf_counter() - timer
+    live = int(run.processes.add(sum(b.pieces for b in batches)))
+    took = time.perf_counter() - timer
     line = {"step": step, "epoch": run.epoch_in_hand, "loss": finite(loss), "learning_rate": lr,
             "gradient_norm": finite(norm), "pieces": live, "seconds": took}
     run.log(line)
@@ -598,12 +634,14 @@ def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
 def write_down(run: Run, step: int, batches: Sequence[Batch], said: str) -> str:
     """Leave an update that went wrong in the run folder, with the weights before it; -> what to do now."""
     file, checkpoint = run.output / f"broken-update-{step}.json", None
-    examples = [f.example for b in batches for f in b.features]
     broken = broken_weight(run.model)              # then a checkpoint would take the place of one that is worth more
-    if not broken:
-        run.checkpoint()
-        checkpoint = str(run.checkpoints.inside()[0].relative_to(run.output))
-    write_update(file, step, batches, run.record, checkpoint, said)
+    parts = [part for rank in run.processes.gather(as_parts(batches, run.processes.rank)) for part in rank]
+    examples = [row["example"] for part in parts for row in part["rows"]]
+    if run.processes.first:
+        if not broken:
+            run.checkpoint()
+            checkpoint = str(run.checkpoints.inside()[0].relative_to(run.output))
+        write_update(file, step, parts, run.record, checkpoint, said)
     why = f"{broken} was not finite before it: lower --learning-rate" if broken else (
         f"look at it with {interpreter()} train.py --replay {shlex.quote(str(file))}, or lower --learning-rate")
     return f"train examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}; {why}"
@@ -631,7 +669,8 @@ def finite(x: float) -> float | None:
 def train(argv: list[str]) -> Path:
     """One run, from the command line's words to the run folder it returns; raises Stopped if it was asked to stop."""
     run = Run(argv)
-    with run.lock, torch.set_grad_enabled(run.settings.gradients == "autograd"), StopRequest() as stop:
+    with run.lock, torch.set_grad_enabled(run.settings.gradients == "autograd"), \
+            StopRequest(run.processes.size > 1) as stop:
         if run.finished:
             run.tell(f"{run.output}: finished already, {run.progress.step:,} updates; nothing to do")
             return run.output
@@ -642,6 +681,8 @@ def train(argv: list[str]) -> Path:
                 run.checkpoint()
             run.tell(f"stopped by {e} after update {run.progress.step}; go on with --resume --output {run.output}")
             raise
+    if not run.processes.first:
+        return run.output
     before = run.progress.before
     weights.write_json(run.output / "metrics.json", {"before": {split: scores for split, (scores, _) in before.items()},
                                                      **{split: scores for split, (scores, _) in after.items()},
@@ -709,7 +750,11 @@ def main(argv: list[str] | None = None) -> int:
             print(*replay(Path(*words[1:2])), sep="\n")
         else:
             train(words)
-    except (MinibertError, OSError) as e:
+    except MinibertError as e:
+        if os.environ.get("RANK", "0") == "0":     # what one process cannot do, none of them can
+            print(f"error: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except Stopped:

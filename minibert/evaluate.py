@@ -9,6 +9,7 @@ from minibert.batching import Feature, collate
 from minibert.fast import Scorer
 from minibert.features import Features, join, pack
 from minibert.model import Model
+from minibert.processes import ALONE, Processes
 
 CELLS = 2048                                       # pieces a batch of inference, padding included: more leave the cache
 PART = 4096                                        # examples whose features are objects at the same time
@@ -52,9 +53,15 @@ def score_features(model: Model, task, features: Sequence[Feature], precision: s
 
 
 def predict_examples(model: Model, task, examples: Sequence[Any], features: Sequence[Feature],
-                     precision: str = "fp32") -> list[Any]:
-    """One text-level prediction an example."""
-    return task.decode(examples, features, score_features(model, task, features, precision))
+                     precision: str = "fp32", processes: Processes = ALONE) -> list[Any]:
+    """One text-level prediction an example. Every process scores its share of the features and has all predictions."""
+    shares = [range(rank, len(features), processes.size) for rank in range(processes.size)]
+    mine = score_features(model, task, [features[i] for i in shares[processes.rank]], precision)
+    scores: list[np.ndarray] = [np.zeros(0)] * len(features)
+    for share, arrays in zip(shares, processes.gather_arrays(mine), strict=True):
+        for i, rows in zip(share, arrays, strict=True):
+            scores[i] = rows
+    return task.decode(examples, features, scores)
 
 
 def at(scores: dict[str, Any], path: str) -> float:

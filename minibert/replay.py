@@ -30,21 +30,28 @@ def broken_weight(model: nn.Module) -> str:
     return next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), "")
 
 
-def write_update(file: Path, step: int, batches: Sequence[Batch], settings: dict[str, Any], checkpoint: str | None,
+def as_parts(batches: Sequence[Batch], process: int) -> list[dict[str, Any]]:
+    """The micro-batches of one process in a form that JSON knows: their numbers and their rows."""
+    return [{"process": process, "number": i, "rows": [
+        {"example": f.example, **{name: getattr(f, name).tolist() for name in ARRAYS}} for f in b.features]}
+        for i, b in enumerate(batches)]
+
+
+def write_update(file: Path, step: int, parts: list[dict[str, Any]], settings: dict[str, Any], checkpoint: str | None,
                  said: str) -> None:
-    """One update as JSON: the rows of its micro-batches, the settings, and where the weights before it are."""
-    rows = [[{"example": f.example, **{name: getattr(f, name).tolist() for name in ARRAYS}} for f in b.features]
-            for b in batches]
+    """One update as JSON: the micro-batches of all processes, the settings, and where the weights before it are."""
     weights.write_json(file, {"update": step, "said": said, "settings": settings, "checkpoint": checkpoint,
-                              "micro_batches": rows})
+                              "micro_batches": parts})
 
 
 def read_update(file: Path) -> dict[str, Any]:
     """What write_update() wrote. Raises MinibertError for anything else."""
     update = read_json(file)
     try:
-        update["micro_batches"] = [[Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS))
-                                    for row in rows] for rows in update["micro_batches"]]
+        for part in update["micro_batches"]:
+            part["rows"] = [Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS))
+                            for row in part["rows"]]
+            int(part["process"]), int(part["number"])
         update["settings"]["precision"], update["update"], update["said"]      # asked for below
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
@@ -59,11 +66,12 @@ def replay(file: Path) -> Iterator[str]:
     update, run = read_update(file), file.resolve().parent
     model, settings, step = load(run, run / update["checkpoint"]), update["settings"], update["update"]
     yield f"{run.name}, {update['said']}"
-    for number, features in enumerate(update["micro_batches"]):
-        masks = DropoutMasks(settings["seed"], step, micro_batch=number)
+    for part in update["micro_batches"]:
+        features, masks = part["rows"], DropoutMasks(settings["seed"], step, part["number"], part["process"])
         batch = collate(features, settings["layout"], model.tokenizer.pad, model.task.layout(features))
         where, losses = forward(model, batch, masks, settings["precision"])
-        yield (f"micro-batch {number}, {len(features)} rows, {batch.pieces} pieces: loss {losses}; "
+        yield (f"process {part['process']}, micro-batch {part['number']}, {len(features)} rows, {batch.pieces} pieces: "
+               f"loss {losses}; "
                + (f"first not finite: {where}" if where else "every tensor of the forward is finite"))
         yield from gradients(model, batch, masks)
         yield from rows(model, features, settings)

@@ -19,7 +19,8 @@ class StopRequest:
     A second Ctrl-C raises KeyboardInterrupt wherever the process is, as Python does without this.
     """
 
-    def __init__(self):
+    def __init__(self, together: bool = False):
+        self.together = together                   # with other processes, which may wait for this one
         self.asked: str | None = None
         self.nothing_in_hand = False
         self.before: dict[signal.Signals, object] = {}
@@ -47,7 +48,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """What is done inside changes nothing that is saved: a signal raises Stopped at once."""
+        """What is done inside changes nothing that is saved: a signal raises Stopped at once, unless others wait."""
+        if self.together:
+            yield
+            return
         if self.asked is not None:
             raise Stopped(self.asked)
         self.nothing_in_hand = True

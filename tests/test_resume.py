@@ -405,7 +405,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
     assert f"--replay {file}" in error[0]
     update = json.loads(file.read_text())
     assert update["update"] == 11 and update["checkpoint"] == "checkpoints/update-00000010"
-    assert [len(rows) for rows in update["micro_batches"]] == [4, 3]
+    assert [(part["process"], part["number"], len(part["rows"])) for part in update["micro_batches"]] == [
+        (0, 0, 4), (0, 1, 3)]
     assert [line["step"] for line in lines(tmp_path / "r") if "loss" in line] == list(range(1, 11))
     assert train.main(["--replay", str(file)]) == 0        # nothing is wrong with the update itself
     said = capsys.readouterr().out
@@ -420,7 +421,7 @@ def test_the_replay_names_module_gradients_and_example(tiny_folder, tiny_data, t
     file = tmp_path / "r" / "broken-update-11.json"
     update = json.loads(file.read_text())
     checkpoint_folder = file.parent / update["checkpoint"]
-    row = update["micro_batches"][0][2]
+    row = update["micro_batches"][0]["rows"][2]
     bert, _ = weights.load(checkpoint_folder, head := NER(NER.Options(), weights.read_labels(checkpoint_folder)).head(
         weights.BertConfig.read(checkpoint_folder)))
     with torch.no_grad():
@@ -453,7 +454,7 @@ def test_weights_that_are_broken_take_no_checkpoints_place(tiny_folder, tiny_dat
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"micro_batches": 5, "settings": {}, "update": 1, "said": ""}',
-                                  '{"micro_batches": [[{"example": 1}]], "settings": {"precision": "fp32"}}'])
+                                  '{"micro_batches": [{"rows": [{"example": 1}]}], "settings": {"precision": "fp32"}}'])
 def test_a_replay_of_something_else_is_one_line(tmp_path, capsys, text):
     (tmp_path / "x.json").write_text(text)
     assert train.main(["--replay", str(tmp_path / "x.json")]) == 2

@@ -113,7 +113,7 @@ LEAVES = {"errors", "layout"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
     "products": set(), "tokenizer": set(), "metrics": set(), "hub": set(), "words": set(),
-    "stopping": set(),
+    "stopping": set(), "processes": set(),
     "features": {"batching", "words"},
     "model": {"config"}, "byhand": {"ops", "model"},
     "fast": {"byhand", "config", "model", "optim", "precision", "products"},
@@ -121,7 +121,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapt": {"model"}, "checkpoint": {"config", "weights", "optim"},
     "tasks": {"batching", "features", "metrics", "model", "ops", "tasks.*"},
     "tasks.*": {"batching", "features", "metrics", "model", "ops", "words"},
-    "evaluate": {"batching", "fast", "features", "model"},                    # the tasks' interface, never a task
+    "evaluate": {"batching", "fast", "features", "model", "processes"},             # the tasks' interface, never a task
     "cache": {"weights"}, "prepare": {"cache", "evaluate", "features"},
     "predict": {"evaluate", "tasks", "weights"},
     "replay": {"byhand", "precision", "predict"},

@@ -117,8 +117,8 @@ def kill_once(job: Job, output: Path, log: Path, draw: random.Random, longest: f
         if process.poll() is not None:
             return None
         os.kill(process.pid, signal.SIGKILL)
-        if process.wait() != -signal.SIGKILL:
-            return None
+        if process.wait() != -signal.SIGKILL or (output / "metrics.json").is_file():
+            return None                            # it had ended, or was about to with all its work done
         return Kill(run, seen, logged, inside)
     finally:
         process.kill()
