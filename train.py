@@ -197,7 +197,7 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
     add_gradient = {"fast": fast.add_gradients, "by-hand": add_by_hand, "autograd": add_by_autograd}[settings.gradients]
     sums = [add_gradient(model, task, batch, DropoutMasks(settings.seed, step, i, processes.rank), factors,
                          settings.precision) for i, batch in enumerate(batches)]
-    processes.sum_gradients(model.parameters())
+    processes.sum_gradients(model)
     # only now are numbers asked for: a GPU has had all its work by then
     mine = sum(float(part[term]) / (counts[term] or 1.0) for part in sums for term in part)  # [RISK-1]
     return processes.add(mine)

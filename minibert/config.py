@@ -241,7 +241,7 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
     file = Path(path)
     try:
         values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:                         # a number of 5,000 digits is one too
         raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
     known = {f.name: f for s in settings for f in dataclasses.fields(s)}
     result = {}

@@ -9,7 +9,7 @@ has a form (counts, scores, names) travels as JSON, never as pickled objects.
 """
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,11 +45,11 @@ class Processes:
                 total[term] = total.get(term, 0.0) + count
         return total
 
-    def sum_gradients(self, params: Iterable[nn.Parameter]) -> None:
+    def sum_gradients(self, model: nn.Module) -> None:
         """Every .grad becomes the sum over all processes, dense; one that no process has stays None."""
         if self.size == 1:
             return
-        params = list(params)
+        params = list(model.parameters())
         there = torch.tensor([p.grad is not None for p in params], dtype=torch.float32, device=self.device)
         dist.all_reduce(there)
         moved = [p for p, n in zip(params, there.tolist(), strict=True) if n]

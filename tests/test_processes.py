@@ -137,9 +137,9 @@ def test_a_mistake_is_one_line_for_all_of_them(tiny_folder, tiny_data, tmp_path)
 def test_alone_it_asks_nobody(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert join("cpu") is ALONE and ALONE.first
-    p = nn.Parameter(torch.ones(7))
-    ALONE.sum_gradients([p])
-    assert p.grad is None and ALONE.sum_counts({"words": 5.0}) == {"words": 5.0} and ALONE.add(0.1) == 0.1
+    model = nn.Linear(7, 5)
+    ALONE.sum_gradients(model)
+    assert model.weight.grad is None and ALONE.sum_counts({"words": 5.0}) == {"words": 5.0} and ALONE.add(0.1) == 0.1
     assert ALONE.any(True, False) == (True, False) and ALONE.gather([1]) == [[1]]
     with pytest.raises(MinibertError, match="no"):
         ALONE.by_first(lambda: (_ for _ in ()).throw(MinibertError("no")))
