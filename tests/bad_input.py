@@ -34,16 +34,17 @@ from minibert.tokenizer import Tokenizer  # noqa: E402
 SECONDS, MEGABYTES = 10.0, 200
 FRAGMENTS = {
     "conll": [b"\n", b"\r\n", b"\r", b"\t", b" ", b"O", b"B-PER", b"I-PER", b"E-LOC", b"S-X", b"B-", b"-", b"#",
-              b"-DOCSTART-", b"word O\n", b"Oslo B-LOC\n", b"\xff\xfe", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\x00", b"\xc3",
-              b"a" * 5000, b"\n\n\n", "\u200b O\n".encode(), "\u0130stanbul B-LOC\n".encode(), b"x B-PER I-PER\n",
+              b"-DOCSTART-", b"word O\n", b"Oslo B-LOC\n", b"\xff\xfe", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\x00",
+              b"\xc3", b"a" * 5000, b"\n\n\n", "\u200b O\n".encode(),
+              "\u0130stanbul B-LOC\n".encode(), b"x B-PER I-PER\n",
               b"x\tB-PER\n", b"\x0b", b"\x85"],
     "json": [b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"NaN", b"Infinity", b"-1", b"0", b"1e999", b"1e-400",
              b"true", b"9" * 400, b"9" * 5000, b'"\\ud800"', b'"model_type"', b'"hidden_size"', b'"x": 5', b"[" * 3000,
              b"\xff", b"\xef\xbb\xbf", b" ", b'{"a": {"b": []}}', b'"num_hidden_layers": 1000000000',
              b'"vocab_size": -5', b'"minibert"', b"\x00"],
     "toml": [b"epochs", b"=", b"3", b'"', b"'''", b"[a]", b"[[", b"]]", b"\n", b"1979-05-27", b"nan", b"inf", b"true",
-             b"{", b"}", b"batch-size", b"batch_size", b"learning_rate", b"freeze", b"task", b"#", b"\x00", b"\xff", b"1_000",
-             b"0x10", b".", b"9" * 5000, b"[" * 2000],
+             b"{", b"}", b"batch-size", b"batch_size", b"learning_rate", b"freeze", b"task", b"#", b"\x00", b"\xff",
+             b"1_000", b"0x10", b".", b"9" * 5000, b"[" * 2000],
     "lines": [b"\n", b"[PAD]", b"[UNK]", b"[CLS]", b"[SEP]", b"[MASK]", b"##", b"\r\n", b"\xff", b" ", b"a" * 3000,
               b"\x00", b"the"],
 }
