@@ -757,6 +757,13 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
+        if not isinstance(e, MemoryError) and "memory" not in str(e):
+            raise
+        print("error: out of memory; give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume "
+              f"goes on from the last checkpoint ({str(e).splitlines()[0][:200] if str(e) else 'MemoryError'})",
+              file=sys.stderr)
+        return 2
     except Stopped:
         return STOPPED
     except KeyboardInterrupt:

@@ -2,8 +2,10 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -368,6 +370,72 @@ def test_a_run_outlives_a_full_disk_and_says_what_is_not_saved(tiny_folder, tiny
     train.train(arguments(tiny_folder, tiny_data, tmp_path / "r"))
     said = capsys.readouterr().out
     assert said.count("is not saved") == 2 and "warning: update 8 is not saved" in said and "No space left" in said
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+def test_where_the_system_takes_no_larger_files_the_last_checkpoint_is_whole(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                             reference, monkeypatch):
+    """The kernel itself refuses to write, in the middle of a file."""
+    before, command = resource.getrlimit(resource.RLIMIT_FSIZE), arguments(tiny_folder, tiny_data, tmp_path / "r")
+    try:
+        with monkeypatch.context() as m:
+            at_update(m, 6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1])))
+            assert train.main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr()
+    assert "warning: update 8 is not saved" in said.out and "File too large" in said.out   # then the best model, too
+    assert len(said.err.strip().splitlines()) == 1 and "model.safetensors: cannot be written" in said.err
+    assert [f.name for f in (tmp_path / "r" / "checkpoints").iterdir()] == ["update-00000004"]
+    assert not [f for f in (tmp_path / "r").rglob(".*new")]
+    assert train.main([*command, "--resume"]) == 0
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
+
+
+@pytest.mark.parametrize("what, says", [("checkpoints", "is not saved"), ("metrics.jsonl", "metrics.jsonl")])
+def test_a_place_that_cannot_be_written_to_is_named(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch, what, says):
+    """Something else stands there: what a folder without permission is to anyone but root."""
+    def block() -> None:
+        place = tmp_path / "r" / what
+        if place.is_dir():
+            shutil.rmtree(place)
+            place.write_text("in the way")
+        else:
+            place.unlink()
+            place.mkdir()
+
+    at_update(monkeypatch, 6, block)
+    code = train.main(arguments(tiny_folder, tiny_data, tmp_path / "r"))
+    said = capsys.readouterr()
+    assert says in said.out + said.err and "Traceback" not in said.err and code == (2 if what == "metrics.jsonl" else 0)
+
+
+HUNGRY = """
+import resource, sys
+sys.path[:0] = [{root!r}]
+import torch, train
+update, eaten = train.one_update, []
+def hungry(*a):
+    if a[6] == 11 and "--resume" not in sys.argv:
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2 ** 20, used + 300 * 2 ** 20))
+        while True:
+            eaten.append(torch.ones(2 ** 22))
+    return update(*a)
+train.one_update = hungry
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_out_of_memory_is_one_line_and_the_run_goes_on_with_more(tiny_folder, tiny_data, tmp_path, reference):
+    script = tmp_path / "hungry.py"
+    script.write_text(HUNGRY.format(root=str(Path(train.__file__).parent)))
+    command = [sys.executable, str(script), *arguments(tiny_folder, tiny_data, tmp_path / "r")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: out of memory; give --accumulate" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0 and "resumed from update 8" in done.stdout, done.stderr
     assert_same_run(tmp_path / "r", reference("fast fp32"))
 
 
