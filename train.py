@@ -28,8 +28,8 @@ from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches
 from minibert.byhand import reached_gradients
 from minibert.cache import checksum
-from minibert.checkpoint import Checkpoints, Interval, link, lock, read_optimizer, write_optimizer
-from minibert.config import TrainConfig, parse, read_json, read_settings
+from minibert.checkpoint import Checkpoints, Interval, copy, lock, read_optimizer, write_optimizer
+from minibert.config import BertConfig, TrainConfig, parse, read_json, read_settings
 from minibert.errors import MinibertError
 from minibert.evaluate import at, predict_examples
 from minibert.model import Model, grow_types, initialise
@@ -37,7 +37,7 @@ from minibert.optim import SGD, AdamW, Optimizer, clip_gradient, decay_groups, l
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
 from minibert.prepare import Splits, encode_splits, read_splits
-from minibert.processes import ALONE, Processes, join
+from minibert.processes import ALONE, Processes, Shared, join
 from minibert.replay import NotFinite, as_parts, broken_weight, replay, write_update
 from minibert.stopping import STOPPED, Stopped, StopRequest
 from minibert.tasks import TASKS, Task
@@ -309,6 +309,7 @@ class Run:
         wanted = {"all": ("dev", "test"), "dev": ("dev",), "none": ()}[settings.evaluate]
         self.scored = [split for split in wanted if split in self.splits]
         self.progress = Progress()
+        self.last_in_memory = True                 # the weights are those of the last update, not of the best epoch
         if settings.patience and "dev" not in self.scored:
             raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
         self.output = Path(self.processes.by_first(lambda: str(claim_folder(self.settings))))
@@ -359,8 +360,8 @@ class Run:
         """A line for the user, and for the run's log.txt with the time before it."""
         if not self.processes.first:
             return
-        tqdm.write(text)
-        with open(self.output / "log.txt", "a", encoding="utf-8") as f:
+        say(text)
+        with contextlib.suppress(OSError), open(self.output / "log.txt", "a", encoding="utf-8") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
@@ -382,7 +383,7 @@ class Run:
     def done(self) -> bool:
         """Whether all updates are made and scored, or none is worth making any more."""
         p = self.progress
-        return (p.over and not self.settings.max_steps) or (p.step >= self.total and p.scored == p.step)
+        return p.scored == p.step and (p.step >= self.total or (p.over and not self.settings.max_steps))
 
     @property
     def finished(self) -> bool:
@@ -402,7 +403,7 @@ class Run:
             as_good = better or value == p.best[0]                             # of equals the longer trained
             p.best = (value, scores, tables) if as_good else p.best
             said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}"
-        tqdm.write(f"epoch {epoch}: loss {p.loss_sum / p.losses if p.losses else math.nan:.4f}{said}")
+        say(f"epoch {epoch}: loss {p.loss_sum / p.losses if p.losses else math.nan:.4f}{said}")
         p.epoch, p.scored, p.losses, p.loss_sum = epoch, p.step, 0, 0.0
         p.better_epoch = epoch if better else p.better_epoch
         if as_good:
@@ -420,14 +421,16 @@ class Run:
 
     def final_scores(self) -> dict[str, tuple[dict[str, Any], str]]:
         """Go back to the weights of the best epoch, which are on the disk, and score what was not scored with them."""
-        if self.progress.saved_epoch != self.progress.epoch:
+        p = self.progress
+        if p.saved_epoch != p.epoch:
+            self.last_in_memory = False
             weights.load_into(self.output, self.model)
-        return {split: self.progress.best[1:] if split == "dev" else self.evaluate(split) for split in self.scored}
+        return {split: p.best[1:] if split == "dev" and p.best else self.evaluate(split) for split in self.scored}
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def checkpoint(self) -> None:
-        """Save all that a resumed run needs. Raises MinibertError where it cannot be written.
+        """Save all that a resumed run needs. Raises MinibertError where it cannot be written, or is worth nothing.
 
         The first process saves; the others go on, and wait for it where the next sum does.
         """
@@ -435,22 +438,30 @@ class Run:
             self.save(folder)
             optimizer = write_optimizer(folder, self.optimizer)
             if self.progress.saved_epoch:
-                link(self.output / "model.safetensors", folder / "best.safetensors")
+                copy(self.output / "model.safetensors", folder / "best.safetensors")
             weights.write_json(folder / "state.json", {
                 "progress": dataclasses.asdict(self.progress), "scaler": vars(self.scaler), "optimizer": optimizer,
                 "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.rows(),
                 "settings": self.record})
 
         p = self.progress
-        if self.processes.first:
+        if broken := broken_weight(self.model):    # it would take the place of one that is worth more
+            raise MinibertError(f"{broken} holds numbers that are not finite")
+        if self.processes.first and self.last_in_memory:
             self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
 
     def rewind(self, found: Path, size: int) -> None:
         """The run folder as it was at a checkpoint: its best model, its lines of metrics.jsonl, no final scores."""
-        if self.progress.saved_epoch:
-            link(found / "best.safetensors", self.output / "model.safetensors")
+        self.bring_back(found)
         (self.output / "metrics.json").unlink(missing_ok=True)
-        cut(self.output / "metrics.jsonl", size)
+        if not cut(self.output / "metrics.jsonl", size):
+            self.tell(f"note: {self.output}/metrics.jsonl is shorter than it was at this checkpoint; lines are missing")
+
+    def bring_back(self, found: Path) -> None:
+        """The best model, if there was one, from a checkpoint into the run folder."""
+        if self.progress.saved_epoch:
+            copy(found / "best.safetensors", self.output / "model.safetensors")
+            copy(found / "config.json", self.output / "config.json")
 
     def rows(self) -> str:
         """What the run learns from: SHA-256 of the encoded training rows and of the labels' names."""
@@ -470,7 +481,18 @@ class Run:
             return
         found = Path(found)
         state = read_json(found / "state.json")
+        try:
+            self.go_to(found, state)
+        except (KeyError, TypeError) as e:
+            raise MinibertError(f"{found}/state.json: of another version of minibert ({type(e).__name__}: {e}); go on "
+                                "with that one, or name another --output") from None
+
+    def go_to(self, found: Path, state: dict[str, Any]) -> None:
+        """The run as it was when a checkpoint of it was saved. Raises MinibertError where this is not that run."""
         refuse_changes(state["settings"], self.record, found)
+        if BertConfig.read(found) != self.model.bert.config:
+            raise MinibertError(f"{found}: config.json says another model than {self.settings.weights} with these "
+                                "settings; give the --weights that the run began with, or name another --output")
         if state["rows"] != self.rows():
             raise MinibertError(f"{self.settings.data}: not the training data of {found}; give those, or name another "
                                 "--output")
@@ -479,6 +501,8 @@ class Run:
         vars(self.scaler).update(state["scaler"])
         self.progress = Progress(**state["progress"])
         if self.finished:
+            if any(not (self.output / name).is_file() for name in ("model.safetensors", "config.json")):
+                self.processes.by_first(lambda: self.bring_back(found))
             return
         self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
         self.tell(f"resumed from update {self.progress.step}")
@@ -512,10 +536,21 @@ def flushed_size(file: Path) -> int:
         return f.seek(0, os.SEEK_END)
 
 
-def cut(file: Path, size: int) -> None:
-    """Leave the first `size` bytes of a file, if it has more."""
-    if file.is_file() and file.stat().st_size > size:
+def cut(file: Path, size: int) -> bool:
+    """Leave the first `size` bytes of a file; False if it has fewer."""
+    there = file.stat().st_size if file.is_file() else 0
+    if there > size:
         os.truncate(file, size)
+    return there >= size
+
+
+def say(text: str) -> None:
+    """A line for the user. Where nobody listens any more (a pipe whose reader is gone) the run does not end for it."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fetch_weights(name: str) -> Path:
@@ -523,6 +558,9 @@ def fetch_weights(name: str) -> Path:
     if not hub.at_hand(name):
         print(f"fetching {hub.describe(name)}")
     return hub.fetch(name)
+
+
+BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
 
 
 def claim_folder(settings: TrainConfig) -> Path:
@@ -533,7 +571,7 @@ def claim_folder(settings: TrainConfig) -> Path:
         output = Path(settings.output)
         if os.path.lexists(output) and not output.is_dir():
             raise MinibertError(f"--output {output}: is there and no folder; name another")
-        inside = {f.name for f in output.iterdir()} - {".lock"} if output.is_dir() else set()
+        inside = {f.name for f in output.iterdir()} - BARELY_BEGUN if output.is_dir() else set()
         if inside and not settings.resume:
             raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
                                 "continue it with --resume")
@@ -552,9 +590,11 @@ def default_folder(task: str, number: int) -> Path:
 
 
 def last_run(task: str) -> Path | None:
-    """The last of the default folders that are there."""
-    taken = itertools.takewhile(Path.is_dir, (default_folder(task, number) for number in itertools.count(1)))
-    return max(enumerate(taken), default=(0, None))[1]
+    """The last of the default folders that holds a run."""
+    numbers = [1, *(int(f.name.rpartition("-")[2]) for f in Path("runs").glob(f"{task}-*")
+                    if f.name.rpartition("-")[2].isdecimal())]
+    runs = [default_folder(task, n) for n in sorted(numbers) if (default_folder(task, n) / "train.json").is_file()]
+    return runs[-1] if runs else None
 
 
 def make_folder(folder: Path, exist_ok: bool) -> Path:
@@ -597,7 +637,8 @@ def fit(run: Run, stop: StopRequest) -> dict[str, float]:
                 bar.set_postfix_str(f"epoch {line['epoch']}, loss {mean(recent):.3f}, lr {line['learning_rate']:.1e}, "
                                     f"{p.pieces / p.seconds:,.0f} pieces/s")
                 bar.update()
-                asked, due = run.processes.any(stop.asked is not None, run.interval.due(p.step))
+                asked, due = run.processes.any(stop.asked is not None,
+                                               run.processes.first and run.interval.due(p.step))
                 if asked:
                     raise Stopped(stop.asked or "another process")
                 if due:
@@ -633,17 +674,22 @@ def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
 
 def write_down(run: Run, step: int, batches: Sequence[Batch], said: str) -> str:
     """Leave an update that went wrong in the run folder, with the weights before it; -> what to do now."""
-    file, checkpoint = run.output / f"broken-update-{step}.json", None
-    broken = broken_weight(run.model)              # then a checkpoint would take the place of one that is worth more
+    folder, broken, lost = run.output / f"broken-update-{step}", broken_weight(run.model), ""
     parts = [part for rank in run.processes.gather(as_parts(batches, run.processes.rank)) for part in rank]
     examples = [row["example"] for part in parts for row in part["rows"]]
     if run.processes.first:
-        if not broken:
-            run.checkpoint()
-            checkpoint = str(run.checkpoints.inside()[0].relative_to(run.output))
-        write_update(file, step, parts, run.record, checkpoint, said)
+        try:
+            folder.mkdir(exist_ok=True)
+            write_update(folder / "update.json", step, parts, run.record, said)
+            if not broken:
+                run.save(folder)
+        except (MinibertError, OSError) as e:      # what went wrong first is what the user must read
+            lost = f"it could not be written down ({e}); "
+    if not broken:
+        save_if_possible(run)
     why = f"{broken} was not finite before it: lower --learning-rate" if broken else (
-        f"look at it with {interpreter()} train.py --replay {shlex.quote(str(file))}, or lower --learning-rate")
+        f"{lost}look at it with {interpreter()} train.py --replay {shlex.quote(str(folder / 'update.json'))}, or lower "
+        "--learning-rate")
     return f"train examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}; {why}"
 
 
@@ -681,13 +727,12 @@ def train(argv: list[str]) -> Path:
                 run.checkpoint()
             run.tell(f"stopped by {e} after update {run.progress.step}; go on with --resume --output {run.output}")
             raise
-    if not run.processes.first:
-        return run.output
-    before = run.progress.before
-    weights.write_json(run.output / "metrics.json", {"before": {split: scores for split, (scores, _) in before.items()},
-                                                     **{split: scores for split, (scores, _) in after.items()},
-                                                     "train": speed})
-    summarise(run, before, after, speed)
+        if run.processes.first:
+            before = {split: scores for split, (scores, _) in run.progress.before.items()}
+            weights.write_json(run.output / "metrics.json", {
+                "before": before, **{split: scores for split, (scores, _) in after.items()}, "train": speed})
+    if run.processes.first:
+        summarise(run, run.progress.before, after, speed)
     return run.output
 
 
@@ -740,6 +785,13 @@ def print_wrapped(text: str) -> None:
     print(textwrap.fill(text, 118, subsequent_indent="  "))
 
 
+def complain(text: str) -> None:
+    """One line on standard error, if anybody is there to read it."""
+    with contextlib.suppress(OSError):
+        process = os.environ.get("RANK", "0")
+        print(f"error: {text}" if process == "0" else f"process {process}: error: {text}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 75 for a run that was asked to stop and is
     saved, 130 for a Ctrl-C that nothing was saved for.
@@ -750,24 +802,24 @@ def main(argv: list[str] | None = None) -> int:
             print(*replay(Path(*words[1:2])), sep="\n")
         else:
             train(words)
-    except MinibertError as e:
-        if os.environ.get("RANK", "0") == "0":     # what one process cannot do, none of them can
-            print(f"error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (MinibertError, OSError) as e:
+        if not isinstance(e, Shared) or os.environ.get("RANK", "0") == "0":
+            complain(str(e))
         return 2
     except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
-        if not isinstance(e, MemoryError) and "memory" not in str(e):
+        first = (str(e) or type(e).__name__).splitlines()[0][:200]
+        if isinstance(e, MemoryError) or "allocate memory" in str(e) or "out of memory" in str(e):
+            complain("out of memory; give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume "
+                     f"goes on from the last checkpoint ({first})")
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and ("gloo" in str(e) or "NCCL" in str(e)):
+            complain(f"another process is gone; --resume goes on from the last checkpoint ({first})")
+        else:
             raise
-        print("error: out of memory; give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume "
-              f"goes on from the last checkpoint ({str(e).splitlines()[0][:200] if str(e) else 'MemoryError'})",
-              file=sys.stderr)
         return 2
     except Stopped:
         return STOPPED
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint, if one was saved", file=sys.stderr)
+        complain("interrupted; --resume goes on from the last checkpoint, if one was saved")
         return 130
     return 0
 

@@ -4,7 +4,7 @@
         model.safetensors, config.json   the weights after 123 updates, as weights.save writes them
         optimizer.safetensors            the running means of every parameter
         state.json                       where the run stands and with which settings
-        best.safetensors                 RUN/model.safetensors at that moment, the same file under a second name
+        best.safetensors                 RUN/model.safetensors at that moment: a copy, so that damage stays in one place
         complete.json                    size and SHA-256 of each of them, written last
 
 It grows under a name with a dot in front, is flushed to the disk, and only then gets its name. So what has the name was
@@ -27,7 +27,7 @@ from torch import Tensor
 from minibert.config import read_json
 from minibert.errors import MinibertError
 from minibert.optim import Optimizer
-from minibert.weights import flush_folder, write_json, write_tensors
+from minibert.weights import flush_folder, replace, write_json, write_tensors
 
 COMPLETE, OPTIMIZER = "complete.json", "optimizer.safetensors"
 NAME = re.compile(r"update-(\d{8,})(-scored)?")
@@ -41,7 +41,7 @@ class Checkpoints:
         self.notices: list[str] = []
         self.damaged: set[Path] = set()
 
-    def save(self, name: str, write: Callable[[Path], None]) -> None:
+    def save(self, name: str, write: Callable[[Path], None]) -> Path:
         """A checkpoint of the files that write(folder) makes; older ones beyond `keep` go once it is whole.
 
         The same name means the same contents: what is there and not known to be damaged stays. Raises MinibertError
@@ -50,9 +50,10 @@ class Checkpoints:
         target = self.folder / name
         growing = self.folder / f".{name}.new"
         if target.exists() and target not in self.damaged:
-            return
+            return target
         try:
             self.folder.mkdir(exist_ok=True)
+            flush_folder(self.folder.parent)
             shutil.rmtree(growing, ignore_errors=True)
             growing.mkdir()
             write(growing)
@@ -66,11 +67,12 @@ class Checkpoints:
             shutil.rmtree(growing, ignore_errors=True)
             raise MinibertError(f"{target}: cannot be written ({e}); free space") from None
         self.prune()
+        return target
 
     def newest(self) -> Path | None:
         """The newest whole one, every byte of it checked. A damaged one stays where it is, for inspection."""
         for folder in self.inside(growing=True):
-            self.notices.append(f"{folder}: passed over: the process ended while it was written")
+            self.notices.append(f"{folder}: passed over: the process ended while it was written or removed")
         for folder in self.inside():
             wrong = fault(folder)
             if not wrong:
@@ -80,7 +82,7 @@ class Checkpoints:
         return None
 
     def inside(self, growing: bool = False) -> list[Path]:
-        """Every checkpoint that got its name, newest first; or those that never did."""
+        """Every checkpoint that has its name, newest first; or those that have it not yet, or no more."""
         everything = list(self.folder.iterdir()) if self.folder.is_dir() else []
         if growing:
             return [f for f in everything if f.name.startswith(".update-")]
@@ -88,11 +90,11 @@ class Checkpoints:
         return [f for *_, f in sorted(named, reverse=True)]
 
     def prune(self) -> None:
-        """Remove what is older than the newest `keep`, and what was never finished; nothing that is damaged."""
-        whole = [f for f in self.inside() if f not in self.damaged]
-        for folder in whole[self.keep:] + self.inside(growing=True):
-            with contextlib.suppress(OSError):     # first the marker: half a checkpoint must not look like a whole one
-                (folder / COMPLETE).unlink()
+        """Remove what is older than the newest `keep`, and what was never finished; nothing newest() passed over."""
+        for folder in [f for f in self.inside() if f not in self.damaged][self.keep:]:
+            with contextlib.suppress(OSError):     # first the name: half a checkpoint must not have one
+                os.rename(folder, folder.with_name(f".{folder.name}.old"))
+        for folder in self.inside(growing=True):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -135,7 +137,7 @@ def fault(folder: Path) -> str:
     """What keeps a checkpoint from being whole, in words; "" where nothing does."""
     try:
         files = read_json(folder / COMPLETE).get("files")
-        if not isinstance(files, dict):
+        if not isinstance(files, dict) or not files:
             return f"{COMPLETE} lists no files"
         for name, wanted in files.items():
             if not (folder / name).is_file() or Path(name).name != name:
@@ -199,7 +201,10 @@ def lock(run: Path) -> IO[str]:
     file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (it stays open)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as e:
+        if not isinstance(e, BlockingIOError):
+            file.close()
+            raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
@@ -210,17 +215,8 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
-def link(file: Path, second: Path) -> None:
-    """A second name for a file that is only ever replaced, never written into; a copy where names cannot be shared.
-
-    What has the name already keeps it until then.
-    """
-    if second.exists() and second.samefile(file):  # a rename from one name of a file to another does nothing
-        return
+def copy(file: Path, second: Path) -> None:
+    """A copy of a file, flushed to the disk: the whole of it or what was there before."""
     beside = second.with_name(f".{second.name}.new")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(file, beside)
-    except OSError:
-        shutil.copyfile(file, beside)
-    os.replace(beside, second)
+    shutil.copyfile(file, beside)
+    replace(beside, second)

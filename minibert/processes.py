@@ -22,6 +22,10 @@ from minibert.errors import MinibertError
 Given = TypeVar("Given")
 
 
+class Shared(MinibertError):
+    """An error of the first process that all of them raise: one of them is enough to print it."""
+
+
 class Processes:
     """This process among `size`: `rank` 0 writes and prints. One process alone asks nobody anything."""
 
@@ -92,7 +96,7 @@ class Processes:
                 answer["error"] = str(e)
         answer = self.gather(answer)[0]
         if "error" in answer:
-            raise MinibertError(answer["error"])
+            raise Shared(answer["error"])
         return answer["given"]
 
     def gather(self, value: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """An update that went wrong: written down where it happened, and done again with every tensor looked at.
 
-    python train.py --replay RUN/broken-update-14.json
+    python train.py --replay RUN/broken-update-14/update.json
 """
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,11 +37,9 @@ def as_parts(batches: Sequence[Batch], process: int) -> list[dict[str, Any]]:
         for i, b in enumerate(batches)]
 
 
-def write_update(file: Path, step: int, parts: list[dict[str, Any]], settings: dict[str, Any], checkpoint: str | None,
-                 said: str) -> None:
-    """One update as JSON: the micro-batches of all processes, the settings, and where the weights before it are."""
-    weights.write_json(file, {"update": step, "said": said, "settings": settings, "checkpoint": checkpoint,
-                              "micro_batches": parts})
+def write_update(file: Path, step: int, parts: list[dict[str, Any]], settings: dict[str, Any], said: str) -> None:
+    """One update as JSON: the micro-batches of all processes and the settings. The weights before it lie beside it."""
+    weights.write_json(file, {"update": step, "said": said, "settings": settings, "micro_batches": parts})
 
 
 def read_update(file: Path) -> dict[str, Any]:
@@ -55,16 +53,28 @@ def read_update(file: Path) -> dict[str, Any]:
         update["settings"]["precision"], update["update"], update["said"]      # asked for below
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
-    if not isinstance(update.get("checkpoint"), str):
-        raise MinibertError(f"{file}: the weights before this update held numbers that are not finite, so there is "
-                            "nothing to do again; look at the updates before it in metrics.jsonl")
     return update
 
 
-def replay(file: Path) -> Iterator[str]:
-    """Do the update in `file` again, from the weights before it; -> lines that say where numbers stop being finite."""
-    update, run = read_update(file), file.resolve().parent
-    model, settings, step = load(run, run / update["checkpoint"]), update["settings"], update["update"]
+def replay(file: Path) -> list[str]:
+    """Do the update in `file` again, from the weights before it; -> lines that say where numbers stop being finite.
+
+    Raises MinibertError for a file that does not fit its run.
+    """
+    update = read_update(file)
+    if not (file.parent / "model.safetensors").is_file():
+        raise MinibertError(f"{file}: the weights before this update are not beside it: they could not be written, or "
+                            "held numbers that are not finite; look at the updates before it in metrics.jsonl")
+    try:
+        return list(once_more(update, file.resolve().parent))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise MinibertError(f"{file}: does not fit the model beside it ({type(e).__name__}: {e})") from None
+
+
+def once_more(update: dict[str, Any], folder: Path) -> Iterator[str]:
+    """The lines of replay()."""
+    run = folder.parent
+    model, settings, step = load(run, folder), update["settings"], update["update"]
     yield f"{run.name}, {update['said']}"
     for part in update["micro_batches"]:
         features, masks = part["rows"], DropoutMasks(settings["seed"], step, part["number"], part["process"])

@@ -2,7 +2,6 @@
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from types import FrameType
 
@@ -42,9 +41,10 @@ class StopRequest:
         self.asked = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if self.nothing_in_hand:
             raise Stopped(self.asked)
-        # os.write: print could be interrupted by this very handler while it holds its buffer
-        os.write(sys.__stderr__.fileno(), f"\n{self.asked}: finishing this update, then saving; Ctrl-C ends at once\n"
-                 .encode())
+        # os.write: print could be interrupted by this very handler while it holds its buffer; the reader of a pipe
+        # (tee) may have had the same Ctrl-C and be gone
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.asked}: finishing this update, then saving; Ctrl-C ends at once\n".encode())
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

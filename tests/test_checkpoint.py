@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from minibert import checkpoint
-from minibert.checkpoint import Checkpoints, Interval, fault, link, lock, read_optimizer, write_optimizer
+from minibert.checkpoint import Checkpoints, Interval, copy, fault, lock, read_optimizer, write_optimizer
 from minibert.errors import MinibertError
 from minibert.optim import SGD, AdamW
 
@@ -142,8 +142,9 @@ def test_a_marker_that_points_outside_is_refused(three, tmp_path):
     (tmp_path / "other").write_bytes(b"x")
     (folder / "complete.json").write_text('{"files": {"../../other": {"bytes": 1, "sha256": ""}}}')
     assert "missing" in fault(folder)
-    (folder / "complete.json").write_text('{"files": 5}')
-    assert "lists no files" in fault(folder)
+    for text in ('{"files": 5}', '{"files": {}}', "{}"):
+        (folder / "complete.json").write_text(text)
+        assert "lists no files" in fault(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- the optimizer
@@ -212,16 +213,46 @@ def test_a_folder_is_one_processs_and_free_once_that_is_killed(tmp_path):
     lock(tmp_path).close()
 
 
-def test_a_second_name_is_the_same_file_or_a_copy(tmp_path, monkeypatch):
+def test_a_copy_is_whole_or_not_there_and_damage_stays_in_one_place(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"one")
-    link(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").samefile(tmp_path / "a")
-    monkeypatch.setattr(checkpoint.os, "link", lambda *a: (_ for _ in ()).throw(OSError(1, "not permitted")))
-    (tmp_path / "b").unlink()
     (tmp_path / "b").write_bytes(b"an older one")
-    link(tmp_path / "a", tmp_path / "b")
-    assert not (tmp_path / "b").samefile(tmp_path / "a") and (tmp_path / "b").read_bytes() == b"one"
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]
+    copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"one" and not (tmp_path / "b").samefile(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"two")
+    monkeypatch.setattr(checkpoint, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space"):
+        copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"one"
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Every file, then the marker, then the name, then the folder that holds the name."""
+    order, fsync, rename, replaced = [], os.fsync, os.rename, os.replace
+    monkeypatch.setattr(os, "fsync", lambda n: (order.append(os.path.basename(os.readlink(f"/proc/self/fd/{n}"))
+                                                             if os.path.isdir("/proc/self/fd") else "file"), fsync(n)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (order.append(f"name {Path(b).name}"), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"name {Path(b).name}"), replaced(a, b)))
+    Checkpoints(tmp_path, 2).save("update-00000005", fill(5))
+    growing = ".update-00000005.new"
+    assert order == [tmp_path.name, *FILES, ".complete.json.new", "name complete.json", growing,
+                     "name update-00000005", "checkpoints"]
+
+
+def test_what_is_removed_loses_its_name_first(three, monkeypatch):
+    """Killed while an old one is removed: what is left has no name, and goes with the next."""
+    removed = checkpoint.shutil.rmtree
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder, **more: None)
+    three.save("update-00000020", fill(20))
+    assert names(three) == [".update-00000005.old", "update-00000010", "update-00000015", "update-00000020"]
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
+    three.save("update-00000025", fill(25))
+    assert names(three) == ["update-00000015", "update-00000020", "update-00000025"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(37, "No locks available")))
+    with pytest.raises(MinibertError, match="cannot be locked .*No locks available"):
+        lock(tmp_path)
 
 
 def test_an_interval_in_updates():

@@ -245,6 +245,32 @@ def test_in_another_thread_signals_are_left_alone():
 # -------------------------------------------------------------------------------------------- what may and may not be
 
 
+def test_a_reader_that_is_gone_does_not_end_a_run_that_is_asked_to_stop(tiny_folder, tiny_data, tmp_path):
+    """As with `2>&1 | tee`: Ctrl-C ends the reader of the pipe too."""
+    script = tmp_path / "asked.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path[:0] = [{str(Path(train.__file__).parent)!r}]
+import train
+update = train.one_update
+def asked(*a):
+    if a[6] == 6:
+        os.dup2(int(os.environ["DEAD"]), 1)
+        os.dup2(1, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+    return update(*a)
+train.one_update = asked
+sys.exit(train.main(sys.argv[1:]))
+""")
+    reading, writing = os.pipe()
+    os.close(reading)                                      # whoever writes gets a broken pipe
+    command = [sys.executable, str(script), *arguments(tiny_folder, tiny_data, tmp_path / "r")]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, env={**os.environ, "DEAD": str(writing)},
+                          pass_fds=[writing])
+    os.close(writing)
+    assert done.returncode == STOPPED and (tmp_path / "r" / "checkpoints" / "update-00000006").is_dir()
+
+
 @pytest.fixture(scope="module")
 def halfway(tiny_folder, tiny_data, tmp_path_factory) -> Path:
     """A run killed at update 11, its newest checkpoint at 8. Copy it."""
@@ -273,6 +299,133 @@ def test_other_settings_are_refused_with_what_differs(tiny_folder, tiny_data, co
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and says in error[0] and "update-00000008" in error[0]
     assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name != ".lock"} == before
+
+
+def test_other_weights_are_refused_unless_the_model_is_the_same(tiny_folder, tiny_data, copy, tmp_path, capsys):
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    for change in ({"num_attention_heads": 6}, {"hidden_dropout_prob": 0.4}, {"num_hidden_layers": 1}):
+        (other / "config.json").write_text(json.dumps(config | change))
+        assert train.main([*arguments(other, tiny_data, copy), "--resume"]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "Traceback" not in error and ("another model than" in error or "no place for" in error)
+    (other / "config.json").write_text(json.dumps(config))
+    assert train.main([*arguments(other, tiny_data, copy), "--resume"]) == 0
+
+
+def test_a_state_of_another_version_is_one_line(tiny_folder, tiny_data, copy, capsys):
+    folder = copy / "checkpoints" / "update-00000008"
+    state = json.loads((folder / "state.json").read_text())
+    state["progress"]["moon"] = "full"
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "complete.json").unlink()
+    checkpoint.seal(folder)
+    assert train.main([*arguments(tiny_folder, tiny_data, copy), "--resume"]) == 2
+    assert "state.json: of another version of minibert" in capsys.readouterr().err
+
+
+def test_a_lost_log_of_numbers_is_told(tiny_folder, tiny_data, copy, capsys):
+    (copy / "metrics.jsonl").unlink()
+    train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
+    assert "metrics.jsonl is shorter than it was" in capsys.readouterr().out
+
+
+def test_a_model_that_was_lost_after_the_end_comes_back(tiny_folder, tiny_data, copy, reference):
+    command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
+    train.train(command)
+    (copy / "model.safetensors").unlink()
+    (copy / "config.json").unlink()
+    train.train(command)
+    assert_same_run(copy, reference("fast fp32"))
+
+
+@pytest.mark.parametrize("left", [("log.txt",), (".train.json.new", ".lock")])
+def test_a_run_that_was_killed_before_it_began_can_begin(tiny_folder, tiny_data, tmp_path, left):
+    (tmp_path / "r").mkdir()
+    for name in left:
+        (tmp_path / "r" / name).write_text("")
+    assert train.main([*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--resume", "--max-steps", "2"]) == 0
+
+
+def test_one_bit_of_the_best_model_costs_one_checkpoint(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        at_update(m, 18, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+    with open(tmp_path / "r" / "checkpoints" / "update-00000016" / "best.safetensors", "rb+") as f:
+        f.seek(5000)
+        byte = f.read(1)
+        f.seek(5000)
+        f.write(bytes([byte[0] ^ 1]))
+    train.train([*command, "--resume"])
+    assert "resumed from update 12\n" in capsys.readouterr().out
+
+
+def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
+    """Dev scores 0.3, 0.5, 0.4, 0.4: the second is the best and the fourth the last, whenever it is killed."""
+    def scripted(self, split):
+        found, tables = evaluate(self, split)
+        if split == "dev":
+            found["entity"]["f1"] = [0.3, 0.5, 0.4, 0.4, 0.9][self.epoch_in_hand - 1]
+        return found, tables
+
+    evaluate = train.Run.evaluate
+    monkeypatch.setattr(train.Run, "evaluate", scripted)
+    more = ("--epochs", "5", "--patience", "2", "--before")
+    train.train(arguments(tiny_folder, tiny_data, tmp_path / "a", *more))
+    capsys.readouterr()
+    said = []
+    for update in (11, 20, 29, 36):
+        with monkeypatch.context() as m:
+            at_update(m, update, kill)
+            with pytest.raises(Killed):
+                train.train([*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
+        said.append(capsys.readouterr().out)
+    with monkeypatch.context() as m:                       # and once in the final scores
+        m.setattr(train.Run, "final_scores", lambda self: kill())
+        with pytest.raises(Killed):
+            train.train([*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
+    said.append(capsys.readouterr().out)
+    assert "resumed from update 36\n" not in said[-1]
+    train.train([*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
+    assert "resumed from update 36\n" in capsys.readouterr().out
+    assert_same_run(tmp_path / "b", tmp_path / "a")
+    one, two = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in "ab")
+    assert one["before"] == two["before"] != {} and one["train"]["steps"] == 36
+    assert two["train"]["seconds"] > 0.5 * sum(line["seconds"] for line in map(
+        json.loads, (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) if "seconds" in line)
+
+
+def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tiny_data, copy, monkeypatch):
+    train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
+    with monkeypatch.context() as m:
+        at_update(m, 30, kill)
+        with pytest.raises(Killed):
+            train.train([*arguments(tiny_folder, tiny_data, copy), "--resume", "--epochs", "5"])
+    assert not (copy / "metrics.json").exists()
+
+
+def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    """The model then holds the best epoch's weights; the checkpoint of the last update must not."""
+    scores = iter([0.9, 0.1, 0.1])
+
+    def scripted(self, split):
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        found, tables = evaluate(self, split)
+        found["entity"]["f1"] = next(scores)
+        last.update({n: t.clone() for n, t in self.model.state_dict().items()})
+        return found, tables
+
+    evaluate, last = train.Run.evaluate, {}
+    monkeypatch.setattr(train.Run, "evaluate", scripted)
+    monkeypatch.setattr(train, "save_if_possible", lambda run: None)           # the disk was full at the end
+    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
+    folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
+    for folder in folders:
+        bert, _ = weights.load(folder)
+        assert all(torch.equal(t, last["bert." + n]) for n, t in bert.state_dict().items())
 
 
 def test_other_training_data_are_refused(tiny_folder, tiny_data, copy, tmp_path, capsys):
@@ -469,10 +622,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
         assert train.main(command) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and "update 11: the loss is nan" in error[0] and "train examples " in error[0]
-    file = tmp_path / "r" / "broken-update-11.json"
+    file = tmp_path / "r" / "broken-update-11" / "update.json"
     assert f"--replay {file}" in error[0]
     update = json.loads(file.read_text())
-    assert update["update"] == 11 and update["checkpoint"] == "checkpoints/update-00000010"
+    assert update["update"] == 11 and (tmp_path / "r" / "checkpoints" / "update-00000010").is_dir()
     assert [(part["process"], part["number"], len(part["rows"])) for part in update["micro_batches"]] == [
         (0, 0, 4), (0, 1, 3)]
     assert [line["step"] for line in lines(tmp_path / "r") if "loss" in line] == list(range(1, 11))
@@ -480,15 +633,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
     said = capsys.readouterr().out
     assert said.count("every tensor of the forward is finite") == 2 and "the loss is nan" in said
     assert train.main([*command, "--resume"]) == 0         # and so the run goes on
+    assert train.main(["--replay", str(file)]) == 0        # and the update can still be looked at
 
 
 def test_the_replay_names_module_gradients_and_example(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         poisoned(m, 11)
         train.main(arguments(tiny_folder, tiny_data, tmp_path / "r"))
-    file = tmp_path / "r" / "broken-update-11.json"
+    file = tmp_path / "r" / "broken-update-11" / "update.json"
     update = json.loads(file.read_text())
-    checkpoint_folder = file.parent / update["checkpoint"]
+    checkpoint_folder = file.parent
     row = update["micro_batches"][0]["rows"][2]
     bert, _ = weights.load(checkpoint_folder, head := NER(NER.Options(), weights.read_labels(checkpoint_folder)).head(
         weights.BertConfig.read(checkpoint_folder)))
@@ -517,8 +671,53 @@ def test_weights_that_are_broken_take_no_checkpoints_place(tiny_folder, tiny_dat
     assert "bert.embeddings.norm.bias was not finite before it" in error
     folder = tmp_path / "r" / "checkpoints"
     assert sorted(f.name for f in folder.iterdir()) == ["update-00000004", "update-00000008"]
-    assert train.main(["--replay", str(tmp_path / "r" / "broken-update-11.json")]) == 2
+    assert train.main(["--replay", str(tmp_path / "r" / "broken-update-11" / "update.json")]) == 2
     assert "held numbers that are not finite" in capsys.readouterr().err
+
+
+def test_broken_weights_in_a_row_that_nothing_uses_are_not_saved_either(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                        monkeypatch):
+    def poison_weight() -> None:
+        with torch.no_grad():
+            runs[0].model.bert.embeddings.position.weight[39, 3] = float("inf")    # longer than any row
+
+    update, runs = train.next_update, []
+    monkeypatch.setattr(train, "next_update", lambda r, *a: (runs.append(r), update(r, *a))[1])
+    at_update(monkeypatch, 6, poison_weight)
+    train.main(arguments(tiny_folder, tiny_data, tmp_path / "r", "--evaluate", "none", "--max-steps", "8"))
+    assert "update 8 is not saved: bert.embeddings.position.weight holds numbers" in capsys.readouterr().out
+    assert [f.name for f in (tmp_path / "r" / "checkpoints").iterdir()] == ["update-00000004"]
+
+
+@pytest.fixture(scope="module")
+def broken_update(tiny_folder, tiny_data, tmp_path_factory) -> Path:
+    """The update.json of a run whose update 3 had no number for a loss. Copy its run folder."""
+    output = tmp_path_factory.mktemp("broken") / "r"
+    with pytest.MonkeyPatch.context() as m:
+        poisoned(m, 3)
+        train.main(arguments(tiny_folder, tiny_data, output))
+    return output / "broken-update-3" / "update.json"
+
+
+@pytest.mark.parametrize("what", ["no seed", "no layout", "precision", "id", "pick", "label", "empty", "update",
+                                  "process", "lengths"])
+def test_a_replay_that_does_not_fit_its_model_is_one_line(broken_update, tmp_path, capsys, what):
+    run = Path(shutil.copytree(broken_update.parent.parent, tmp_path / "r"))
+    file = run / "broken-update-3" / "update.json"
+    update = json.loads(file.read_text())
+    part, settings = update["micro_batches"][0], update["settings"]
+    row = part["rows"][0]
+    changes = {"no seed": lambda: settings.pop("seed"), "no layout": lambda: settings.pop("layout"),
+               "precision": lambda: settings.update(precision="fp7"), "id": lambda: row["ids"].__setitem__(1, 10 ** 6),
+               "pick": lambda: row["picks"].__setitem__(0, 999), "label": lambda: row["labels"].__setitem__(0, 999),
+               "empty": lambda: part.update(rows=[]), "update": lambda: update.update(update="x"),
+               "process": lambda: part.update(process=-1), "lengths": lambda: row["ids"].append(3)}
+    changes[what]()
+    file.write_text(json.dumps(update))
+    capsys.readouterr()
+    assert train.main(["--replay", str(file)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert str(file) in error and "does not fit the model beside it" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"micro_batches": 5, "settings": {}, "update": 1, "said": ""}',
