@@ -376,7 +376,7 @@ def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, t
     train.train(arguments(tiny_folder, tiny_data, tmp_path / "a", *more))
     capsys.readouterr()
     said = []
-    for update in (11, 20, 29, 36):
+    for update in (11, 20, 25, 29, 36):
         with monkeypatch.context() as m:
             at_update(m, update, kill)
             with pytest.raises(Killed):
