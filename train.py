@@ -5,16 +5,12 @@
 import collections
 import contextlib
 import dataclasses
-import itertools
-import json
 import math
 import os
 import shlex
 import sys
-import textwrap
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +23,24 @@ from minibert import fast, hub, weights
 from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches
 from minibert.byhand import reached_gradients
-from minibert.cache import checksum
-from minibert.checkpoint import Checkpoints, Interval, copy, lock, read_optimizer, write_optimizer
-from minibert.config import BertConfig, TrainConfig, parse, read_json, read_settings
+from minibert.checkpoint import Checkpoints, Interval
+from minibert.commandline import option_given, parse, read_settings
+from minibert.config import TrainConfig
 from minibert.errors import MinibertError
 from minibert.evaluate import at, predict_examples
+from minibert.files import write_json
 from minibert.model import Model, grow_types, initialise
 from minibert.optim import SGD, AdamW, Optimizer, clip_gradient, decay_groups, lr_at
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
 from minibert.prepare import Splits, encode_splits, read_splits
-from minibert.processes import ALONE, Processes, Shared, join
-from minibert.replay import NotFinite, as_parts, broken_weight, replay, write_update
-from minibert.stopping import STOPPED, Stopped, StopRequest
+from minibert.processes import ALONE, Processes, join
+from minibert.replay import NotFinite, replay
+from minibert.resume import Progress, Resumable
+from minibert.runfolder import claim_folder, lock
+from minibert.stopping import Stopped, StopRequest
 from minibert.tasks import TASKS, Task
+from minibert.terminal import exit_code, interpreter, print_wrapped, say, side_by_side
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 
 DATA = Path(os.path.relpath(Path(__file__).resolve().parent / "data"))        # small sets written for this project
@@ -67,16 +67,8 @@ def resolve_settings(argv: list[str]) -> tuple[TrainConfig, Any, set[str]]:
 
 def task_name(argv: list[str]) -> str:
     """The task asked for: on the command line, else in --config, else the default; it decides which options exist."""
-    def option(name: str) -> str | None:
-        for i, word in enumerate(argv):
-            if word == name:
-                return argv[i + 1] if i + 1 < len(argv) else None
-            if word.startswith(name + "="):
-                return word[len(name) + 1:]
-        return None
-
-    name = option("--task")
-    if name is None and (file := option("--config")):
+    name = option_given(argv, "--task")
+    if name is None and (file := option_given(argv, "--config")):
         options = [k.Options for k in TASKS.values()]
         name = read_settings(file, TrainConfig, *options).get("task")
     name = TrainConfig.task if name is None else name
@@ -259,27 +251,8 @@ def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, 
 # --------------------------------------------------------------------------------------------------- before the loop
 
 
-@dataclass
-class Progress:
-    """Where a run stands. With weights, optimizer and scaler it is all that a checkpoint has to hold: batches and
-    dropout masks are functions of the seed and of these numbers.
-    """
-    step: int = 0                                  # updates done
-    scored: int = 0                                # updates done when an epoch was last scored and perhaps saved
-    epoch: int = 0                                 # epochs scored
-    better_epoch: int = 0                          # the last that was better than all before
-    saved_epoch: int = 0                           # the one whose weights are the run folder's
-    over: bool = False                             # patience is at its end
-    seconds: float = 0.0                           # of all updates, and their pieces
-    pieces: int = 0
-    losses: int = 0                                # finite ones of this epoch so far, and their sum
-    loss_sum: float = 0.0
-    best: tuple[float, Any, str] | None = None     # value, scores, tables on dev
-    before: dict[str, tuple[Any, str]] = field(default_factory=dict)           # scores, tables of the untrained model
-
-
-class Run:
-    """One run: its parts, its folder, where it stands, how to evaluate and save."""
+class Run(Resumable):
+    """One run: its parts, its folder, how to evaluate; resume.py has what is saved of it."""
 
     def __init__(self, argv: list[str]):
         """Everything from the command line's words to a claimed run folder and a model, new or as it was saved."""
@@ -333,7 +306,7 @@ class Run:
         """Save and print every resolved setting and what was read."""
         if not self.processes.first:
             return
-        weights.write_json(self.output / "train.json", self.record)
+        write_json(self.output / "train.json", self.record)
         self.tokenizer.save(self.output)
         print_wrapped("settings: " + ", ".join(f"{k} {v}" for k, v in self.record.items()))
         for note in self.task.notices:
@@ -342,27 +315,12 @@ class Run:
                           for split, examples in self.splits.items())
         print(f"data: {sizes}; {len(self.task.labels)} labels; {self.total:,} updates")
 
-    def log(self, line: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
-        if not self.processes.first:
-            return
-        with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
-
     def warn_of_collapse(self, guess: list[Any], examples: Sequence[Any]) -> None:
         """Say so where all of dev was given one and the same label though it has several."""
         if label := self.task.collapsed(guess, examples):
             self.tell(f"warning: epoch {self.epoch_in_hand}: everything in dev was given {label!r}; likely causes: "
                       f"--learning-rate {self.settings.learning_rate} is too high or too low, too few updates so far, "
                       "or labels that do not belong to the words")
-
-    def tell(self, text: str) -> None:
-        """A line for the user, and for the run's log.txt with the time before it."""
-        if not self.processes.first:
-            return
-        say(text)
-        with contextlib.suppress(OSError), open(self.output / "log.txt", "a", encoding="utf-8") as f:
-            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
         """(scores, text tables) of one split."""
@@ -372,23 +330,6 @@ class Run:
         if self.progress.step > self.progress.scored:
             self.warn_of_collapse(guess, examples)
         return self.task.score(guess, examples), self.task.report(guess, examples)
-
-    @property
-    def epoch_in_hand(self) -> int:
-        """The number, from 1, of the epoch that the next update belongs to, or whose end was not yet scored."""
-        p = self.progress
-        return (p.step - (p.step > p.scored)) // self.an_epoch + 1
-
-    @property
-    def done(self) -> bool:
-        """Whether all updates are made and scored, or none is worth making any more."""
-        p = self.progress
-        return p.scored == p.step and (p.step >= self.total or (p.over and not self.settings.max_steps))
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do, the final scores included."""
-        return self.done and (self.output / "metrics.json").is_file()
 
     def end_of_epoch(self, stop: StopRequest) -> None:
         """Score dev, save if it is the best so far (or dev is not scored), note whether patience is at its end."""
@@ -411,14 +352,6 @@ class Run:
             self.processes.by_first(lambda: self.save(self.output))
         p.over = bool(self.settings.patience) and epoch - p.better_epoch >= self.settings.patience
 
-    def save(self, folder: Path) -> None:
-        """The model as it is now, under the published names."""
-        labels = self.task.labels
-        weights.save(folder, self.model.bert, self.model.head, {
-            "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
-            "id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)}})
-
     def final_scores(self) -> dict[str, tuple[dict[str, Any], str]]:
         """Go back to the weights of the best epoch, which are on the disk, and score what was not scored with them."""
         p = self.progress
@@ -427,185 +360,12 @@ class Run:
             weights.load_into(self.output, self.model)
         return {split: p.best[1:] if split == "dev" and p.best else self.evaluate(split) for split in self.scored}
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    def checkpoint(self) -> None:
-        """Save all that a resumed run needs. Raises MinibertError where it cannot be written, or is worth nothing.
-
-        The first process saves; the others go on, and wait for it where the next sum does.
-        """
-        def write(folder: Path) -> None:
-            self.save(folder)
-            optimizer = write_optimizer(folder, self.optimizer)
-            if self.progress.saved_epoch:
-                copy(self.output / "model.safetensors", folder / "best.safetensors")
-            weights.write_json(folder / "state.json", {
-                "progress": dataclasses.asdict(self.progress), "scaler": vars(self.scaler), "optimizer": optimizer,
-                "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.rows(),
-                "settings": self.record})
-
-        p = self.progress
-        if broken := broken_weight(self.model):    # it would take the place of one that is worth more
-            raise MinibertError(f"{broken} holds numbers that are not finite")
-        if self.processes.first and self.last_in_memory:
-            self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
-
-    def rewind(self, found: Path, size: int) -> None:
-        """The run folder as it was at a checkpoint: its best model, its lines of metrics.jsonl, no final scores."""
-        self.bring_back(found)
-        (self.output / "metrics.json").unlink(missing_ok=True)
-        if not cut(self.output / "metrics.jsonl", size):
-            self.tell(f"note: {self.output}/metrics.jsonl is shorter than it was at this checkpoint; lines are missing")
-
-    def bring_back(self, found: Path) -> None:
-        """The best model, if there was one, from a checkpoint into the run folder."""
-        if self.progress.saved_epoch:
-            copy(found / "best.safetensors", self.output / "model.safetensors")
-            copy(found / "config.json", self.output / "config.json")
-
-    def rows(self) -> str:
-        """What the run learns from: SHA-256 of the encoded training rows and of the labels' names."""
-        return checksum(self.features["train"].arrays(), self.task.labels)
-
-    def resume(self) -> None:
-        """Go to the newest whole checkpoint, or say that there is none. All processes read the same folder."""
-        found = self.processes.by_first(lambda: str(self.checkpoints.newest() or ""))
-        for notice in self.checkpoints.notices:
-            self.tell(f"note: {notice}")
-        if not found:
-            if (self.output / "metrics.json").is_file():
-                raise MinibertError(f"{self.output}: finished, and without a whole checkpoint to go on from; name "
-                                    "another --output")
-            self.tell(f"{self.output}: no whole checkpoint to resume from; starting anew")
-            self.processes.by_first(lambda: (self.output / "metrics.jsonl").unlink(missing_ok=True))
-            return
-        found = Path(found)
-        state = read_json(found / "state.json")
-        try:
-            self.go_to(found, state)
-        except (KeyError, TypeError) as e:
-            raise MinibertError(f"{found}/state.json: of another version of minibert ({type(e).__name__}: {e}); go on "
-                                "with that one, or name another --output") from None
-
-    def go_to(self, found: Path, state: dict[str, Any]) -> None:
-        """The run as it was when a checkpoint of it was saved. Raises MinibertError where this is not that run."""
-        refuse_changes(state["settings"], self.record, found)
-        if BertConfig.read(found) != self.model.bert.config:
-            raise MinibertError(f"{found}: config.json says another model than {self.settings.weights} with these "
-                                "settings; give the --weights that the run began with, or name another --output")
-        if state["rows"] != self.rows():
-            raise MinibertError(f"{self.settings.data}: not the training data of {found}; give those, or name another "
-                                "--output")
-        weights.load_into(found, self.model)
-        read_optimizer(found, self.optimizer, state["optimizer"])
-        vars(self.scaler).update(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        if self.finished:
-            if any(not (self.output / name).is_file() for name in ("model.safetensors", "config.json")):
-                self.processes.by_first(lambda: self.bring_back(found))
-            return
-        self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
-        self.tell(f"resumed from update {self.progress.step}")
-        for name in ("threads", "processes", "torch"):
-            if (then := state["settings"].get(name)) != self.record[name]:
-                self.tell(f"note: {name} was {then}, now {self.record[name]}: the same rows in the same order, but not "
-                          "the same bits")
-
-
-FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
-        "resume", "threads", "processes", "torch"}                             # what a resumed run may change
-
-
-def refuse_changes(then: dict[str, Any], now: dict[str, Any], found: Path) -> None:
-    """Raises MinibertError with every setting that differs from the saved run's and may not."""
-    differ = [f"{k} was {then.get(k)}, now {now.get(k)}" for k in {**then, **now}
-              if then.get(k) != now.get(k) and k not in FREE]
-    if now["updates"] < then["updates"]:
-        differ.append(f"updates were {then['updates']}, now {now['updates']}: there may only be more")
-    if differ:
-        raise MinibertError(f"{found}: saved with other settings: {'; '.join(differ)}; give the same, or name another "
-                            "--output")
-
-
-def flushed_size(file: Path) -> int:
-    """Bytes of a file that is on the disk when this returns; 0 where there is none."""
-    if not file.is_file():
-        return 0
-    with open(file, "rb+") as f:
-        os.fsync(f.fileno())
-        return f.seek(0, os.SEEK_END)
-
-
-def cut(file: Path, size: int) -> bool:
-    """Leave the first `size` bytes of a file; False if it has fewer."""
-    there = file.stat().st_size if file.is_file() else 0
-    if there > size:
-        os.truncate(file, size)
-    return there >= size
-
-
-def say(text: str) -> None:
-    """A line for the user. Where nobody listens any more (a pipe whose reader is gone) the run does not end for it."""
-    try:
-        tqdm.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
 
 def fetch_weights(name: str) -> Path:
     """The folder of a checkpoint; says what it is before fetching it."""
     if not hub.at_hand(name):
         print(f"fetching {hub.describe(name)}")
     return hub.fetch(name)
-
-
-BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
-
-
-def claim_folder(settings: TrainConfig) -> Path:
-    """The run folder: made here and empty, or with --resume one that holds a run; MinibertError for any other."""
-    if settings.output is None and settings.resume and (last := last_run(settings.task)):
-        return last
-    if settings.output is not None:
-        output = Path(settings.output)
-        if os.path.lexists(output) and not output.is_dir():
-            raise MinibertError(f"--output {output}: is there and no folder; name another")
-        inside = {f.name for f in output.iterdir()} - BARELY_BEGUN if output.is_dir() else set()
-        if inside and not settings.resume:
-            raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
-                                "continue it with --resume")
-        if inside and "train.json" not in inside:
-            raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
-        return make_folder(output, exist_ok=True)
-    for number in itertools.count(1):
-        output = default_folder(settings.task, number)
-        with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
-            return make_folder(output, exist_ok=False)
-
-
-def default_folder(task: str, number: int) -> Path:
-    """runs/TASK, runs/TASK-2, runs/TASK-3 ..."""
-    return Path("runs") / (task if number == 1 else f"{task}-{number}")
-
-
-def last_run(task: str) -> Path | None:
-    """The last of the default folders that holds a run."""
-    numbers = [1, *(int(f.name.rpartition("-")[2]) for f in Path("runs").glob(f"{task}-*")
-                    if f.name.rpartition("-")[2].isdecimal())]
-    runs = [default_folder(task, n) for n in sorted(numbers) if (default_folder(task, n) / "train.json").is_file()]
-    return runs[-1] if runs else None
-
-
-def make_folder(folder: Path, exist_ok: bool) -> Path:
-    """`folder`, made; FileExistsError is the caller's business, any other fault the user's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as e:
-        raise MinibertError(f"{folder}: cannot be made ({e.strerror}); name another with --output") from None
-    return folder
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -642,7 +402,7 @@ def fit(run: Run, stop: StopRequest) -> dict[str, float]:
                 if asked:
                     raise Stopped(stop.asked or "another process")
                 if due:
-                    save_if_possible(run)
+                    run.save_if_possible()
                     timer = time.perf_counter()
             run.end_of_epoch(stop)
             timer = time.perf_counter()
@@ -660,7 +420,7 @@ def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
         loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr,
                                 run.processes)
     except NotFinite as e:
-        raise NotFinite(f"{e}; {write_down(run, step, batches, str(e))}") from None
+        raise NotFinite(f"{e}; {run.write_down(step, batches, str(e))}") from None
     live = int(run.processes.add(sum(b.pieces for b in batches)))
     took = time.perf_counter() - timer
     line = {"step": step, "epoch": run.epoch_in_hand, "loss": finite(loss), "learning_rate": lr,
@@ -670,35 +430,6 @@ def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
     if math.isfinite(loss):
         p.losses, p.loss_sum = p.losses + 1, p.loss_sum + loss
     return line
-
-
-def write_down(run: Run, step: int, batches: Sequence[Batch], said: str) -> str:
-    """Leave an update that went wrong in the run folder, with the weights before it; -> what to do now."""
-    folder, broken, lost = run.output / f"broken-update-{step}", broken_weight(run.model), ""
-    parts = [part for rank in run.processes.gather(as_parts(batches, run.processes.rank)) for part in rank]
-    examples = [row["example"] for part in parts for row in part["rows"]]
-    if run.processes.first:
-        try:
-            folder.mkdir(exist_ok=True)
-            write_update(folder / "update.json", step, parts, run.record, said)
-            if not broken:
-                run.save(folder)
-        except (MinibertError, OSError) as e:      # what went wrong first is what the user must read
-            lost = f"it could not be written down ({e}); "
-    if not broken:
-        save_if_possible(run)
-    why = f"{broken} was not finite before it: lower --learning-rate" if broken else (
-        f"{lost}look at it with {interpreter()} train.py --replay {shlex.quote(str(folder / 'update.json'))}, or lower "
-        "--learning-rate")
-    return f"train examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}; {why}"
-
-
-def save_if_possible(run: Run) -> None:
-    """A checkpoint; where it cannot be written, the run goes on and says so: stopping would lose more."""
-    try:
-        run.checkpoint()
-    except MinibertError as e:
-        run.tell(f"warning: update {run.progress.step} is not saved: {e}; the run goes on")
 
 
 def mean(losses: Iterable[float | None]) -> float:
@@ -729,7 +460,7 @@ def train(argv: list[str]) -> Path:
             raise
         if run.processes.first:
             before = {split: scores for split, (scores, _) in run.progress.before.items()}
-            weights.write_json(run.output / "metrics.json", {
+            write_json(run.output / "metrics.json", {
                 "before": before, **{split: scores for split, (scores, _) in after.items()}, "train": speed})
     if run.processes.first:
         summarise(run, run.progress.before, after, speed)
@@ -742,7 +473,7 @@ def whole_run(run: Run, stop: StopRequest) -> tuple[dict[str, float], dict[str, 
         with stop.at_once():
             run.progress.before = {split: run.evaluate(split) for split in run.scored}
     speed = fit(run, stop)
-    save_if_possible(run)
+    run.save_if_possible()
     with stop.at_once():
         return speed, run.final_scores()
 
@@ -765,63 +496,14 @@ def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed
           '"Angela Merkel met Tim Cook in Paris."')
 
 
-def interpreter() -> str:
-    """What to type for the Python that runs this: its path from here where that is short, as in .venv/bin/python."""
-    path = os.path.relpath(sys.executable)
-    return Path(sys.executable).name if path.startswith("..") else shlex.quote(path)
-
-
-def side_by_side(*columns: tuple[str, str]) -> str:
-    """Titled blocks of text, next to each other."""
-    blocks = [[title, *text.splitlines()] for title, text in columns]
-    widths = [max(map(len, b)) for b in blocks]
-    height = max(map(len, blocks))
-    rows = zip(*(b + [""] * (height - len(b)) for b in blocks), strict=True)
-    return "\n".join("   |   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def print_wrapped(text: str) -> None:
-    """A long line as a paragraph."""
-    print(textwrap.fill(text, 118, subsequent_indent="  "))
-
-
-def complain(text: str) -> None:
-    """One line on standard error, if anybody is there to read it."""
-    with contextlib.suppress(OSError):
-        process = os.environ.get("RANK", "0")
-        print(f"error: {text}" if process == "0" else f"process {process}: error: {text}", file=sys.stderr, flush=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 75 for a run that was asked to stop and is
     saved, 130 for a Ctrl-C that nothing was saved for.
     """
     words = sys.argv[1:] if argv is None else argv
-    try:
-        if words[:1] == ["--replay"]:
-            print(*replay(Path(*words[1:2])), sep="\n")
-        else:
-            train(words)
-    except (MinibertError, OSError) as e:
-        if not isinstance(e, Shared) or os.environ.get("RANK", "0") == "0":
-            complain(str(e))
-        return 2
-    except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
-        first = (str(e) or type(e).__name__).splitlines()[0][:200]
-        if isinstance(e, MemoryError) or "allocate memory" in str(e) or "out of memory" in str(e):
-            complain("out of memory; give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume "
-                     f"goes on from the last checkpoint ({first})")
-        elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and ("gloo" in str(e) or "NCCL" in str(e)):
-            complain(f"another process is gone; --resume goes on from the last checkpoint ({first})")
-        else:
-            raise
-        return 2
-    except Stopped:
-        return STOPPED
-    except KeyboardInterrupt:
-        complain("interrupted; --resume goes on from the last checkpoint, if one was saved")
-        return 130
-    return 0
+    if words[:1] == ["--replay"]:
+        return exit_code(lambda: print(*replay(Path(*words[1:2])), sep="\n"))
+    return exit_code(lambda: train(words))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ from summary import COUNTED, UNITS, add_limits, best_rates, disagreements, matri
 from workers import Worker, start  # noqa: E402
 
 import minibert  # noqa: E402
-from minibert.config import BertConfig, OneLineParser  # noqa: E402
+from minibert.commandline import OneLineParser  # noqa: E402
+from minibert.config import BertConfig  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
 from minibert.precision import resolve_precision  # noqa: E402
 from minibert.tasks.ner import find_files  # noqa: E402

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from minibert.config import OneLineParser
+from minibert.commandline import OneLineParser
 from minibert.errors import MinibertError
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from minibert.weights import replace
+from minibert.files import replace
 
 Arrays = dict[str, np.ndarray]
 Made = TypeVar("Made")

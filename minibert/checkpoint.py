@@ -11,7 +11,6 @@ It grows under a name with a dot in front, is flushed to the disk, and only then
 whole when it got it, whenever the process was killed; what a disk does to it later, the hashes tell.
 """
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -19,15 +18,15 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minibert.config import read_json
 from minibert.errors import MinibertError
+from minibert.files import flush_folder, write_json, write_tensors
 from minibert.optim import Optimizer
-from minibert.weights import flush_folder, replace, write_json, write_tensors
 
 COMPLETE, OPTIMIZER = "complete.json", "optimizer.safetensors"
 NAME = re.compile(r"update-(\d{8,})(-scored)?")
@@ -187,36 +186,3 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
 def parameter_names(optimizer: Optimizer) -> list[str]:
     """Of all its parameters, in its order; its groups come from optim.decay_groups."""
     return [name for group in optimizer.groups for name in group["names"]]
-
-
-# ----------------------------------------------------------------------------------------------------- the run folder
-
-
-def lock(run: Path) -> IO[str]:
-    """Hold a run folder for as long as the file that comes back is open, at most until this process ends.
-
-    Raises MinibertError where another process holds it. The lock is the system's and not the file: a killed process
-    leaves the file, and no lock.
-    """
-    file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (it stays open)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if not isinstance(e, BlockingIOError):
-            file.close()
-            raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    return file
-
-
-def copy(file: Path, second: Path) -> None:
-    """A copy of a file, flushed to the disk: the whole of it or what was there before."""
-    beside = second.with_name(f".{second.name}.new")
-    shutil.copyfile(file, beside)
-    replace(beside, second)

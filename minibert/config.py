@@ -2,16 +2,13 @@
 
 The fields of TrainConfig are the command line: each field's text is its help, each default its default.
 """
-import argparse
 import dataclasses
 import json
 import re
-import tomllib
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 from minibert.errors import MinibertError
 
@@ -198,71 +195,6 @@ class TrainConfig:
                 value = getattr(self, name[2:].replace("-", "_"))
                 raise MinibertError(f"{name} is {value}; it must be {wanted}")
         return self
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line, no usage before it."""
-
-    def error(self, message: str) -> None:
-        """Called by argparse for whatever it does not understand."""
-        raise MinibertError(f"{message}; {self.prog} --help lists the options")
-
-
-def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Every field of the dataclass `settings` as an option that is absent from the result unless it was given."""
-    for f in dataclasses.fields(settings):
-        name, kind = "--" + f.name.replace("_", "-"), _kind(f.type)
-        text = f.metadata["help"].replace("%", "%%")
-        text += "" if f.default is None else f" (default: {f.default})"
-        if kind is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            parser.add_argument(name, type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=text,
-                                metavar=None if f.metadata["choices"] else kind.__name__.upper())
-
-
-def _kind(annotation: Any) -> type:
-    """float | None -> float; the plain types are themselves."""
-    return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
-
-
-def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
-    """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
-    parser = OneLineParser(prog="train.py", description=description, allow_abbrev=False)
-    for s in settings:
-        add_options(parser, s)
-    parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE",
-                        help="TOML or JSON file with any of these options; the command line stands above it")
-    return vars(parser.parse_args(argv))
-
-
-def read_settings(path: str, *settings: type) -> dict[str, Any]:
-    """The options in a TOML or JSON file. Raises MinibertError for an unknown key or a value of the wrong kind."""
-    file = Path(path)
-    try:
-        values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:                         # a number of 5,000 digits is one too
-        raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
-    known = {f.name: f for s in settings for f in dataclasses.fields(s)}
-    result = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise MinibertError(f"{file}: unknown setting {key!r}; known: {', '.join(known)}")
-        if name in result:
-            raise MinibertError(f"{file}: {name} stands twice, with a dash and with an underscore; keep one")
-        kind, choices = _kind(known[name].type), known[name].metadata["choices"]
-        if value is None and known[name].default is None:
-            continue
-        if kind is float and type(value) is int and abs(value) < 2 ** 1023:
-            value = float(value)
-        if name == "freeze" and type(value) is int:   # a number of blocks, as on the command line
-            value = str(value)
-        if type(value) is not kind or (choices and value not in choices):
-            wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
-            raise MinibertError(f"{file}: {key} is {value!r}, not {wanted}")
-        result[name] = value
-    return result
 
 
 def read_json(path: Path) -> dict[str, Any]:

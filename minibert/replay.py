@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert import weights
 from minibert.batching import Batch, Feature, collate
 from minibert.byhand import reached_gradients
 from minibert.config import read_json
 from minibert.errors import MinibertError
+from minibert.files import write_json
 from minibert.precision import DropoutMasks, autocast
 from minibert.predict import FineTuned, load
 
@@ -39,7 +39,7 @@ def as_parts(batches: Sequence[Batch], process: int) -> list[dict[str, Any]]:
 
 def write_update(file: Path, step: int, parts: list[dict[str, Any]], settings: dict[str, Any], said: str) -> None:
     """One update as JSON: the micro-batches of all processes and the settings. The weights before it lie beside it."""
-    weights.write_json(file, {"update": step, "said": said, "settings": settings, "micro_batches": parts})
+    write_json(file, {"update": step, "said": said, "settings": settings, "micro_batches": parts})
 
 
 def read_update(file: Path) -> dict[str, Any]:

@@ -52,10 +52,10 @@ class StopRequest:
         if self.together:
             yield
             return
-        if self.asked is not None:
-            raise Stopped(self.asked)
-        self.nothing_in_hand = True
+        self.nothing_in_hand = True                # first: from here on hear() raises, before here it is seen below
         try:
+            if self.asked is not None:
+                raise Stopped(self.asked)
             yield
         finally:
             self.nothing_in_hand = False

@@ -4,10 +4,8 @@ A safetensors file is eight bytes (header length, little-endian), a JSON header 
 numbers. The safetensors library reads it; this file adds what that leaves unchecked: duplicate names, shapes against
 the config, numbers that are not finite.
 """
-import contextlib
 import dataclasses
 import json
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minibert.config import BertConfig, read_json
 from minibert.errors import MinibertError
+from minibert.files import write_json, write_tensors
 from minibert.model import Bert, Model, initialise
 
 MAX_HEADER = 100_000_000                           # bytes, the format's own limit
@@ -280,47 +278,3 @@ def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[st
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", bert.config.to_dict() | (extra or {}))
-
-
-def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file: the whole of it or nothing. Raises MinibertError where it cannot be written."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.umask(mask := os.umask(0))              # safetensors makes files that only their owner may read
-        os.chmod(temporary, 0o666 & ~mask)
-        replace(temporary, file)
-    except (OSError, SafetensorError) as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
-
-
-def write_json(file: Path, value: Any) -> None:
-    """`value` as JSON in `file`: the whole of it or nothing. Raises MinibertError where it cannot be written."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        replace(temporary, file)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
-
-
-def replace(temporary: Path, file: Path) -> None:
-    """Flush `temporary` to the disk, then give it its name in one step, and flush that too."""
-    with open(temporary, "rb+") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, file)
-    flush_folder(file.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can."""
-    with contextlib.suppress(OSError):             # a folder cannot be opened on Windows
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -25,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from conftest import write_tiny_data, write_tiny_folder  # noqa: E402
 
 from minibert import checkpoint, weights  # noqa: E402
-from minibert.config import BertConfig, TrainConfig, read_settings  # noqa: E402
+from minibert.commandline import read_settings  # noqa: E402
+from minibert.config import BertConfig, TrainConfig  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
 from minibert.replay import read_update  # noqa: E402
 from minibert.tasks.ner import NER  # noqa: E402

@@ -1,8 +1,5 @@
-"""checkpoint.py by itself: whole or not there, the newest whole one counts, one process a run folder."""
+"""checkpoint.py by itself: whole or not there, the newest whole one counts."""
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import torch
 from torch import nn
 
 from minibert import checkpoint
-from minibert.checkpoint import Checkpoints, Interval, copy, fault, lock, read_optimizer, write_optimizer
+from minibert.checkpoint import Checkpoints, Interval, fault, read_optimizer, write_optimizer
 from minibert.errors import MinibertError
 from minibert.optim import SGD, AdamW
 
@@ -194,37 +191,6 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------------ the run folder
 
 
-HOLD = "import sys, pathlib, time; from minibert.checkpoint import lock; f = lock(pathlib.Path(sys.argv[1]));" \
-       "print('held', flush=True); time.sleep(60)"
-
-
-def test_a_folder_is_one_processs_and_free_once_that_is_killed(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(MinibertError, match=f"process {holder.pid} is training in it"):
-            lock(tmp_path)
-    finally:
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-        holder.stdout.close()
-    with lock(tmp_path), pytest.raises(MinibertError, match=f"process {os.getpid()} "):
-        lock(tmp_path)
-    lock(tmp_path).close()
-
-
-def test_a_copy_is_whole_or_not_there_and_damage_stays_in_one_place(tmp_path, monkeypatch):
-    (tmp_path / "a").write_bytes(b"one")
-    (tmp_path / "b").write_bytes(b"an older one")
-    copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"one" and not (tmp_path / "b").samefile(tmp_path / "a")
-    (tmp_path / "a").write_bytes(b"two")
-    monkeypatch.setattr(checkpoint, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OSError, match="No space"):
-        copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"one"
-
-
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """Every file, then the marker, then the name, then the folder that holds the name."""
     order, fsync, rename, replaced = [], os.fsync, os.rename, os.replace
@@ -247,12 +213,6 @@ def test_what_is_removed_loses_its_name_first(three, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
     three.save("update-00000025", fill(25))
     assert names(three) == ["update-00000015", "update-00000020", "update-00000025"]
-
-
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(37, "No locks available")))
-    with pytest.raises(MinibertError, match="cannot be locked .*No locks available"):
-        lock(tmp_path)
 
 
 def test_an_interval_in_updates():

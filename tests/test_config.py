@@ -1,4 +1,4 @@
-"""config.py: which config.json is read, which is refused by name; the options of a run and where they come from."""
+"""config.py: which config.json is read, which is refused by name. commandline.py: options and where they come from."""
 import dataclasses
 import json
 import math
@@ -9,16 +9,8 @@ import torch
 from refusing import refused
 
 import train
-from minibert.config import (
-    ACTIVATIONS,
-    BertConfig,
-    TrainConfig,
-    add_options,
-    option,
-    parse,
-    read_json,
-    read_settings,
-)
+from minibert.commandline import add_options, parse, read_settings
+from minibert.config import ACTIVATIONS, BertConfig, TrainConfig, option, read_json
 from minibert.model import ACTIVATE
 from minibert.tasks import TASKS
 

@@ -15,7 +15,7 @@ import torch
 import torture
 
 import train
-from minibert import checkpoint, weights
+from minibert import checkpoint, runfolder, weights
 from minibert.errors import MinibertError
 from minibert.stopping import STOPPED, StopRequest
 from minibert.tasks.ner import NER, Example
@@ -420,7 +420,7 @@ def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_fo
 
     evaluate, last = train.Run.evaluate, {}
     monkeypatch.setattr(train.Run, "evaluate", scripted)
-    monkeypatch.setattr(train, "save_if_possible", lambda run: None)           # the disk was full at the end
+    monkeypatch.setattr(train.Run, "save_if_possible", lambda run: None)       # the disk was full at the end
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
     folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
     for folder in folders:
@@ -475,7 +475,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tiny_folder, tiny_data
 
 
 def test_two_runs_in_one_folder_the_second_is_refused(tiny_folder, tiny_data, copy, capsys):
-    with checkpoint.lock(copy):
+    with runfolder.lock(copy):
         assert train.main([*arguments(tiny_folder, tiny_data, copy), "--resume"]) == 2
     assert f"process {os.getpid()} is training in it" in capsys.readouterr().err
     assert train.main([*arguments(tiny_folder, tiny_data, copy), "--resume"]) == 0

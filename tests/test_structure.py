@@ -113,22 +113,24 @@ LEAVES = {"errors", "layout"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
     "products": set(), "tokenizer": set(), "metrics": set(), "hub": set(), "words": set(),
-    "stopping": set(), "processes": set(),
+    "stopping": set(), "processes": set(), "files": set(), "commandline": {"config"}, "runfolder": {"config"},
+    "terminal": {"processes", "stopping"},
     "features": {"batching", "words"},
     "model": {"config"}, "byhand": {"ops", "model"},
     "fast": {"byhand", "config", "model", "optim", "precision", "products"},
-    "weights": {"config", "model"}, "batching": {"tokenizer"},
-    "adapt": {"model"}, "checkpoint": {"config", "weights", "optim"},
+    "weights": {"config", "files", "model"}, "batching": {"tokenizer"},
+    "adapt": {"model"}, "checkpoint": {"config", "files", "optim"},
     "tasks": {"batching", "features", "metrics", "model", "ops", "tasks.*"},
     "tasks.*": {"batching", "features", "metrics", "model", "ops", "words"},
     "evaluate": {"batching", "fast", "features", "model", "processes"},             # the tasks' interface, never a task
-    "cache": {"weights"}, "prepare": {"cache", "evaluate", "features"},
+    "cache": {"files"}, "prepare": {"cache", "evaluate", "features"},
     "predict": {"evaluate", "tasks", "weights"},
     "replay": {"byhand", "precision", "predict"},
-    "__main__": {"config", "evaluate", "hub", "predict", "tasks", "weights"},
+    "resume": {"cache", "checkpoint", "precision", "processes", "replay", "terminal"},
+    "__main__": {"commandline", "evaluate", "hub", "predict", "tasks", "weights"},
     "minibert": {"byhand", "hub", "metrics", "optim", "predict", "weights"},  # __init__.py: the Python door
-    "train": {"adapt", "checkpoint", "byhand", "evaluate", "fast", "hub", "optim", "predict", "precision", "prepare",
-              "replay", "stopping", "tasks", "weights"},
+    "train": {"adapt", "checkpoint", "commandline", "byhand", "evaluate", "fast", "hub", "optim", "predict",
+              "precision", "prepare", "resume", "runfolder", "stopping", "tasks", "terminal", "weights"},
 }
 
 
@@ -176,6 +178,41 @@ MODULES = set(TREES)
 def test_imports_point_one_way(module):
     assert row_of(module) in MAY_IMPORT, "a new module needs a row in MAY_IMPORT"
     assert wrong_imports(module, TREES[module], MODULES) == set()
+
+
+def drawn(text: str) -> tuple[dict[str, set[str]], dict[str, int]]:
+    """(module -> what docs/00-map.md draws an arrow to; module -> its level)."""
+    arrows, levels, level, name = {}, {}, 0, ""
+    for line in text.splitlines():
+        level = int(line[0]) if line[:1].isdigit() else level
+        words = line[13:].split("(")[0]
+        if ">" in words:
+            name, _, rest = words.partition(">")
+            name = name.strip(" ─")
+            arrows[name], levels[name] = set(rest.split()), level
+        elif level == 1:
+            levels |= dict.fromkeys(words.split(), 1)
+            arrows |= {module: set() for module in words.split()}
+        elif name and "─" not in words:
+            arrows[name] |= set(words.split())
+    return arrows, levels
+
+
+MAP = (ROOT / "docs" / "00-map.md").read_text("utf-8").split("## Who imports whom")[1].split("```")[1].strip()
+
+
+def test_the_map_draws_every_import():
+    """The arrow that the drawing leaves out is the one that every file has: errors."""
+    arrows, _ = drawn(MAP)
+    assert arrows == {module: own_imports(tree, MODULES) - {"errors"} for module, tree in TREES.items()
+                      if module != "errors"}
+
+
+def test_the_map_draws_every_arrow_downwards():
+    """Save the three that its text names: a file that stands beside another of its level."""
+    arrows, levels = drawn(MAP)
+    beside = {(a, b) for a, targets in arrows.items() for b in targets if levels[b] >= levels[a]}
+    assert beside == {("fast", "byhand"), ("features", "batching"), ("resume", "replay")}
 
 
 def test_the_table_has_no_circle():

@@ -17,8 +17,9 @@ import torch
 from refusing import refused
 from torch import nn
 
-from minibert import weights
+from minibert import files, weights
 from minibert.config import BertConfig
+from minibert.files import write_json
 from minibert.model import Model, grow_types
 
 V, H, L, A, F, P, TYPES, K = 53, 30, 2, 5, 44, 19, 7, 9
@@ -633,7 +634,7 @@ def write_text_fails(self, *_, **__):
 
 
 @pytest.mark.parametrize("target, name, broken", [
-    (weights, "save_file", half_written), (weights.os, "fsync", full_disk), (weights.os, "replace", full_disk)],
+    (files, "save_file", half_written), (os, "fsync", full_disk), (os, "replace", full_disk)],
     ids=["write", "fsync", "rename"])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, target, name, broken):
     weights.save(tmp_path, *trained(seed=3))
@@ -648,10 +649,10 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
 
 def test_a_failed_config_leaves_the_old_one_and_no_temporary(tmp_path, monkeypatch):
-    weights.write_json(tmp_path / "a.json", {"old": [1, "é"]})
+    write_json(tmp_path / "a.json", {"old": [1, "é"]})
     monkeypatch.setattr(Path, "write_text", write_text_fails)
     with refused(tmp_path / "a.json", "No space left"):
-        weights.write_json(tmp_path / "a.json", {"new": 2})
+        write_json(tmp_path / "a.json", {"new": 2})
     assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_bytes().decode("utf-8")) == {"old": [1, "é"]}
 
@@ -671,8 +672,8 @@ def test_saving_where_nothing_can_be_written(tmp_path):
 def test_the_file_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
     order = []
     fsync, rename = os.fsync, os.replace
-    monkeypatch.setattr(weights.os, "fsync", lambda f: (order.append("flush"), fsync(f)))
-    monkeypatch.setattr(weights.os, "replace", lambda a, b: (order.append(Path(b).name), rename(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda f: (order.append("flush"), fsync(f)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(Path(b).name), rename(a, b)))
     weights.save(tmp_path, *trained())
     assert order == ["flush", "model.safetensors", "flush", "flush", "config.json", "flush"]
 

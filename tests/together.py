@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import train  # noqa: E402
-from minibert import weights  # noqa: E402
+from minibert.files import write_json, write_tensors  # noqa: E402
 from minibert.processes import Processes  # noqa: E402
 
 ENGINES = ("fast", "by-hand", "autograd")
@@ -60,8 +60,8 @@ def main() -> None:
     found = gradients(run, processes)
     scores = run.evaluate("test")[0]
     if processes.first:
-        weights.write_tensors(Path(folder) / "gradients.safetensors", {k: v.contiguous() for k, v in found.items()})
-        weights.write_json(Path(folder) / "scores.json", scores)
+        write_tensors(Path(folder) / "gradients.safetensors", {k: v.contiguous() for k, v in found.items()})
+        write_json(Path(folder) / "scores.json", scores)
     run.lock.close()
 
 

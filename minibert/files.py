@@ -1,0 +1,81 @@
+"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minibert.errors import MinibertError
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file: the whole of it or nothing. Raises MinibertError where it cannot be written."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.umask(mask := os.umask(0))              # safetensors makes files that only their owner may read
+        os.chmod(temporary, 0o666 & ~mask)
+        replace(temporary, file)
+    except (OSError, SafetensorError) as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """`value` as JSON in `file`: the whole of it or nothing. Raises MinibertError where it cannot be written."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace(temporary, file)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
+
+
+def replace(temporary: Path, file: Path) -> None:
+    """Flush `temporary` to the disk, then give it its name in one step, and flush that too."""
+    with open(temporary, "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, file)
+    flush_folder(file.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):             # a folder cannot be opened on Windows
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def copy(file: Path, second: Path) -> None:
+    """A copy of a file, flushed to the disk: the whole of it or what was there before."""
+    beside = second.with_name(f".{second.name}.new")
+    shutil.copyfile(file, beside)
+    replace(beside, second)
+
+
+def flushed_size(file: Path) -> int:
+    """Bytes of a file that is on the disk when this returns; 0 where there is none."""
+    if not file.is_file():
+        return 0
+    with open(file, "rb+") as f:
+        os.fsync(f.fileno())
+        return f.seek(0, os.SEEK_END)
+
+
+def cut(file: Path, size: int) -> bool:
+    """Leave the first `size` bytes of a file; False if it has fewer."""
+    there = file.stat().st_size if file.is_file() else 0
+    if there > size:
+        os.truncate(file, size)
+    return there >= size

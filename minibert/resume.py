@@ -1,0 +1,225 @@
+"""A run as it stands on the disk: what it has written, saving all of it, going on with it to the same bits."""
+import contextlib
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minibert import weights
+from minibert.batching import Batch
+from minibert.cache import checksum
+from minibert.checkpoint import Checkpoints, Interval, read_optimizer, write_optimizer
+from minibert.config import BertConfig, TrainConfig, read_json
+from minibert.errors import MinibertError
+from minibert.features import Features
+from minibert.files import copy, cut, flushed_size, write_json
+from minibert.model import Model
+from minibert.optim import Optimizer
+from minibert.precision import LossScaler
+from minibert.processes import Processes
+from minibert.replay import as_parts, broken_weight, write_update
+from minibert.terminal import interpreter, say
+
+FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
+        "resume", "threads", "processes", "torch"}                             # what a resumed run may change
+
+@dataclass
+class Progress:
+    """Where a run stands. With weights, optimizer and scaler it is all that a checkpoint has to hold: batches and
+    dropout masks are functions of the seed and of these numbers.
+    """
+    step: int = 0                                  # updates done
+    scored: int = 0                                # updates done when an epoch was last scored and perhaps saved
+    epoch: int = 0                                 # epochs scored
+    better_epoch: int = 0                          # the last that was better than all before
+    saved_epoch: int = 0                           # the one whose weights are the run folder's
+    over: bool = False                             # patience is at its end
+    seconds: float = 0.0                           # of all updates, and their pieces
+    pieces: int = 0
+    losses: int = 0                                # finite ones of this epoch so far, and their sum
+    loss_sum: float = 0.0
+    best: tuple[float, Any, str] | None = None     # value, scores, tables on dev
+    before: dict[str, tuple[Any, str]] = field(default_factory=dict)           # scores, tables of the untrained model
+
+
+class Resumable:
+    """What train.Run is besides: the half of a run that outlives its process. Run sets all of these."""
+    output: Path                                   # the run folder, claimed and locked
+    processes: Processes
+    settings: TrainConfig
+    record: dict[str, Any]                         # every resolved setting, the task's too, as train.json has them
+    task: Any
+    features: dict[str, Features]
+    model: Model
+    optimizer: Optimizer
+    scaler: LossScaler
+    an_epoch: int                                  # updates; and all of them
+    total: int
+    progress: Progress
+    last_in_memory: bool                           # the weights are those of the last update, not of the best epoch
+    checkpoints: Checkpoints
+    interval: Interval
+
+    @property
+    def epoch_in_hand(self) -> int:
+        """The number, from 1, of the epoch that the next update belongs to, or whose end was not yet scored."""
+        p = self.progress
+        return (p.step - (p.step > p.scored)) // self.an_epoch + 1
+
+    @property
+    def done(self) -> bool:
+        """Whether all updates are made and scored, or none is worth making any more."""
+        p = self.progress
+        return p.scored == p.step and (p.step >= self.total or (p.over and not self.settings.max_steps))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do, the final scores included."""
+        return self.done and (self.output / "metrics.json").is_file()
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if not self.processes.first:
+            return
+        with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+
+    def tell(self, text: str) -> None:
+        """A line for the user, and for the run's log.txt with the time before it."""
+        if not self.processes.first:
+            return
+        say(text)
+        with contextlib.suppress(OSError), open(self.output / "log.txt", "a", encoding="utf-8") as f:
+            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def save(self, folder: Path) -> None:
+        """The model as it is now, under the published names."""
+        labels = self.task.labels
+        weights.save(folder, self.model.bert, self.model.head, {
+            "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)}})
+
+    def checkpoint(self) -> None:
+        """Save all that a resumed run needs. Raises MinibertError where it cannot be written, or is worth nothing.
+
+        The first process saves; the others go on, and wait for it where the next sum does.
+        """
+        def write(folder: Path) -> None:
+            self.save(folder)
+            optimizer = write_optimizer(folder, self.optimizer)
+            if self.progress.saved_epoch:
+                copy(self.output / "model.safetensors", folder / "best.safetensors")
+            write_json(folder / "state.json", {
+                "progress": dataclasses.asdict(self.progress), "scaler": vars(self.scaler), "optimizer": optimizer,
+                "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.rows(),
+                "settings": self.record})
+
+        p = self.progress
+        if broken := broken_weight(self.model):    # it would take the place of one that is worth more
+            raise MinibertError(f"{broken} holds numbers that are not finite")
+        if self.processes.first and self.last_in_memory:
+            self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
+
+    def save_if_possible(self) -> None:
+        """A checkpoint; where it cannot be written, the run goes on and says so: stopping would lose more."""
+        try:
+            self.checkpoint()
+        except MinibertError as e:
+            self.tell(f"warning: update {self.progress.step} is not saved: {e}; the run goes on")
+
+    def write_down(self, step: int, batches: Sequence[Batch], said: str) -> str:
+        """Leave an update that went wrong in the run folder, with the weights before it; -> what to do now."""
+        folder, broken, lost = self.output / f"broken-update-{step}", broken_weight(self.model), ""
+        parts = [part for rank in self.processes.gather(as_parts(batches, self.processes.rank)) for part in rank]
+        examples = [row["example"] for part in parts for row in part["rows"]]
+        if self.processes.first:
+            try:
+                folder.mkdir(exist_ok=True)
+                write_update(folder / "update.json", step, parts, self.record, said)
+                if not broken:
+                    self.save(folder)
+            except (MinibertError, OSError) as e:      # what went wrong first is what the user must read
+                lost = f"it could not be written down ({e}); "
+        if not broken:
+            self.save_if_possible()
+        again = f"{interpreter()} train.py --replay {shlex.quote(str(folder / 'update.json'))}"
+        why = (f"{broken} was not finite before it: lower --learning-rate" if broken else
+               f"{lost}look at it with {again}, or lower --learning-rate")
+        return f"train examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}; {why}"
+
+    def rewind(self, found: Path, size: int) -> None:
+        """The run folder as it was at a checkpoint: its best model, its lines of metrics.jsonl, no final scores."""
+        self.bring_back(found)
+        (self.output / "metrics.json").unlink(missing_ok=True)
+        if not cut(self.output / "metrics.jsonl", size):
+            self.tell(f"note: {self.output}/metrics.jsonl is shorter than it was at this checkpoint; lines are missing")
+
+    def bring_back(self, found: Path) -> None:
+        """The best model, if there was one, from a checkpoint into the run folder."""
+        if self.progress.saved_epoch:
+            copy(found / "best.safetensors", self.output / "model.safetensors")
+            copy(found / "config.json", self.output / "config.json")
+
+    def rows(self) -> str:
+        """What the run learns from: SHA-256 of the encoded training rows and of the labels' names."""
+        return checksum(self.features["train"].arrays(), self.task.labels)
+
+    def resume(self) -> None:
+        """Go to the newest whole checkpoint, or say that there is none. All processes read the same folder."""
+        found = self.processes.by_first(lambda: str(self.checkpoints.newest() or ""))
+        for notice in self.checkpoints.notices:
+            self.tell(f"note: {notice}")
+        if not found:
+            if (self.output / "metrics.json").is_file():
+                raise MinibertError(f"{self.output}: finished, and without a whole checkpoint to go on from; name "
+                                    "another --output")
+            self.tell(f"{self.output}: no whole checkpoint to resume from; starting anew")
+            self.processes.by_first(lambda: (self.output / "metrics.jsonl").unlink(missing_ok=True))
+            return
+        found = Path(found)
+        state = read_json(found / "state.json")
+        try:
+            self.go_to(found, state)
+        except (KeyError, TypeError) as e:
+            raise MinibertError(f"{found}/state.json: of another version of minibert ({type(e).__name__}: {e}); go on "
+                                "with that one, or name another --output") from None
+
+    def go_to(self, found: Path, state: dict[str, Any]) -> None:
+        """The run as it was when a checkpoint of it was saved. Raises MinibertError where this is not that run."""
+        refuse_changes(state["settings"], self.record, found)
+        if BertConfig.read(found) != self.model.bert.config:
+            raise MinibertError(f"{found}: config.json says another model than {self.settings.weights} with these "
+                                "settings; give the --weights that the run began with, or name another --output")
+        if state["rows"] != self.rows():
+            raise MinibertError(f"{self.settings.data}: not the training data of {found}; give those, or name another "
+                                "--output")
+        weights.load_into(found, self.model)
+        read_optimizer(found, self.optimizer, state["optimizer"])
+        vars(self.scaler).update(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        if self.finished:
+            if any(not (self.output / name).is_file() for name in ("model.safetensors", "config.json")):
+                self.processes.by_first(lambda: self.bring_back(found))
+            return
+        self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
+        self.tell(f"resumed from update {self.progress.step}")
+        for name in ("threads", "processes", "torch"):
+            if (then := state["settings"].get(name)) != self.record[name]:
+                self.tell(f"note: {name} was {then}, now {self.record[name]}: the same rows in the same order, but not "
+                          "the same bits")
+
+
+def refuse_changes(then: dict[str, Any], now: dict[str, Any], found: Path) -> None:
+    """Raises MinibertError with every setting that differs from the saved run's and may not."""
+    differ = [f"{k} was {then.get(k)}, now {now.get(k)}" for k in {**then, **now}
+              if then.get(k) != now.get(k) and k not in FREE]
+    if now["updates"] < then["updates"]:
+        differ.append(f"updates were {then['updates']}, now {now['updates']}: there may only be more")
+    if differ:
+        raise MinibertError(f"{found}: saved with other settings: {'; '.join(differ)}; give the same, or name another "
+                            "--output")

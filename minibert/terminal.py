@@ -1,0 +1,85 @@
+"""What a run says to the person in front of it, and how its end becomes an exit code."""
+import contextlib
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minibert.errors import MinibertError
+from minibert.processes import Shared
+from minibert.stopping import STOPPED, Stopped
+
+
+def say(text: str) -> None:
+    """A line for the user. Where nobody listens any more (a pipe whose reader is gone) the run does not end for it."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_wrapped(text: str) -> None:
+    """A long line as a paragraph."""
+    print(textwrap.fill(text, 118, subsequent_indent="  "))
+
+
+def side_by_side(*columns: tuple[str, str]) -> str:
+    """Titled blocks of text, next to each other."""
+    blocks = [[title, *text.splitlines()] for title, text in columns]
+    widths = [max(map(len, b)) for b in blocks]
+    height = max(map(len, blocks))
+    rows = zip(*(b + [""] * (height - len(b)) for b in blocks), strict=True)
+    return "\n".join("   |   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def interpreter() -> str:
+    """What to type for the Python that runs this: its path from here where that is short, as in .venv/bin/python."""
+    path = os.path.relpath(sys.executable)
+    return Path(sys.executable).name if path.startswith("..") else shlex.quote(path)
+
+
+def complain(text: str) -> None:
+    """One line on standard error, if anybody is there to read it."""
+    with contextlib.suppress(OSError):
+        process = os.environ.get("RANK", "0")
+        print(f"error: {text}" if process == "0" else f"process {process}: error: {text}", file=sys.stderr, flush=True)
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """0 after work(), 2 for what the user can mend, 75 for Stopped, 130 for Ctrl-C; a line on standard error says it.
+
+    What nobody expects goes through, with its traceback.
+    """
+    try:
+        work()
+        return 0
+    except (MinibertError, OSError) as e:
+        if not isinstance(e, Shared) or os.environ.get("RANK", "0") == "0":
+            complain(str(e))
+        return 2
+    except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
+        if not (words := mendable(e)):
+            raise
+        complain(words)
+        return 2
+    except Stopped:
+        return STOPPED
+    except KeyboardInterrupt:
+        complain("interrupted; --resume goes on from the last checkpoint, if one was saved")
+        return 130
+
+
+def mendable(e: Exception) -> str:
+    """What to do about a fault of memory or of another process, in one line; "" for any other."""
+    first = (str(e) or type(e).__name__).splitlines()[0][:200]
+    if isinstance(e, MemoryError) or "allocate memory" in str(e) or "out of memory" in str(e):
+        return ("out of memory; give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume goes "
+                f"on from the last checkpoint ({first})")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ("gloo" in str(e) or "NCCL" in str(e)):
+        return f"another process is gone; --resume goes on from the last checkpoint ({first})"
+    return ""
