@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:                        # `| head` closed its end: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {MinibertError(e)}", file=sys.stderr)                   # one line, of a length that can be read
         return 2
     return 0
 

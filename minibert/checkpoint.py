@@ -178,6 +178,9 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
                 key, _, name = full.partition(".")
                 p = params[numbers[name]]
                 state.setdefault(numbers[name], {})[key] = tensors.get_tensor(full).to(p.device)
+                if state[numbers[name]][key].shape != p.shape:
+                    raise MinibertError(f"{file}: {full} is {list(state[numbers[name]][key].shape)}, the parameter "
+                                        f"{list(p.shape)}; start a new run")
     except (KeyError, SafetensorError) as e:
         raise MinibertError(f"{file}: does not fit this run ({type(e).__name__}: {e}); start a new one") from None
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

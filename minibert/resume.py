@@ -27,6 +27,7 @@ from minibert.terminal import interpreter, say
 FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
         "resume", "threads", "processes", "torch"}                             # what a resumed run may change
 
+
 @dataclass
 class Progress:
     """Where a run stands. With weights, optimizer and scaler it is all that a checkpoint has to hold: batches and
@@ -44,6 +45,20 @@ class Progress:
     loss_sum: float = 0.0
     best: tuple[float, Any, str] | None = None     # value, scores, tables on dev
     before: dict[str, tuple[Any, str]] = field(default_factory=dict)           # scores, tables of the untrained model
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> "Progress":
+        """What dataclasses.asdict() gave, back from JSON. Raises KeyError, TypeError, ValueError for anything else."""
+        for f in dataclasses.fields(cls):
+            if f.type in (int, bool, float):
+                expect(saved[f.name], f.type, f.name)
+        if saved["best"] is not None:
+            for value, kind in zip(saved["best"], (float, dict, str), strict=True):
+                expect(value, kind, "best")
+        for scored in saved["before"].values():
+            for value, kind in zip(scored, (dict, str), strict=True):
+                expect(value, kind, "before")
+        return cls(**saved)
 
 
 class Resumable:
@@ -181,13 +196,7 @@ class Resumable:
             self.tell(f"{self.output}: no whole checkpoint to resume from; starting anew")
             self.processes.by_first(lambda: (self.output / "metrics.jsonl").unlink(missing_ok=True))
             return
-        found = Path(found)
-        state = read_json(found / "state.json")
-        try:
-            self.go_to(found, state)
-        except (KeyError, TypeError) as e:
-            raise MinibertError(f"{found}/state.json: of another version of minibert ({type(e).__name__}: {e}); go on "
-                                "with that one, or name another --output") from None
+        self.go_to(Path(found), read_state(Path(found) / "state.json"))
 
     def go_to(self, found: Path, state: dict[str, Any]) -> None:
         """The run as it was when a checkpoint of it was saved. Raises MinibertError where this is not that run."""
@@ -198,10 +207,12 @@ class Resumable:
         if state["rows"] != self.rows():
             raise MinibertError(f"{self.settings.data}: not the training data of {found}; give those, or name another "
                                 "--output")
+        if state["progress"].saved_epoch and not (found / "best.safetensors").is_file():
+            raise MinibertError(f"{found}: best.safetensors is missing; name another --output")
         weights.load_into(found, self.model)
         read_optimizer(found, self.optimizer, state["optimizer"])
         vars(self.scaler).update(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = state["progress"]
         if self.finished:
             if any(not (self.output / name).is_file() for name in ("model.safetensors", "config.json")):
                 self.processes.by_first(lambda: self.bring_back(found))
@@ -212,6 +223,32 @@ class Resumable:
             if (then := state["settings"].get(name)) != self.record[name]:
                 self.tell(f"note: {name} was {then}, now {self.record[name]}: the same rows in the same order, but not "
                           "the same bits")
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """state.json of a checkpoint, its "progress" as Progress. Raises MinibertError for what no run here wrote."""
+    state = read_json(file)
+    try:
+        for name, kind in (("settings", dict), ("scaler", dict), ("optimizer", dict), ("metrics_bytes", int),
+                           ("rows", str)):
+            expect(state[name], kind, name)
+        expect(state["settings"]["updates"], int, "updates")
+        for name, value in vars(LossScaler(enabled=True)).items():
+            expect(state["scaler"][name], type(value), name)
+        for parameter, numbers in state["optimizer"].items():
+            for value in numbers.values():
+                expect(value, int, parameter)
+        state["progress"] = Progress.read(state["progress"])
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise MinibertError(f"{file}: of another version of minibert ({type(e).__name__}: {e}); go on with that "
+                            "one, or name another --output") from None
+    return state
+
+
+def expect(value: Any, kind: type, what: str) -> None:
+    """Raises TypeError unless `value` is of this kind, and where it counts something at least 0."""
+    if type(value) is not kind or (kind is int and value < 0):
+        raise TypeError(f"{what} is {value!r}")
 
 
 def refuse_changes(then: dict[str, Any], now: dict[str, Any], found: Path) -> None:

@@ -60,7 +60,7 @@ def exit_code(work: Callable[[], object]) -> int:
         return 0
     except (MinibertError, OSError) as e:
         if not isinstance(e, Shared) or os.environ.get("RANK", "0") == "0":
-            complain(str(e))
+            complain(str(MinibertError(e)))        # one line, of a length that can be read
         return 2
     except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
         if not (words := mendable(e)):

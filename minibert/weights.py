@@ -6,6 +6,7 @@ the config, numbers that are not finite.
 """
 import dataclasses
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not isinstance(table, dict) or not all(isinstance(v, str) and Path(v).name == v for v in table.values()):
         raise MinibertError(f"{index}: no weight_map of names to files in the same folder; fetch it again")
     files = [folder / name for name in sorted(set(table.values()))]
-    if missing := [f for f in files if not f.is_file()]:
+    if missing := [f for f in files if not os.path.isfile(f)]:                 # Path.is_file raises for a long name
         raise MinibertError(f"{missing[0]}: listed in {index.name} but not there; fetch the checkpoint again")
     return files
 

