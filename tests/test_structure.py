@@ -489,3 +489,39 @@ def test_no_error_of_ours_has_a_second_line(module):
 def test_errors_are_found_at_all():
     assert sum(len(raised_texts(tree)) for tree in TREES.values()) > 60
     assert raised_texts(ast.parse("raise MinibertError(f'a {x}\\nb')")) == [(1, "a \nb")]
+
+
+# ------------------------------------------------------------------------------------- the table of faults has tests
+
+
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+
+
+def named_tests(text: str) -> list[tuple[str, set[str]]]:
+    """(fault, tests that its row names as FILE::TEST) of the table in docs/reliability.md; an empty set for none."""
+    files = dict(re.findall(r"`tests/(test_\w+\.py)` \((\w)\)", text))
+    letters = {letter: file for file, letter in files.items()}
+    rows = re.findall(r"^\| (?!fault \|)(.+?) \| .+ \| (.+?) \|$", text, re.M)
+    result = []
+    for fault, cell in rows:
+        found, letter = set(), ""
+        for mark, test in re.findall(r"(?:\b([A-Z]) )?`(test_\w+)`", cell):
+            letter = mark or letter
+            found.add(f"{letters[letter]}::{test}")
+        result.append((fault, found))
+    return result
+
+
+def test_every_fault_in_the_table_has_a_test_that_is_there():
+    rows = named_tests(RELIABILITY)
+    assert len(rows) > 30 and all(tests for _, tests in rows), [fault for fault, tests in rows if not tests]
+    there = {f"{file.name}::{node.name}" for file in (ROOT / "tests").glob("test_*.py")
+             for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}
+    assert {test for _, tests in rows for test in tests} <= there
+
+
+def test_the_table_of_faults_is_read_as_it_stands():
+    text = ("`tests/test_resume.py` (R), `tests/test_hub.py` (H).\n\n| fault | promise | test |\n|---|---|---|\n"
+            "| a | b, c | R `test_x`, `test_y`, H `test_z`, `make torture` |\n| d | e | none |\n")
+    assert named_tests(text) == [("a", {"test_resume.py::test_x", "test_resume.py::test_y", "test_hub.py::test_z"}),
+                                 ("d", set())]
