@@ -47,9 +47,10 @@ from workers import Worker, start  # noqa: E402
 import minibert  # noqa: E402
 from minibert.commandline import OneLineParser  # noqa: E402
 from minibert.config import BertConfig  # noqa: E402
+from minibert.datafiles import find_files  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
 from minibert.precision import resolve_precision  # noqa: E402
-from minibert.tasks.ner import find_files  # noqa: E402
+from minibert.tasks.ner import SUFFIXES  # noqa: E402
 from minibert.weights import random_bert, save  # noqa: E402
 
 BASE = BertConfig(vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
@@ -286,7 +287,7 @@ def check_possible(options: argparse.Namespace, chosen: Sequence[Setting]) -> No
     if chosen:
         if not options.data.exists():
             raise MinibertError(f"{options.data}: no such folder; --data takes one with train and test files")
-        if missing := {"train", "test"} - find_files(options.data).keys():
+        if missing := {"train", "test"} - find_files(options.data, SUFFIXES).keys():
             raise MinibertError(f"{options.data}: no {' and no '.join(sorted(missing))} file; both are needed")
     if any(s.kind == "memory" for s in chosen) and peak_mb() is None:
         raise MinibertError("memory is read from /proc, which is not here; leave it out with --only")

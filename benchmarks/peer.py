@@ -19,7 +19,8 @@ import transformers as hf
 from contender import BATCH, SCHEDULE, Contender
 
 from minibert.batching import epoch_batches
-from minibert.tasks.ner import find_files
+from minibert.datafiles import find_files
+from minibert.tasks.ner import SUFFIXES
 
 NO_LABEL = -100                                    # what the loss of torch leaves out
 LONGEST = 256
@@ -36,7 +37,7 @@ class Recipe(Contender):
         super().__init__()
         torch.manual_seed(0)
         self.precision = spec["precision"]
-        text = {split: read(file) for split, file in find_files(Path(spec["data"])).items()}
+        text = {split: read(file) for split, file in find_files(Path(spec["data"]), SUFFIXES).items()}
         self.labels = sorted({tag for _, tags in text["train"] for tag in tags})
         self.tokenizer = hf.AutoTokenizer.from_pretrained(spec["weights"])
         self.encoded = {split: self.encode(sentences) for split, sentences in text.items()}

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
+from minibert.datafiles import read_lines, split_files
 from minibert.errors import MinibertError
 from minibert.features import Features, check_ends, narrow, texts_of_words
 from minibert.model import draw, dropout
 from minibert.tokenizer import Tokenizer, split_words
 from minibert.words import REMEMBERED, Numbering, Words
 
-SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
@@ -188,10 +188,8 @@ class NER:
     # --------------------------------------------------------------------------------------------- text -> examples
 
     def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of SPLITS."""
-        if not path.exists():
-            raise MinibertError(f"{path}: no such file or folder; --data takes a folder with train, dev and test files")
-        return {"test": path} if path.is_file() else find_files(path)
+        """One file is the test split; a folder has those of datafiles.SPLITS."""
+        return split_files(path, SUFFIXES)
 
     def read(self, path: Path) -> dict[str, Examples]:
         """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
@@ -364,21 +362,6 @@ class Sentence:
     line: int                                      # of its first word
 
 
-def find_files(folder: Path) -> dict[str, Path]:
-    """{"train", "dev", "test": file} of a folder, those that are there."""
-    found = {}
-    for split, names in SPLITS.items():
-        candidates = [folder / (name + suffix) for name in names for suffix in SUFFIXES]
-        files = [f for f in candidates if f.is_file()]
-        if len(files) > 1:
-            raise MinibertError(f"{folder}: {files[0].name} and {files[1].name} could both be {split}; keep one")
-        found |= {split: files[0]} if files else {}
-    if not found:
-        raise MinibertError(f"{folder}: no train, dev or test file; expected names such as train{SUFFIXES[0]}, "
-                            "dev.txt, valid.txt, testa.txt")
-    return found
-
-
 def has_documents(file: Path) -> bool:
     """Whether some line of a file begins with -DOCSTART-."""
     with open(file, "rb") as f:
@@ -436,31 +419,6 @@ def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
         current.tags.append(tag)
     if current is not None:
         yield document, current
-
-
-def read_lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark; each of the three line ends there are becomes \\n.
-
-    Raises MinibertError with file:line.
-    """
-    try:
-        with open(file, encoding="utf-8-sig") as f:
-            yield from f
-    except OSError as e:
-        raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
-    except UnicodeDecodeError:
-        with open(file, "rb") as f:
-            number, raw, place = next((n, x, p) for n, x in enumerate(f, 1) if (p := not_utf8(x)) is not None)
-        raise MinibertError(f"{file}:{number}: byte 0x{raw[place]:02x} is not UTF-8; convert the file") from None
-
-
-def not_utf8(raw: bytes) -> int | None:
-    """Place of the first byte that is not UTF-8; None where all are."""
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        return e.start
-    return None
 
 
 def columns(line: str, where: str) -> tuple[str, str]:
