@@ -102,6 +102,8 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
     bert, report = weights.load(folder, head, new_head=not fits, dropout=settings.dropout)
     if report.new:
         initialise(head, bert.config.initializer_range, settings.seed)
+    if any(name.startswith("pooler.") for name in report.new):
+        initialise(bert.pooler, bert.config.initializer_range, settings.seed)
     tokenizer = read_tokenizer(folder, bert)
     if settings.max_pieces > bert.config.max_position_embeddings:
         raise MinibertError(f"--max-pieces is {settings.max_pieces}; the checkpoint has "
@@ -493,7 +495,7 @@ def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed
         was = f"{at(before[split][0], key):.3f} -> " if split in before else ""
         print(f"{split} {key}: {was}{at(scores, key):.3f}")
     print(f"run folder: {run.output}\nnext: {interpreter()} -m minibert predict {shlex.quote(str(run.output))} "
-          '"Angela Merkel met Tim Cook in Paris."')
+          f'"{run.task.trial}"')
 
 
 def main(argv: list[str] | None = None) -> int:

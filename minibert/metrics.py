@@ -237,6 +237,40 @@ def tag_scores(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
     return {**scores, "per_tag": per_tag}
 
 
+def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]],
+                 labels: Sequence[str]) -> dict[str, Any]:
+    """Scores of texts that have one label each, or any number of them.
+
+    `accuracy` is the share of texts whose labels are exactly right. `per_class` has a row for each label on either
+    side, in the order of `labels`, others last. Averages as in `tag_scores`; with one label a text micro F1 is the
+    accuracy. Raises MinibertError where the two differ in length.
+
+    Below 2 of 3 labels are found, and 2 of 3 that were given are right; F1 is 2/3 of a, 1 of b, 0 of c.
+
+    >>> scores = label_scores([["a"], ["a", "b"]], [["a"], ["b", "c"]], ["a", "b"])
+    >>> [scores["accuracy"], round(scores["micro_f1"], 3), round(scores["macro_f1"], 3)]
+    [0.5, 0.667, 0.556]
+    >>> scores["per_class"]["a"]["recall"], list(scores["per_class"])
+    (0.5, ['a', 'b', 'c'])
+    """
+    if len(gold) != len(predicted):
+        raise MinibertError(f"{len(gold)} gold texts but {len(predicted)} predicted ones")
+    there, found = (Counter(label for text in side for label in set(text)) for side in (gold, predicted))
+    pairs = [(set(right), set(guess)) for right, guess in zip(gold, predicted, strict=True)]
+    correct = Counter(label for right, guess in pairs for label in right & guess)
+    order = [*(label for label in labels if label in there | found), *sorted((there | found).keys() - set(labels))]
+    per_class = {label: _row(correct[label], found[label], there[label]) for label in order}
+    rows, support = per_class.values(), there.total()
+    micro = _row(correct.total(), found.total(), support)
+    scores: dict[str, Any] = {"accuracy": _ratio(sum(right == guess for right, guess in pairs), len(pairs)),
+                              "support": support}
+    for column in COLUMNS:
+        scores[f"micro_{column}"] = micro[column]
+        scores[f"macro_{column}"] = _ratio(sum(r[column] for r in rows), len(rows))
+        scores[f"weighted_{column}"] = _ratio(sum(r[column] * r["support"] for r in rows), support)
+    return {**scores, "per_class": per_class}
+
+
 # ---- tables
 
 
@@ -264,11 +298,40 @@ def tag_report(gold: Sequence[Any], predicted: Sequence[Any]) -> str:
     weighted avg      0.833      0.750      0.733          4
     """
     scores = tag_scores(gold, predicted)
-    averages = {}
-    for kind in ("micro", "macro", "weighted"):
-        numbers = {column: scores[f"{kind}_{column}"] for column in COLUMNS}
-        averages[f"{kind} avg"] = {**numbers, "support": scores["support"]}
-    return _table(scores["per_tag"], averages)
+    return _table(scores["per_tag"], _averages(scores))
+
+
+def _averages(scores: Mapping[str, Any]) -> dict[str, Row]:
+    return {f"{kind} avg": {**{column: scores[f"{kind}_{column}"] for column in COLUMNS}, "support": scores["support"]}
+            for kind in ("micro", "macro", "weighted")}
+
+
+def label_report(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]) -> str:
+    """The table of `label_scores`: one line a class, then the averages."""
+    scores = label_scores(gold, predicted, labels)
+    return _table(scores["per_class"], _averages(scores))
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
+    """[K][K]: how many texts of each label (rows) were given each (columns); pairs with any other label are left out.
+
+    >>> confusion(["a", "a", "b"], ["a", "b", "b"], ["a", "b"])
+    [[1, 1], [0, 1]]
+    """
+    counts = Counter(zip(gold, predicted, strict=True))
+    return [[counts[right, guess] for guess in labels] for right in labels]
+
+
+def confusion_report(table: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """`confusion` as text, a row a label; columns have numbers where names are long or many."""
+    width = max(map(len, labels))
+    plain = width <= 9 and len(labels) <= 9
+    heads = list(labels) if plain else [str(i) for i in range(1, len(labels) + 1)]
+    cell = max(len(str(n)) for n in [*heads, *(n for row in table for n in row)])
+    names = [f"{label:{width}}" if plain else f"{i:>3} {label:{width}}" for i, label in enumerate(labels, 1)]
+    lines = ["rows: gold, columns: predicted", " " * len(names[0]) + "".join(f"  {h:>{cell}}" for h in heads)]
+    lines += [name + "".join(f"  {n or '.':>{cell}}" for n in row) for name, row in zip(names, table, strict=True)]
+    return "\n".join(lines)
 
 
 def entity_report(gold: Sequence[Tags], predicted: Sequence[Tags]) -> str:

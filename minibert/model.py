@@ -210,6 +210,8 @@ class Model(nn.Module):
     def __init__(self, bert: Bert, head: nn.Module):
         super().__init__()
         self.bert, self.head = bert, head
+        if getattr(head, "uses_pooler", False):
+            head.attach(bert)
 
     def forward(self, batch, masks=None) -> Tensor:
         """A batching.Batch -> the head's scores; `masks` None: no dropout."""

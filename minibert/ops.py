@@ -332,6 +332,20 @@ def cross_entropy_backward(dout: Tensor | float, cache: Any) -> Tensor:
     return dz * known[:, None]
 
 
+def soft_cross_entropy_forward(z: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+    """Scores [M,K], targets [M,K] of at least 0 -> the sum over rows of -Σ t log softmax; a row of zeros counts 0."""
+    shifted = z - z.amax(-1, keepdim=True)
+    log_p = shifted - shifted.exp().sum(-1, keepdim=True).log()
+    return -(t * log_p).sum(), (z, t)                                         # [SOFT-1]
+
+
+def soft_cross_entropy_backward(dout: Tensor | float, cache: Any) -> Tensor:
+    """dz [M,K]: the row's whole target, spread as the probabilities say, minus the target."""
+    z, t = cache
+    p, _ = softmax_forward(z)
+    return dout * (t.sum(-1, keepdim=True) * p - t)                           # [SOFT-2]
+
+
 def mse_forward(guess: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     """Guesses and targets of one shape -> the sum of squared errors."""
     error = guess - y

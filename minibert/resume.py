@@ -113,11 +113,12 @@ class Resumable:
 
     def save(self, folder: Path) -> None:
         """The model as it is now, under the published names."""
-        labels = self.task.labels
+        labels, outputs = self.task.labels, self.task.outputs
         weights.save(folder, self.model.bert, self.model.head, {
             "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
-            "id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)}})
+            "id2label": {str(i): label for i, label in enumerate(outputs)},
+            "label2id": {label: i for i, label in enumerate(outputs)},
+            "minibert": {"labels": labels} if labels != outputs else {}})
 
     def checkpoint(self) -> None:
         """Save all that a resumed run needs. Raises MinibertError where it cannot be written, or is worth nothing.

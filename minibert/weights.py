@@ -200,8 +200,9 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
     folder = Path(folder)
     config = read_config(folder, dropout)
     found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
-    bert = Bert(config, pooler=POOLER_NAMES[0].published in found)
-    table = {n.published: n.ours for n in name_table(config, pooler=bert.pooler is not None)}
+    stored = POOLER_NAMES[0].published in found
+    bert = Bert(config, pooler=stored or getattr(head, "uses_pooler", False))
+    table = {n.published: n.ours for n in name_table(config, pooler=stored or not new_head and bert.pooler is not None)}
     report, state = Report(), bert.state_dict()
     if missing := [name for name in table if name not in found]:
         raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
@@ -212,6 +213,8 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
     for published, ours in table.items():
         state[ours].copy_(read_weight(published, *found[published], state[ours].shape))
         report.loaded.append(published)
+    if bert.pooler is not None and not stored:
+        report.new += [name.published for name in POOLER_NAMES]
     load_head(head, found, new_head, folder, report)
     used = set(report.loaded)
     for name in (n for n in found if n not in used):
@@ -241,7 +244,10 @@ def describe(name: str) -> str:
 
 def read_labels(folder: Path) -> list[str]:
     """The names of a head's outputs in config.json, by number; [] for an encoder alone."""
-    names = read_json(folder / "config.json").get("id2label")
+    config = read_json(folder / "config.json")
+    names, own = config.get("id2label"), config.get("minibert")
+    if isinstance(own, dict) and isinstance(own.get("labels"), list):          # more labels than outputs: yes and no
+        return [str(label) for label in own["labels"]]
     return [str(names.get(str(i))) for i in range(len(names))] if isinstance(names, dict) else []
 
 
@@ -269,8 +275,8 @@ def random_bert(config: BertConfig, seed: int = 0, pooler: bool = True) -> Bert:
 def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[str, Any] | None = None) -> None:
     """model.safetensors and config.json under the published names; the usual libraries open the folder.
 
-    `extra` joins config.json (architectures, id2label …). Each file is written beside its name, flushed and renamed,
-    so that a crash leaves the old file or the new one.
+    `extra` joins config.json (architectures, id2label …), its "minibert" what the config itself has under that key.
+    Each file is written beside its name, flushed and renamed, so that a crash leaves the old file or the new one.
     """
     folder = Path(folder)
     state = bert.state_dict()
@@ -278,4 +284,7 @@ def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[st
     tensors |= dict(head.state_dict()) if head is not None else {}
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "config.json", bert.config.to_dict() | (extra or {}))
+    values, extra = bert.config.to_dict(), extra or {}
+    own = values.pop("minibert", {}) | extra.get("minibert", {})
+    rest = {key: value for key, value in extra.items() if key != "minibert"}
+    write_json(folder / "config.json", values | rest | ({"minibert": own} if own else {}))

@@ -17,6 +17,9 @@ class Head(nn.Module):
         self.classifier = nn.Linear(30, 7)
         self.uses_pooler = uses_pooler
 
+    def attach(self, bert: Bert) -> None:
+        """Model asks for it where the pooler is used."""
+
 
 def make(config, uses_pooler: bool = False, pooler: bool = True) -> Model:
     torch.manual_seed(0)

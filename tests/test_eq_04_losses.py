@@ -15,6 +15,7 @@ from minibert import ops
 from minibert.batching import Feature, collate
 from minibert.config import TrainConfig
 from minibert.model import Model, initialise
+from minibert.tasks.classify import Classify, Example
 from minibert.tasks.ner import NER
 from minibert.weights import random_bert
 
@@ -502,3 +503,142 @@ def test_mse_worked_example_MSE_1_MSE_2():
     """Chapter 04: guesses (3, -1), targets (1, 2): errors (2, -3), sum 4 + 9 = 13, gradient (4, -6)."""
     total, cache = ops.mse_forward(torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0]))
     assert float(total) == 13 and ops.mse_backward(1.0, cache).tolist() == [4, -6]
+
+
+# ---------------------------------------------------------------------------------------------------- soft targets
+
+
+@pytest.fixture
+def soft():
+    """[M,K] scores, and targets whose rows add up to different sums; one row of zeros."""
+    t = torch.rand(M, K, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    t[4] = 0.0
+    return 2.0 * numbers(M, K, seed=4) + 3.0, t
+
+
+def test_soft_cross_entropy_row_by_row_SOFT_1(soft):
+    z, t = soft
+    rows = [sum(w * (math.log(math.fsum(map(math.exp, row))) - x) for w, x in zip(targets, row, strict=True))
+            for row, targets in zip(z.tolist(), t.tolist(), strict=True)]
+    assert float(ops.soft_cross_entropy_forward(z, t)[0]) == pytest.approx(math.fsum(rows), rel=1e-13)
+    assert rows[4] == 0
+
+
+def test_soft_cross_entropy_with_one_hot_targets_is_cross_entropy_SOFT_1_SOFT_2(rows):
+    z, y = rows
+    hard = F.one_hot(y.clamp(min=0), K).double() * (y >= 0)[:, None]
+    total, cache = ops.soft_cross_entropy_forward(z, hard)
+    wanted, other = ops.cross_entropy_forward(z, y)
+    assert float(total) == pytest.approx(float(wanted), rel=1e-14)
+    assert torch.allclose(ops.soft_cross_entropy_backward(DOUT, cache), ops.cross_entropy_backward(DOUT, other),
+                          rtol=0, atol=1e-15)
+
+
+def test_soft_cross_entropy_is_torchs_for_targets_that_sum_to_one_SOFT_1(soft):
+    z, t = soft
+    t = torch.where(t.sum(-1, keepdim=True) > 0, t / t.sum(-1, keepdim=True), torch.full_like(t, 1 / K))
+    assert float(ops.soft_cross_entropy_forward(z, t)[0]) == pytest.approx(
+        float(F.cross_entropy(z, t, reduction="sum")), rel=1e-13)
+
+
+def test_soft_cross_entropy_gradient_by_differences_and_autograd_SOFT_2(soft):
+    z, t = soft
+    check_gradient(lambda x: ops.soft_cross_entropy_forward(x, t)[0] * DOUT, [z],
+                   [ops.soft_cross_entropy_backward(DOUT, (z, t))])
+    leaf = z.clone().requires_grad_()
+    (DOUT * ops.soft_cross_entropy_forward(leaf, t)[0]).backward()
+    assert torch.allclose(leaf.grad, ops.soft_cross_entropy_backward(DOUT, (z, t)), rtol=0, atol=1e-14)
+
+
+def test_a_large_shared_offset_costs_soft_targets_no_digits_SOFT_1():
+    z, t = numbers(M, K, seed=6), torch.full((M, K), 1 / K, dtype=torch.float64)
+    assert float(ops.soft_cross_entropy_forward(z + 1e4, t)[0]) == pytest.approx(
+        float(ops.soft_cross_entropy_forward(z, t)[0]), rel=1e-11)
+
+
+def classify(texts: list[tuple[str, str]], **options) -> Classify:
+    task = Classify(Classify.Options(**options))
+    task.learn_labels({"train": [Example(text, tuple(label.split("|")) if label else (), f"f:{i}")
+                                 for i, (text, label) in enumerate(texts, 1)]})
+    return task
+
+
+TEXTS = [(f"t{i}", "abcde"[k]) for i, k in enumerate([0, 0, 0, 0, 1, 1, 2, 3, 3, 4])]     # 4, 2, 1, 2, 1 of 10
+
+
+def test_smoothed_targets_by_hand_SOFT_3():
+    """Five labels, s = 0.2: 0.8 + 0.04 for the label, 0.04 for each other. Yes or no: 0.8 + 0.1 and 0.1."""
+    targets = classify(TEXTS, label_smoothing=0.2).targets
+    assert torch.allclose(targets, torch.full((5, 5), 0.04) + 0.8 * torch.eye(5), atol=1e-7)
+    pair = classify([("x", "no"), ("y", "yes")], choice="yes-no", label_smoothing=0.2).targets
+    assert torch.allclose(pair, torch.tensor([[0.1], [0.9]]), atol=1e-7)
+
+
+def test_smoothing_is_torchs_SOFT_3():
+    task, z = classify(TEXTS, label_smoothing=0.3), numbers(10, 5, seed=7)
+    y = torch.tensor([task.rows[(label,)] for _, label in TEXTS])
+    total = ops.soft_cross_entropy_forward(z, task.targets.double()[y])[0]
+    assert float(total) == pytest.approx(float(F.cross_entropy(z, y, label_smoothing=0.3, reduction="sum")), rel=1e-6)
+
+
+def test_the_least_loss_under_smoothing_is_at_the_targets_SOFT_1_SOFT_3():
+    """The entropy of the targets: exercise 2."""
+    t = classify(TEXTS[:7], label_smoothing=0.1).targets.double()
+    least = float(ops.soft_cross_entropy_forward(t[:1].log(), t[:1])[0])
+    p = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]
+    assert least == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-6)
+    nudged = [float(ops.soft_cross_entropy_forward(t[:1].log() + 0.1 * numbers(1, 3, seed=s), t[:1])[0])
+              for s in range(9)]
+    assert min(nudged) > least
+
+
+def test_balanced_classes_have_the_same_say_SOFT_4():
+    """10 texts, 5 labels: 10 / (5 · 4) = 1/2 for a, 1 for b and d, 2 for c and e."""
+    task = classify(TEXTS, class_weights="balanced")
+    assert torch.allclose(task.targets, torch.diag(torch.tensor([0.5, 1.0, 2.0, 1.0, 2.0])))
+    say = {label: sum(float(task.targets[task.rows[(x,)]].sum()) for _, x in TEXTS if x == label) for label in "abcde"}
+    assert list(say.values()) == pytest.approx([2.0] * 5)
+
+
+def text_batch(task: Classify, labels: list[str | None]):
+    one = np.zeros(1, np.int64)
+    return collate([Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), one,
+                            np.array([-1 if label is None else task.rows[tuple(label.split("|"))]]))
+                    for i, label in enumerate(labels)])
+
+
+def test_the_objective_is_torchs_weighted_mean_SOFT_4_SOFT_5():
+    """Texts of unknown label count for nothing; torch divides by the sum of the weights too."""
+    task, z = classify(TEXTS, class_weights="balanced"), numbers(6, 5, seed=8)
+    batch = text_batch(task, ["a", "c", None, "b", "e", "a"])
+    ours = float(task.loss(z, batch)["texts"]) / task.counts(batch)["texts"]
+    y = batch.labels.clone()
+    y[2] = -100
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.0, 2.0], dtype=torch.float64)
+    assert ours == pytest.approx(float(F.cross_entropy(z, y, weight=weights)), rel=1e-7)
+    assert task.counts(batch) == {"texts": pytest.approx(0.5 + 2 + 1 + 2 + 0.5)}
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"class_weights": "balanced"}])
+def test_classify_has_this_loss_and_this_gradient_SOFT_1_SOFT_2(options):
+    task, z = classify(TEXTS, **options), numbers(7, 5, seed=9).requires_grad_()
+    batch = text_batch(task, ["a", None, "c", "b", "e", "d", "a"])
+    task.loss(z, batch)["texts"].backward()
+    assert torch.allclose(z.grad, task.loss_backward(z.detach(), batch)["texts"], atol=1e-14)
+    assert not z.grad[1].any() and z.grad[0].any()
+
+
+@pytest.mark.parametrize("choice, labels", [("yes-no", ["no", None, "yes", "yes", "no"]),
+                                            ("several", ["a|b", None, "a", "c", "b|c"])])
+def test_decisions_by_sigmoids_are_torchs_BCE_5_BCE_6(choice, labels):
+    texts = [(f"t{i}", label) for i, label in enumerate(labels) if label]
+    task = classify(texts, choice=choice)
+    z = numbers(5, len(task.outputs), seed=10).requires_grad_()
+    batch = text_batch(task, labels)
+    total = task.loss(z, batch)["texts"]
+    total.backward()
+    keep = [0, 2, 3, 4]
+    hard = torch.tensor([[float(o in labels[i].split("|")) for o in task.outputs] for i in keep], dtype=torch.float64)
+    assert float(total.detach()) / task.counts(batch)["texts"] == pytest.approx(
+        float(F.binary_cross_entropy_with_logits(z.detach()[keep], hard)), rel=1e-12)
+    assert torch.allclose(z.grad, task.loss_backward(z.detach(), batch)["texts"], atol=1e-15)

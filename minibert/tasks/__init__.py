@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from minibert.batching import Batch, Feature
 from minibert.config import BertConfig
+from minibert.tasks.classify import Classify
 from minibert.tasks.ner import NER
 from minibert.tokenizer import Tokenizer
 
@@ -25,7 +26,9 @@ class Task(Protocol):
     architecture: str                              # the published class that opens a run folder
     problem_type: str | None                       # the published config's word for the kind of labels
     Options: type                                  # dataclass of the task's own options, each a config.option()
+    trial: str                                     # a text to try a model of this task on
     labels: list[str]                              # [K] names, by number
+    outputs: list[str]                             # the label that each score speaks for; mostly all of them
     notices: list[str]                             # what reading found worth telling, in words
 
     def files(self, path: Path) -> dict[str, Path]:
@@ -87,4 +90,4 @@ class Task(Protocol):
         """A result as text for a person."""
 
 
-TASKS: dict[str, type[Task]] = {"ner": NER}
+TASKS: dict[str, type[Task]] = {"ner": NER, "classify": Classify}

@@ -180,10 +180,16 @@ class NER:
     defaults: dict[str, Any] = {}
     best = ("entity.f1", "max")
     architecture, problem_type = "BertForTokenClassification", None
+    trial = "Angela Merkel met Tim Cook in Paris."
     Options, Examples = Options, Examples
 
     def __init__(self, options: Options, labels: Sequence[str] = ()):
         self.options, self.labels, self.notices = options, list(labels), []
+
+    @property
+    def outputs(self) -> list[str]:
+        """A score a label."""
+        return self.labels
 
     # --------------------------------------------------------------------------------------------- text -> examples
 

@@ -1,0 +1,288 @@
+"""tasks/classify.py: reading, targets, windows, decoding, scores and the saved folder, each on a worked example."""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from refusing import refused
+
+import train
+from minibert import metrics, weights
+from minibert.model import Model, initialise
+from minibert.predict import load, read_tokenizer
+from minibert.tasks.classify import Classify, Example, PooledHead
+
+REVIEWS = ("text,label\nThis is a positive review,positive\nI did not enjoy a minute of it,negative\n"
+           "The best evening in years,positive\nA waste of my money,negative\n")
+
+
+def task(**options) -> Classify:
+    return Classify(Classify.Options(**options))
+
+
+def learnt(labels: list[str], **options) -> Classify:
+    found = task(**options)
+    found.learn_labels({"train": [Example("x", found.read_labels(y, "f:1"), "f:1") for y in labels]})
+    return found
+
+
+def write(folder, **splits: str):
+    for split, text in splits.items():
+        (folder / f"{split}.csv").write_text(text)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def test_a_folder_is_read_with_its_lines(tmp_path):
+    splits = task().read(write(tmp_path, train=REVIEWS, test="text,label\nFine,positive\n"))
+    assert {split: len(examples) for split, examples in splits.items()} == {"train": 4, "test": 1}
+    assert splits["train"][1] == Example("I did not enjoy a minute of it", ("negative",), f"{tmp_path}/train.csv:3")
+
+
+def test_other_columns(tmp_path):
+    (tmp_path / "train.tsv").write_text("id\tcategory\tsentence\n1\ta\tx y\n2\tb\tz\n")
+    found = task(columns="sentence, category").read(tmp_path)["train"]
+    assert [(e.text, e.labels) for e in found] == [("x y", ("a",)), ("z", ("b",))]
+
+
+@pytest.mark.parametrize("value, labels", [("b|a", ("a", "b")), ("", ()), (["x", 5], ("5", "x")), (" a | a ", ("a",)),
+                                           ([], ())])
+def test_several_labels(value, labels):
+    assert task(choice="several").read_labels(value, "f:1") == labels
+
+
+@pytest.mark.parametrize("choice, value", [("one", ""), ("one", "  "), ("one", ["a"]), ("one", None), ("one", 1.5),
+                                           ("yes-no", ["a"]), ("several", [["a"]]), ("several", {"a": 1})])
+def test_what_is_no_label(choice, value):
+    with refused("f:7: the label"):
+        task(choice=choice).read_labels(value, "f:7")
+
+
+def test_a_text_that_is_none(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": 5, "label": "b"}\n')
+    with refused(f"{tmp_path}/train.jsonl:2: the text is 5"):
+        task().read(tmp_path)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"columns": "text"}, "--columns"), ({"columns": "a,b,c"}, "--columns"), ({"columns": "a,"}, "--columns"),
+    ({"label_smoothing": 1.0}, "--label-smoothing"), ({"label_smoothing": -0.1}, "--label-smoothing"),
+    ({"class_weights": "balanced", "choice": "several"}, "--class-weights"),
+    ({"class_weights": "balanced", "choice": "yes-no"}, "--class-weights")])
+def test_options_that_cannot_be(options, said):
+    with refused(said):
+        task(**options)
+
+
+@pytest.mark.parametrize("labels, choice, wanted", [(["a", "a"], "one", "at least two"), (["a"], "yes-no", "two"),
+                                                    (["a", "b", "c"], "yes-no", "two"), ([""], "several", "at least")])
+def test_too_few_or_too_many_labels(labels, choice, wanted):
+    with refused("f:1: the training texts have the labels", wanted):
+        learnt(labels, choice=choice)
+
+
+def test_labels_are_sorted_and_numbers_by_their_size():
+    assert learnt(["10", "9", "-1", "x", "0.5"]).labels == ["-1", "0.5", "9", "10", "x"]
+    assert learnt(["nan", "b", "inf"]).labels == ["b", "inf", "nan"]
+
+
+def test_labels_that_train_never_saw_are_told_and_count_as_missed():
+    found = learnt(["a", "b", "b"])
+    found.note_unseen({"dev": [Example("x", ("c",), "f:1"), Example("y", ("a",), "f:2"), Example("z", ("c",), "f:3")]})
+    assert found.notices == ["dev has labels that train never saw, which count as missed: c (2 texts)"]
+    scores = found.score([{"a": 0.9, "b": 0.1}] * 2, [Example("x", ("c",), ""), Example("y", ("a",), "")])
+    assert scores["accuracy"] == 0.5 and scores["confusion"] == [[1, 0], [0, 0]]
+    assert scores["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
+
+
+# ---------------------------------------------------------------------------------------------- rows and windows
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder):
+    bert, _ = weights.load(tiny_folder)
+    return read_tokenizer(tiny_folder, bert)
+
+
+def test_a_short_text_is_one_row_read_at_cls(tokenizer):
+    found = learnt(["a", "b"])
+    row, = found.encode(5, Example("Ada met Bruno.", ("b",), "f:1"), tokenizer, 24, 6)
+    words = [tokenizer.backend.id_to_token(i) for i in row.ids]
+    assert words == ["[CLS]", "ada", "met", "bruno", ".", "[SEP]"]
+    assert row.picks.tolist() == [0] and row.labels.tolist() == [1] and row.example == 5
+
+
+def test_unknown_labels_have_no_loss_and_raw_texts_none(tokenizer):
+    found = learnt(["a", "b"])
+    for labels in (("c",), ()):
+        row, = found.encode(0, Example("ada", labels, ""), tokenizer, 24, 6)
+        assert row.labels.tolist() == [-1]
+
+
+@pytest.mark.parametrize("text", ["", "  \n "])
+def test_a_text_without_words_is_a_row_too(tokenizer, text):
+    row, = learnt(["a", "b"]).encode(0, Example(text, ("a",), ""), tokenizer, 24, 6)
+    assert row.ids.tolist() == [tokenizer.start, tokenizer.end]
+
+
+def test_nothing_of_a_long_text_is_dropped(tokenizer):
+    text = " ".join(["ada", "met", "bruno", "in", "oslo"] * 9)
+    rows = learnt(["a", "b"]).encode(0, Example(text, ("a",), ""), tokenizer, 24, 6)
+    assert len(rows) == 3 and all(r.labels.tolist() == [0] and r.picks.tolist() == [0] for r in rows)
+    whole = [i for p in tokenizer.pieces([text.split()]) for i in p.ids]
+    at = [next(k for k in range(len(whole)) if whole[k:k + len(r.ids) - 2] == r.ids[1:-1].tolist()) for r in rows]
+    assert at[0] == 0 and len(rows[-1].ids) - 2 <= 22 and sum(len(r.ids) - 2 for r in rows) >= len(whole)
+
+
+# ----------------------------------------------------------------------------------------------- decoding and scores
+
+
+class Row:
+    def __init__(self, example: int):
+        self.example = example
+
+
+def test_the_mean_score_of_the_windows_decides():
+    """Scores (0, log 3) and (log 9, log 3) have the mean (log 3, log 3): 1/2 each. Alone, the first says 3/4."""
+    found = learnt(["a", "b"])
+    scores = [np.array([[0.0, math.log(3)]]), np.array([[math.log(9), math.log(3)]]), np.array([[0.0, math.log(3)]])]
+    one, two = found.decode([None, None], [Row(0), Row(0), Row(1)], scores)
+    assert one == pytest.approx({"a": 0.5, "b": 0.5}) and two == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+@pytest.mark.parametrize("z, p", [(math.log(3), 0.75), (-math.log(4), 0.2), (800.0, 1.0), (-800.0, 0.0)])
+def test_yes_or_no_is_a_sigmoid(z, p):
+    found = learnt(["no", "yes"], choice="yes-no")
+    assert found.outputs == ["yes"]
+    answer, = found.decode([None], [Row(0)], [np.array([[z]])])
+    assert answer == pytest.approx({"no": 1 - p, "yes": p})
+    assert found.chosen(answer) == (("yes",) if p > 0.5 else ("no",))
+
+
+def test_any_number_of_labels():
+    found = learnt(["a|b", "c", ""], choice="several")
+    answer, = found.decode([None], [Row(0)], [np.array([[2.0, -0.1, 0.1]])])
+    assert found.chosen(answer) == ("a", "c")
+    assert found.chosen(found.decode([None], [Row(0)], [np.full((1, 3), -1.0)])[0]) == ()
+    assert found.best == ("micro_f1", "max")
+
+
+def test_scores_by_hand():
+    """Four texts, a a b c, given a b b b: a 1 of 2 found, b 1 of 3 right, c never."""
+    found = learnt(["a", "b", "c"])
+    sure = {x: {y: float(x == y) for y in "abc"} for x in "abc"}
+    examples = [Example("", (x,), "") for x in "aabc"]
+    scores = found.score([sure[x] for x in "abbb"], examples)
+    assert scores["accuracy"] == scores["micro_f1"] == 0.5
+    assert scores["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert scores["per_class"]["a"] == {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}
+    assert scores["per_class"]["b"] == {"precision": 1 / 3, "recall": 1.0, "f1": 0.5, "support": 1}
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.5 + 0) / 3)
+    assert scores["weighted_f1"] == pytest.approx((2 * 2 / 3 + 0.5) / 4)
+    report = found.report([sure[x] for x in "abbb"], examples)
+    assert report.splitlines()[-3:] == ["a  1  1  .", "b  .  1  .", "c  .  1  ."]
+
+
+def test_scores_of_several_labels_by_hand():
+    """{a,b} given {a}, {} given {}, {c} given {a,c}: 3 labels there, 3 given, 2 right; one text of three exactly."""
+    gold, guess = [("a", "b"), (), ("c",)], [("a",), (), ("a", "c")]
+    scores = metrics.label_scores(gold, guess, ["a", "b", "c"])
+    assert scores["micro_precision"] == scores["micro_recall"] == pytest.approx(2 / 3)
+    assert scores["accuracy"] == pytest.approx(1 / 3) and scores["support"] == 3
+    assert scores["per_class"]["a"]["precision"] == 0.5 and scores["per_class"]["b"]["recall"] == 0.0
+
+
+def test_a_confusion_matrix_with_many_or_long_names_has_numbers():
+    labels = [f"a_rather_long_name_{i}" for i in range(12)]
+    text = metrics.confusion_report([[int(i == j) * 7 for j in range(12)] for i in range(12)], labels).splitlines()
+    assert text[1].split() == [str(i) for i in range(1, 13)] and text[2].split()[:3] == ["1", labels[0], "7"]
+    assert len({len(line) for line in text[1:]}) == 1
+
+
+def test_predictions_that_collapsed():
+    found = learnt(["a", "b"])
+    same = [{"a": 0.9, "b": 0.1}] * 3
+    assert found.collapsed(same, [Example("", (x,), "") for x in "aab"]) == "a"
+    assert found.collapsed(same, [Example("", (x,), "") for x in "aaa"]) is None
+    assert found.collapsed([*same, {"a": 0.1, "b": 0.9}], [Example("", (x,), "") for x in "aabb"]) is None
+
+
+# ------------------------------------------------------------------------------------------------- head and folder
+
+
+def test_the_head_shares_the_encoders_pooler(tiny_folder):
+    head = PooledHead(weights.read_config(tiny_folder), 3)
+    bert, _ = weights.load(tiny_folder, head, new_head=True)
+    model = Model(bert, head)
+    assert head.pooler is bert.pooler and set(head.state_dict()) == {"classifier.weight", "classifier.bias"}
+    assert sum("pooler" in name for name, _ in model.named_parameters()) == 2
+
+
+def test_a_checkpoint_without_a_pooler_gets_a_new_one_and_says_so(tiny_config, tiny_folder, tmp_path):
+    weights.save(tmp_path, weights.random_bert(tiny_config, seed=3, pooler=False))
+    head = PooledHead(tiny_config, 3)
+    bert, report = weights.load(tmp_path, head, new_head=True)
+    assert bert.pooler is not None and set(report.new) == {
+        "pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias"}
+    with refused(str(tmp_path), "missing"):        # a run folder must have it
+        weights.load(tmp_path, head)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    settings, _, _ = train.resolve_settings(["--task", "classify", "--max-pieces", "40", "--overlap", "9"])
+    model, _ = train.build_model(tmp_path, learnt(["a", "b"]), settings)
+    w = model.bert.pooler.dense.weight
+    assert 0.05 < float(w.detach().std()) < 0.12 and float(w.detach().abs().max()) <= 0.2      # cut at two sd of 0.1
+    assert not model.bert.pooler.dense.bias.any()
+
+
+def test_the_pooled_head_is_the_published_order(tiny_folder):
+    """tanh of a linear map of the first piece, then a linear map: against encode()'s pooled state."""
+    head = PooledHead(weights.read_config(tiny_folder), 3)
+    bert, _ = weights.load(tiny_folder, head, new_head=True)
+    initialise(head, 0.3, seed=5)
+    model, found = Model(bert, head).eval(), learnt(["a", "b", "c"])
+    rows = [r for i, text in enumerate(["Ada met Bruno", "rain", "the old bank of New Lima left"])
+            for r in found.encode(i, Example(text, (), ""), read_tokenizer(tiny_folder, bert), 24, 6)]
+    from minibert.batching import collate
+    scores = model(collate(rows)).detach()
+    for row, z in zip(rows, scores, strict=True):
+        _, pooled = bert.encode(torch.tensor(row.ids[None]), types=torch.tensor(row.types[None]))
+        assert torch.allclose(head.classifier(pooled)[0], z, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice, train_file, labels, outputs", [
+    ("one", REVIEWS, ["negative", "positive"], {"0": "negative", "1": "positive"}),
+    ("yes-no", REVIEWS, ["negative", "positive"], {"0": "positive"}),
+    ("several", "text,label\nx,a|b\ny,\nz,c\n", ["a", "b", "c"], {"0": "a", "1": "b", "2": "c"})])
+def test_the_folder_keeps_labels_and_outputs(tiny_folder, tmp_path, choice, train_file, labels, outputs):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, train=train_file)
+    output = train.train(["--task", "classify", "--weights", str(tiny_folder), "--data", str(data), "--output",
+                          str(tmp_path / "r"), "--choice", choice, "--max-pieces", "24", "--overlap", "6", "--epochs",
+                          "1", "--cache", "off", "--learning-rate", "1e-3"])
+    config = json.loads((output / "config.json").read_text())
+    assert config["id2label"] == outputs and config["architectures"] == ["BertForSequenceClassification"]
+    assert config["problem_type"] == ("single" if choice == "one" else "multi") + "_label_classification"
+    model = load(output)
+    assert model.task.labels == labels
+    result, = model.predict(["Ada left"])
+    assert set(result["probabilities"]) == set(labels) and result["text"] == "Ada left"
+    assert list(result["probabilities"].values()) == sorted(result["probabilities"].values(), reverse=True)
+
+
+def test_four_reviews_are_learnt_by_heart(tiny_folder, tmp_path):
+    """Yes or no with binary cross-entropy: the loss falls from log 2 and every review is told apart."""
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, train=REVIEWS, dev=REVIEWS)
+    output = train.train(["--task", "classify", "--weights", str(tiny_folder), "--data", str(data), "--output",
+                          str(tmp_path / "r"), "--choice", "yes-no", "--max-pieces", "40", "--overlap", "9", "--epochs",
+                          "60", "--cache", "off", "--learning-rate", "3e-3", "--dropout", "0", "--precision", "fp32"])
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    loss = [line["loss"] for line in lines if "loss" in line]
+    assert 0.4 < loss[0] < 1.1 and loss[-1] < 0.1
+    assert json.loads((output / "metrics.json").read_text())["dev"]["accuracy"] == 1.0

@@ -1,0 +1,155 @@
+"""What every task must do, on the small data that comes with it and a tiny model; adding one takes one file."""
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny_folder
+from torture import same_weights
+
+import train
+from minibert.config import TrainConfig
+from minibert.evaluate import at
+from minibert.predict import load
+from minibert.tasks import TASKS, Task
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+ENGINES = ("autograd", "by-hand", "fast")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def arguments(name: str, folder: Path, output: Path, *more: str) -> list[str]:
+    return ["--task", name, "--weights", str(folder), "--data", str(DATA / name), "--output", str(output), "--limit",
+            "40", "--batch-size", "9", "--max-pieces", "40", "--learning-rate", "2e-3", "--precision", "fp32",
+            "--cache", "off", "--epochs", "2", *more]
+
+
+def losses(output: Path) -> list[float]:
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_it_has_every_member_and_its_small_data(name):
+    kind = TASKS[name]
+    task = kind(kind.Options())
+    members = {m for m in [*vars(Task), *Task.__annotations__] if not m.startswith("_")}
+    assert [m for m in members if not hasattr(task, m)] == []
+    assert kind.name == name and "learning_rate" not in kind.defaults
+    splits = task.read(DATA / name)
+    least = {"train": 200, "dev": 50, "test": 50}
+    assert all(len(splits[split]) >= least[split] for split in least)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_engines_go_the_same_way(folder, tmp_path, name):
+    """Losses of every update with dropout, and the score at the end."""
+    for engine in ENGINES:
+        train.train(arguments(name, folder, tmp_path / engine, "--gradients", engine, "--no-before"))
+    wanted = losses(tmp_path / "autograd")
+    assert len(wanted) >= 10 and sum(wanted[-3:]) < sum(wanted[:3])
+    for engine in ENGINES[1:]:
+        assert losses(tmp_path / engine) == pytest.approx(wanted, rel=2e-5)
+    one, two = (json.loads((tmp_path / engine / "metrics.json").read_text()) for engine in ("autograd", "fast"))
+    assert at(one["dev"], TASKS[name](TASKS[name].Options()).best[0]) == pytest.approx(
+        at(two["dev"], TASKS[name](TASKS[name].Options()).best[0]), abs=0.06)  # a decision at the edge may turn
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, name):
+    """In float64, dropout off: 1 × 32, 4 × 8 and 32 × 1 rows."""
+    run = train.Run(arguments(name, folder, tmp_path / "r", "--dropout", "0"))
+    run.lock.close()
+    model, rows = run.model.double(), np.arange(32)
+
+    def gradient(parts: int) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        settings = dataclasses.replace(run.settings, accumulate=parts, batch_size=32)
+        batches = train.micro_batches(run.features["train"], rows, run.task, settings, run.tokenizer.pad,
+                                      torch.device("cpu"))
+        with torch.set_grad_enabled(settings.gradients == "autograd"):
+            loss = train.accumulate_gradient(model, run.task, batches, 1.0, settings, step=1)
+        return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    loss, wanted = gradient(1)
+    assert len(wanted) > 30
+    for parts in (4, 32):
+        found, gradients = gradient(parts)
+        assert found == pytest.approx(loss, rel=1e-12) and gradients.keys() == wanted.keys()
+        for n, dw in wanted.items():               # a key bias has none: see chapter 02
+            size = wanted[n.replace("key.bias", "query.bias")].norm()
+            assert size > 0 and (gradients[n] - dw).norm() <= 1e-12 * size, n
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_run_that_is_killed_ends_with_the_same_bits(folder, tmp_path, name, monkeypatch):
+    class Killed(BaseException):
+        """Nothing catches it."""
+
+    def killed(*a):
+        if a[6] == 7:
+            raise Killed
+        return update(*a)
+
+    command = arguments(name, folder, tmp_path / "r", "--no-before", "--save-every", "3")
+    train.train(arguments(name, folder, tmp_path / "whole", "--no-before"))
+    update = train.one_update
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(train, "one_update", killed)
+        train.train(command)
+    train.train([*command, "--resume"])
+    assert same_weights(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_it_predicts_what_it_scored(folder, tmp_path, name, capsys):
+    """The run folder by itself gives the scores that training printed, and results that JSON can hold."""
+    from minibert.__main__ import main
+    output = train.train(arguments(name, folder, tmp_path / "r", "--no-before"))
+    saved = json.loads((output / "metrics.json").read_text())
+    capsys.readouterr()
+    file = next((DATA / name).glob("test.*"))
+    assert main(["evaluate", str(output), "--data", str(file), "--json"]) == 0
+    model = load(output)
+    scores = json.loads(capsys.readouterr().out)["test"]
+    assert scores.keys() == saved["test"].keys()
+    results = model.predict([model.task.trial, "", "rain"])
+    assert json.loads(json.dumps(results)) == results and len(results) == 3
+    assert all(isinstance(model.task.render(r, colour), str) for r in results for colour in (True, False))
+
+
+TOY = '''
+from minibert.tasks.classify import Classify
+
+
+class Toy(Classify):
+    """Classification under another name."""
+    name = "toy"
+'''
+
+
+def test_a_new_task_is_one_file_and_one_line(folder, tmp_path, monkeypatch):
+    (tmp_path / "toy_task.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    import toy_task
+    monkeypatch.setitem(TASKS, "toy", toy_task.Toy)                            # the line
+    command = arguments("toy", folder, tmp_path / "r", "--no-before")
+    command[command.index("--data") + 1] = str(DATA / "classify")
+    assert train.main(command) == 0
+    assert json.loads((tmp_path / "r" / "train.json").read_text())["task"] == "toy"
+    assert load(tmp_path / "r").predict(["rain"])[0]["labels"]
+    sys.modules.pop("toy_task")
+
+
+def test_settings_name_the_tasks_own_options():
+    for name, kind in TASKS.items():
+        settings, options, _ = train.resolve_settings(["--task", name])
+        assert settings.data == str(train.DATA / name) and type(options) is kind.Options
+        assert isinstance(settings, TrainConfig)
