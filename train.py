@@ -40,9 +40,13 @@ from minibert.resume import Progress, Resumable
 from minibert.runfolder import claim_folder, lock
 from minibert.stopping import Stopped, StopRequest
 from minibert.tasks import TASKS, Task
-from minibert.terminal import exit_code, interpreter, print_wrapped, say, side_by_side
+from minibert.terminal import Advice, exit_code, interpreter, print_wrapped, say, side_by_side
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 
+TRAINING = Advice(                                 # what to do when a run ends otherwise than it should
+    memory="give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume goes on from the last "
+           "checkpoint",
+    interrupted="interrupted; --resume goes on from the last checkpoint, if one was saved")
 DATA = Path(os.path.relpath(Path(__file__).resolve().parent / "data"))        # small sets written for this project
 
 # ------------------------------------------------------------------------------------------------------- settings
@@ -118,7 +122,7 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
         report.grown.append(f"grown: token types to {bert.config.type_vocab_size}, a copy of each for the case shapes "
                             f"{', '.join(CASE_SHAPES)}")
     model = freeze(Model(bert, head), settings.freeze)
-    print(report)
+    say(str(report))
     return model, tokenizer
 
 
@@ -312,10 +316,10 @@ class Run(Resumable):
         self.tokenizer.save(self.output)
         print_wrapped("settings: " + ", ".join(f"{k} {v}" for k, v in self.record.items()))
         for note in self.task.notices:
-            print(f"note: {note}")
+            say(f"note: {note}")
         sizes = ", ".join(f"{split} {len(examples):,} examples in {len(self.features[split]):,} rows"
                           for split, examples in self.splits.items())
-        print(f"data: {sizes}; {len(self.task.labels)} labels; {self.total:,} updates")
+        say(f"data: {sizes}; {len(self.task.labels)} labels; {self.total:,} updates")
 
     def warn_of_collapse(self, guess: list[Any], examples: Sequence[Any]) -> None:
         """Say so where all of dev was given one and the same label though it has several."""
@@ -350,15 +354,16 @@ class Run(Resumable):
         p.epoch, p.scored, p.losses, p.loss_sum = epoch, p.step, 0, 0.0
         p.better_epoch = epoch if better else p.better_epoch
         if as_good:
-            p.saved_epoch = epoch
-            self.processes.by_first(lambda: self.save(self.output))
+            self.save_best()
         p.over = bool(self.settings.patience) and epoch - p.better_epoch >= self.settings.patience
 
     def final_scores(self) -> dict[str, tuple[dict[str, Any], str]]:
         """Go back to the weights of the best epoch, which are on the disk, and score what was not scored with them."""
         p = self.progress
-        if p.saved_epoch != p.epoch:
+        if p.saved != p.step:
             self.last_in_memory = False
+            if not self.best_is_there():
+                raise MinibertError(f"{self.output}: the best model is not as it was written; --resume brings it back")
             weights.load_into(self.output, self.model)
         return {split: p.best[1:] if split == "dev" and p.best else self.evaluate(split) for split in self.scored}
 
@@ -366,7 +371,7 @@ class Run(Resumable):
 def fetch_weights(name: str) -> Path:
     """The folder of a checkpoint; says what it is before fetching it."""
     if not hub.at_hand(name):
-        print(f"fetching {hub.describe(name)}")
+        say(f"fetching {hub.describe(name)}")
     return hub.fetch(name)
 
 
@@ -458,7 +463,8 @@ def train(argv: list[str]) -> Path:
         except Stopped as e:
             if run.progress.step:
                 run.checkpoint()
-            run.tell(f"stopped by {e} after update {run.progress.step}; go on with --resume --output {run.output}")
+            run.tell(f"stopped by {e} after update {run.progress.step}; go on with --resume --output "
+                     f"{shlex.quote(str(run.output))}")
             raise
         if run.processes.first:
             before = {split: scores for split, (scores, _) in run.progress.before.items()}
@@ -487,14 +493,14 @@ def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed
     """What was trained, before -> after, where it is, what to type next."""
     for split, (_, tables) in after.items():
         columns = [("before fine-tuning", before[split][1])] if split in before else []
-        print(f"\n{split}\n" + side_by_side(*columns, ("after fine-tuning", tables)))
+        say(f"\n{split}\n" + side_by_side(*columns, ("after fine-tuning", tables)))
     s, key = run.settings, run.task.best[0]
-    print(f"\ntrained: {s.task} on {s.data} from {s.weights}, {speed['steps']:,} updates, "
+    say(f"\ntrained: {s.task} on {s.data} from {s.weights}, {speed['steps']:,} updates, "
           f"{speed['pieces']:,} pieces in {speed['seconds']:.0f} s ({speed['pieces_per_second']:,.0f} pieces/s)")
     for split, (scores, _) in after.items():
         was = f"{at(before[split][0], key):.3f} -> " if split in before else ""
-        print(f"{split} {key}: {was}{at(scores, key):.3f}")
-    print(f"run folder: {run.output}\nnext: {interpreter()} -m minibert predict {shlex.quote(str(run.output))} "
+        say(f"{split} {key}: {was}{at(scores, key):.3f}")
+    say(f"run folder: {run.output}\nnext: {interpreter()} -m minibert predict {shlex.quote(str(run.output))} "
           f'"{run.task.trial}"')
 
 
@@ -503,9 +509,18 @@ def main(argv: list[str] | None = None) -> int:
     saved, 130 for a Ctrl-C that nothing was saved for.
     """
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["--replay"]:
-        return exit_code(lambda: print(*replay(Path(*words[1:2])), sep="\n"))
-    return exit_code(lambda: train(words))
+    if words and words[0].partition("=")[0] == "--replay":
+        return exit_code(lambda: [say(line) for line in replay(replayed(words))], TRAINING)
+    return exit_code(lambda: train(words), TRAINING)
+
+
+def replayed(words: list[str]) -> Path:
+    """The file of --replay FILE or --replay=FILE, which stands alone."""
+    given = [words[0].partition("=")[2], *words[1:]] if "=" in words[0] else words[1:]
+    if len(given) != 1:
+        raise MinibertError(f"--replay takes one file, such as RUN/broken-update-14/update.json, and nothing else; "
+                            f"there are {len(given)} words after it")
+    return Path(given[0])
 
 
 if __name__ == "__main__":

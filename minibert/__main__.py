@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minibert.commandline import OneLineParser
 from minibert.errors import MinibertError
+from minibert.terminal import Advice, exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,23 +115,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
-    if getattr(sys.stdout, "errors", None) == "strict":      # what the terminal cannot show is spelt out, no crash
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        arguments = parser().parse_args(argv)
-        COMMANDS[arguments.command](arguments)
-        sys.stdout.flush()
-    except MinibertError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:                        # `| head` closed its end: nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as e:
-        print(f"error: {MinibertError(e)}", file=sys.stderr)                   # one line, of a length that can be read
-        return 2
-    return 0
+    def work() -> None:
+        try:
+            arguments = parser().parse_args(argv)
+            COMMANDS[arguments.command](arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:                    # `| head` closed its end: nothing is wrong
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return exit_code(work, Advice())
 
 
 if __name__ == "__main__":

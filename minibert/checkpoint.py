@@ -37,18 +37,20 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int):
         self.folder, self.keep = run / "checkpoints", keep
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise MinibertError(f"{self.folder}: is there and no folder (a link to a disk that is away?); mend it, or "
+                                "name another --output")
         self.notices: list[str] = []
-        self.damaged: set[Path] = set()
 
     def save(self, name: str, write: Callable[[Path], None]) -> Path:
         """A checkpoint of the files that write(folder) makes; older ones beyond `keep` go once it is whole.
 
-        The same name means the same contents: what is there and not known to be damaged stays. Raises MinibertError
-        where it cannot be written; those that are there stay as they are.
+        The same name means the same contents: what is there stays. Raises MinibertError where it cannot be written;
+        those that are there stay as they are.
         """
         target = self.folder / name
         growing = self.folder / f".{name}.new"
-        if target.exists() and target not in self.damaged:
+        if target.exists():
             return target
         try:
             self.folder.mkdir(exist_ok=True)
@@ -57,9 +59,6 @@ class Checkpoints:
             growing.mkdir()
             write(growing)
             seal(growing)
-            if target.exists():
-                os.rename(target, free_name(target))
-                self.damaged.discard(target)
             os.rename(growing, target)
             flush_folder(self.folder)
         except (OSError, MinibertError) as e:
@@ -69,15 +68,19 @@ class Checkpoints:
         return target
 
     def newest(self) -> Path | None:
-        """The newest whole one, every byte of it checked. A damaged one stays where it is, for inspection."""
+        """The newest whole one, every byte of it checked. A damaged one stays for inspection, under another name: no
+        later run takes it, removes it, or finds its place taken.
+        """
         for folder in self.inside(growing=True):
             self.notices.append(f"{folder}: passed over: the process ended while it was written or removed")
         for folder in self.inside():
             wrong = fault(folder)
             if not wrong:
                 return folder
-            self.damaged.add(folder)
-            self.notices.append(f"{folder}: passed over, kept for inspection: {wrong}")
+            aside = free_name(folder)
+            self.notices.append(f"{folder}: passed over, kept for inspection as {aside.name}: {wrong}")
+            with contextlib.suppress(OSError):     # a folder that cannot be written to: nothing is removed there either
+                os.rename(folder, aside)
         return None
 
     def inside(self, growing: bool = False) -> list[Path]:
@@ -90,7 +93,7 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Remove what is older than the newest `keep`, and what was never finished; nothing newest() passed over."""
-        for folder in [f for f in self.inside() if f not in self.damaged][self.keep:]:
+        for folder in self.inside()[self.keep:]:
             with contextlib.suppress(OSError):     # first the name: half a checkpoint must not have one
                 os.rename(folder, folder.with_name(f".{folder.name}.old"))
         for folder in self.inside(growing=True):
@@ -168,7 +171,10 @@ def write_optimizer(folder: Path, optimizer: Optimizer) -> dict[str, dict[str, A
 
 
 def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str, Any]]) -> None:
-    """Put what write_optimizer() wrote and returned into an optimizer over the same parameters."""
+    """Put what write_optimizer() wrote and returned into an optimizer over the same parameters.
+
+    Raises MinibertError where it is not what the rule would have kept: names, shapes, number formats.
+    """
     file, numbers = folder / OPTIMIZER, {name: i for i, name in enumerate(parameter_names(optimizer))}
     params = [p for g in optimizer.groups for p in g["params"]]
     try:
@@ -178,12 +184,22 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
                 key, _, name = full.partition(".")
                 p = params[numbers[name]]
                 state.setdefault(numbers[name], {})[key] = tensors.get_tensor(full).to(p.device)
-                if state[numbers[name]][key].shape != p.shape:
-                    raise MinibertError(f"{file}: {full} is {list(state[numbers[name]][key].shape)}, the parameter "
-                                        f"{list(p.shape)}; start a new run")
     except (KeyError, SafetensorError) as e:
         raise MinibertError(f"{file}: does not fit this run ({type(e).__name__}: {e}); start a new one") from None
+    groups = [g for g in optimizer.groups for _ in g["params"]]
+    for number, kept in state.items():
+        fresh: dict[str, Any] = {}
+        optimizer.begin(params[number], fresh, groups[number])
+        if form(kept) != form(fresh):
+            raise MinibertError(f"{file}: of {parameter_names(optimizer)[number]} it has {form(kept)}, this run keeps "
+                                f"{form(fresh)}; start a new one")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def form(state: dict[str, Any]) -> dict[str, str]:
+    """{name: shape and number format of a tensor, kind of anything else} of one parameter's state."""
+    return {k: f"{list(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
+            for k, v in sorted(state.items())}
 
 
 def parameter_names(optimizer: Optimizer) -> list[str]:

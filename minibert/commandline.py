@@ -37,13 +37,14 @@ def _kind(annotation: Any) -> type:
 
 
 def option_given(argv: list[str], name: str) -> str | None:
-    """What follows `--name` in `argv`, before the options are known that a whole parse needs; None without it."""
+    """What follows the last `--name` in `argv`, before the options are known that a whole parse needs; None without."""
+    found = None
     for i, word in enumerate(argv):
         if word == name:
-            return argv[i + 1] if i + 1 < len(argv) else None
-        if word.startswith(name + "="):
-            return word[len(name) + 1:]
-    return None
+            found = argv[i + 1] if i + 1 < len(argv) else None
+        elif word.startswith(name + "="):
+            found = word[len(name) + 1:]
+    return found
 
 
 def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:

@@ -106,6 +106,13 @@ def refuse_unsupported(published: dict[str, Any], where: str) -> None:
 
 # --------------------------------------------------------------------------------------------- choices for one run
 
+MOST = 10 ** 9                                     # epochs, updates; nobody asks for more
+
+
+def writable(text: str) -> bool:
+    """Whether a path or name can be written down: not empty, no NUL, no half of a surrogate pair."""
+    return bool(text) and "\0" not in text and text.encode("utf-8", "ignore").decode("utf-8") == text
+
 
 def option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field that is also an option of the command line."""
@@ -165,12 +172,19 @@ class TrainConfig:
 
     def check(self) -> "TrainConfig":
         """self; raises MinibertError for values that no run can have."""
-        rules = [(self.epochs >= 1, "--epochs", "at least 1"), (self.batch_size >= 1, "--batch-size", "at least 1"),
+        names = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in names.items():
+            if isinstance(value, str) and not writable(value):
+                raise MinibertError(f"--{name.replace('_', '-')} is {value!r}; it must be text that UTF-8 can write, "
+                                    "and not empty")
+        rules = [(1 <= self.epochs <= MOST, "--epochs", f"between 1 and {MOST:,}"),
+                 (self.batch_size >= 1, "--batch-size", "at least 1"),
                  (1 <= self.accumulate <= self.batch_size, "--accumulate", "between 1 and --batch-size"),
-                 (self.max_steps >= 0, "--max-steps", "0 or more"), (self.limit >= 0, "--limit", "0 or more"),
+                 (0 <= self.max_steps <= MOST, "--max-steps", f"between 0 and {MOST:,}"),
+                 (self.limit >= 0, "--limit", "0 or more"),
                  (self.patience >= 0, "--patience", "0 or more"), (self.max_pieces >= 8, "--max-pieces", "at least 8"),
                  (0 <= (self.overlap or 0) <= self.max_pieces // 2, "--overlap", "between 0 and half of --max-pieces"),
-                 (0 <= self.learning_rate < inf, "--learning-rate", "0 or more"),
+                 (0 <= self.learning_rate <= MOST, "--learning-rate", f"between 0 and {MOST:,}"),
                  (self.clip >= 0, "--clip", "0 or more"),
                  (0 <= self.momentum < 1, "--momentum", "in [0, 1)"), (0 <= self.beta1 < 1, "--beta1", "in [0, 1)"),
                  (0 <= self.beta2 < 1, "--beta2", "in [0, 1)"), (0 < self.epsilon < inf, "--epsilon", "above 0"),
@@ -188,7 +202,7 @@ class TrainConfig:
                   "auto or off with --freeze: frozen token types cannot learn what the shapes mean"),
                  (self.evaluate != "none" or not self.patience, "--patience",
                   "0 with --evaluate none: there is no score to wait for"),
-                 (self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(), "--freeze",
+                 (re.fullmatch(r"none|embeddings|encoder|[0-9]{1,4}", self.freeze), "--freeze",
                   "none, embeddings, encoder or a number of blocks")]
         for holds, name, wanted in rules:
             if not holds:
@@ -200,7 +214,7 @@ class TrainConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        value = json.loads(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise MinibertError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as e:

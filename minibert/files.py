@@ -33,7 +33,7 @@ def write_json(file: Path, value: Any) -> None:
     try:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         replace(temporary, file)
-    except OSError as e:
+    except (OSError, ValueError) as e:             # half of a surrogate pair is a ValueError
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
@@ -58,10 +58,15 @@ def flush_folder(folder: Path) -> None:
 
 
 def copy(file: Path, second: Path) -> None:
-    """A copy of a file, flushed to the disk: the whole of it or what was there before."""
+    """A copy of a file, flushed to the disk: the whole of it or what was there before. Raises MinibertError."""
     beside = second.with_name(f".{second.name}.new")
-    shutil.copyfile(file, beside)
-    replace(beside, second)
+    try:
+        shutil.copyfile(file, beside)
+        replace(beside, second)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise MinibertError(f"{second}: cannot be written ({e}); free space or name another --output") from None
 
 
 def flushed_size(file: Path) -> int:
@@ -74,8 +79,16 @@ def flushed_size(file: Path) -> int:
 
 
 def cut(file: Path, size: int) -> bool:
-    """Leave the first `size` bytes of a file; False if it has fewer."""
-    there = file.stat().st_size if file.is_file() else 0
-    if there > size:
-        os.truncate(file, size)
-    return there >= size
+    """Leave the first `size` bytes of a file, of a shorter one its whole lines; False if it has fewer."""
+    if not file.is_file():
+        return size == 0
+    with open(file, "rb+") as f:
+        there = f.seek(0, os.SEEK_END)
+        if there < size:
+            f.seek(0)
+            size, shorter = f.read().rfind(b"\n") + 1, True
+        else:
+            shorter = False
+        f.truncate(size)
+        os.fsync(f.fileno())
+    return not shorter

@@ -141,12 +141,18 @@ ALONE = Processes()
 
 def join(device: str) -> Processes:
     """As torchrun's environment says; alone without it. "cpu" speaks gloo, "cuda" nccl, a GPU a process."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return ALONE
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, _ = next(dist.rendezvous("env://"))
+    try:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return ALONE
+        if size < 1:
+            raise ValueError("less than one process")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        store, rank, _ = next(dist.rendezvous("env://"))
+    except (KeyError, ValueError) as e:
+        raise MinibertError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, but this is no process of torchrun ({e}); "
+                            "start with torchrun, or unset WORLD_SIZE") from None
     # after a restart torchrun's store still has what the processes before wrote into it, addresses where nobody is
     attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", store=attempt, rank=rank, world_size=size)

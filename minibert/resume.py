@@ -12,7 +12,7 @@ from typing import Any
 from minibert import weights
 from minibert.batching import Batch
 from minibert.cache import checksum
-from minibert.checkpoint import Checkpoints, Interval, read_optimizer, write_optimizer
+from minibert.checkpoint import Checkpoints, Interval, describe, read_optimizer, write_optimizer
 from minibert.config import BertConfig, TrainConfig, read_json
 from minibert.errors import MinibertError
 from minibert.features import Features
@@ -23,7 +23,9 @@ from minibert.precision import LossScaler
 from minibert.processes import Processes
 from minibert.replay import as_parts, broken_weight, write_update
 from minibert.terminal import interpreter, say
+from minibert.tokenizer import Tokenizer
 
+BEST = "model.safetensors"                         # of a run folder: the best model so far
 FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
         "resume", "threads", "processes", "torch"}                             # what a resumed run may change
 
@@ -37,7 +39,8 @@ class Progress:
     scored: int = 0                                # updates done when an epoch was last scored and perhaps saved
     epoch: int = 0                                 # epochs scored
     better_epoch: int = 0                          # the last that was better than all before
-    saved_epoch: int = 0                           # the one whose weights are the run folder's
+    saved: int = 0                                 # the update whose weights are the run folder's, and their SHA-256
+    saved_sha256: str = ""
     over: bool = False                             # patience is at its end
     seconds: float = 0.0                           # of all updates, and their pieces
     pieces: int = 0
@@ -50,7 +53,7 @@ class Progress:
     def read(cls, saved: dict[str, Any]) -> "Progress":
         """What dataclasses.asdict() gave, back from JSON. Raises KeyError, TypeError, ValueError for anything else."""
         for f in dataclasses.fields(cls):
-            if f.type in (int, bool, float):
+            if f.type in (int, bool, float, str):
                 expect(saved[f.name], f.type, f.name)
         if saved["best"] is not None:
             for value, kind in zip(saved["best"], (float, dict, str), strict=True):
@@ -69,6 +72,8 @@ class Resumable:
     record: dict[str, Any]                         # every resolved setting, the task's too, as train.json has them
     task: Any
     features: dict[str, Features]
+    scored: list[str]                              # the splits that are scored
+    tokenizer: Tokenizer
     model: Model
     optimizer: Optimizer
     scaler: LossScaler
@@ -100,8 +105,12 @@ class Resumable:
         """One line of metrics.jsonl."""
         if not self.processes.first:
             return
-        with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+        file = self.output / "metrics.jsonl"
+        try:
+            with open(file, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as e:
+            raise MinibertError(f"{file}: cannot be written ({e.strerror}); free space, then --resume") from None
 
     def tell(self, text: str) -> None:
         """A line for the user, and for the run's log.txt with the time before it."""
@@ -110,6 +119,22 @@ class Resumable:
         say(text)
         with contextlib.suppress(OSError), open(self.output / "log.txt", "a", encoding="utf-8") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def save_best(self) -> None:
+        """The model as it is now is the best so far: it becomes the run folder's. Only the first process writes."""
+        def write() -> str:
+            self.save(self.output)
+            return describe(self.output / BEST)["sha256"]
+
+        self.progress.saved, self.progress.saved_sha256 = self.progress.step, self.processes.by_first(write)
+
+    def copy_best(self, file: Path) -> None:
+        """A copy of the best model; MinibertError where it is no longer what was written, so that no damage spreads."""
+        copy(self.output / BEST, file)
+        if describe(file)["sha256"] != self.progress.saved_sha256:
+            file.unlink()
+            raise MinibertError(f"{self.output / BEST} is not as it was written; copy best.safetensors of an older "
+                                f"folder in {self.checkpoints.folder} over it")
 
     def save(self, folder: Path) -> None:
         """The model as it is now, under the published names."""
@@ -128,8 +153,8 @@ class Resumable:
         def write(folder: Path) -> None:
             self.save(folder)
             optimizer = write_optimizer(folder, self.optimizer)
-            if self.progress.saved_epoch:
-                copy(self.output / "model.safetensors", folder / "best.safetensors")
+            if self.progress.saved:
+                self.copy_best(folder / "best.safetensors")
             write_json(folder / "state.json", {
                 "progress": dataclasses.asdict(self.progress), "scaler": vars(self.scaler), "optimizer": optimizer,
                 "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.rows(),
@@ -176,14 +201,21 @@ class Resumable:
             self.tell(f"note: {self.output}/metrics.jsonl is shorter than it was at this checkpoint; lines are missing")
 
     def bring_back(self, found: Path) -> None:
-        """The best model, if there was one, from a checkpoint into the run folder."""
-        if self.progress.saved_epoch:
-            copy(found / "best.safetensors", self.output / "model.safetensors")
+        """The best model, if there was one, from a checkpoint into the run folder, and what belongs to it."""
+        if self.progress.saved:
+            copy(found / "best.safetensors", self.output / BEST)
             copy(found / "config.json", self.output / "config.json")
+            self.tokenizer.save(self.output)
 
-    def rows(self) -> str:
-        """What the run learns from: SHA-256 of the encoded training rows and of the labels' names."""
-        return checksum(self.features["train"].arrays(), self.task.labels)
+    def best_is_there(self) -> bool:
+        """Whether the run folder holds the best model as it was written, and what belongs to it."""
+        there = all((self.output / name).is_file() for name in (BEST, "config.json", "tokenizer.json"))
+        return there and describe(self.output / BEST)["sha256"] == self.progress.saved_sha256
+
+    def rows(self) -> dict[str, str]:
+        """What the run learns from and is chosen by: SHA-256 of the encoded rows and of the labels' names."""
+        splits = {"train", "dev"} & {"train", *self.scored}
+        return {split: checksum(self.features[split].arrays(), self.task.labels) for split in sorted(splits)}
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, or say that there is none. All processes read the same folder."""
@@ -205,18 +237,18 @@ class Resumable:
         if BertConfig.read(found) != self.model.bert.config:
             raise MinibertError(f"{found}: config.json says another model than {self.settings.weights} with these "
                                 "settings; give the --weights that the run began with, or name another --output")
-        if state["rows"] != self.rows():
-            raise MinibertError(f"{self.settings.data}: not the training data of {found}; give those, or name another "
-                                "--output")
-        if state["progress"].saved_epoch and not (found / "best.safetensors").is_file():
+        if other := [split for split, rows in self.rows().items() if state["rows"].get(split) != rows]:
+            raise MinibertError(f"{self.settings.data}: not the {' and '.join(other)} data of {found}; give those, or "
+                                "name another --output")
+        if state["progress"].saved and not (found / "best.safetensors").is_file():
             raise MinibertError(f"{found}: best.safetensors is missing; name another --output")
         weights.load_into(found, self.model)
         read_optimizer(found, self.optimizer, state["optimizer"])
         vars(self.scaler).update(state["scaler"])
         self.progress = state["progress"]
         if self.finished:
-            if any(not (self.output / name).is_file() for name in ("model.safetensors", "config.json")):
-                self.processes.by_first(lambda: self.bring_back(found))
+            if self.processes.first and not self.best_is_there():
+                self.bring_back(found)
             return
         self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
         self.tell(f"resumed from update {self.progress.step}")
@@ -231,7 +263,7 @@ def read_state(file: Path) -> dict[str, Any]:
     state = read_json(file)
     try:
         for name, kind in (("settings", dict), ("scaler", dict), ("optimizer", dict), ("metrics_bytes", int),
-                           ("rows", str)):
+                           ("rows", dict)):
             expect(state[name], kind, name)
         expect(state["settings"]["updates"], int, "updates")
         for name, value in vars(LossScaler(enabled=True)).items():

@@ -8,6 +8,7 @@ from typing import IO
 
 from minibert.config import TrainConfig
 from minibert.errors import MinibertError
+from minibert.files import flush_folder
 
 BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
 
@@ -27,6 +28,7 @@ def claim_folder(settings: TrainConfig) -> Path:
         if inside and "train.json" not in inside:
             raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
         return make_folder(output, exist_ok=True)
+    make_folder(Path("runs"), exist_ok=True)       # else what is wrong with it would look like a number that is taken
     for number in itertools.count(1):
         output = default_folder(settings.task, number)
         with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
@@ -47,13 +49,17 @@ def last_run(task: str) -> Path | None:
 
 
 def make_folder(folder: Path, exist_ok: bool) -> Path:
-    """`folder`, made; FileExistsError is the caller's business, any other fault the user's."""
+    """`folder`, made and its name on the disk. Raises FileExistsError for one that is taken, unless `exist_ok`.
+
+    Any other fault is the user's: MinibertError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
     except OSError as e:
+        if isinstance(e, FileExistsError) and not exist_ok:
+            raise
         raise MinibertError(f"{folder}: cannot be made ({e.strerror}); name another with --output") from None
+    flush_folder(folder.parent)
     return folder
 
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,18 +15,37 @@ from minibert.processes import Shared
 from minibert.stopping import STOPPED, Stopped
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What a program says where it ran out of memory, and where Ctrl-C ended it ("": nothing)."""
+    memory: str = "give shorter texts, or fewer at a time"
+    interrupted: str = ""
+
+
 def say(text: str) -> None:
-    """A line for the user. Where nobody listens any more (a pipe whose reader is gone) the run does not end for it."""
+    """A line for the user. Where nobody can hear it any more (a pipe whose reader is gone, a full disk under a
+    redirection) the program does not end for it: from then on standard output leads nowhere.
+    """
     try:
-        tqdm.write(text)
+        tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_streams() -> None:
+    """Standard output and error that are there, though perhaps nowhere, and spell out what they cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:                         # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as it runs)
+        elif getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_wrapped(text: str) -> None:
     """A long line as a paragraph."""
-    print(textwrap.fill(text, 118, subsequent_indent="  "))
+    say(textwrap.fill(text, 118, subsequent_indent="  "))
 
 
 def side_by_side(*columns: tuple[str, str]) -> str:
@@ -50,11 +70,12 @@ def complain(text: str) -> None:
         print(f"error: {text}" if process == "0" else f"process {process}: error: {text}", file=sys.stderr, flush=True)
 
 
-def exit_code(work: Callable[[], object]) -> int:
+def exit_code(work: Callable[[], object], advice: Advice) -> int:
     """0 after work(), 2 for what the user can mend, 75 for Stopped, 130 for Ctrl-C; a line on standard error says it.
 
     What nobody expects goes through, with its traceback.
     """
+    open_streams()
     try:
         work()
         return 0
@@ -63,23 +84,23 @@ def exit_code(work: Callable[[], object]) -> int:
             complain(str(MinibertError(e)))        # one line, of a length that can be read
         return 2
     except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
-        if not (words := mendable(e)):
+        if not (words := mendable(e, advice)):
             raise
         complain(words)
         return 2
     except Stopped:
         return STOPPED
     except KeyboardInterrupt:
-        complain("interrupted; --resume goes on from the last checkpoint, if one was saved")
+        if advice.interrupted:
+            complain(advice.interrupted)
         return 130
 
 
-def mendable(e: Exception) -> str:
+def mendable(e: Exception, advice: Advice) -> str:
     """What to do about a fault of memory or of another process, in one line; "" for any other."""
     first = (str(e) or type(e).__name__).splitlines()[0][:200]
     if isinstance(e, MemoryError) or "allocate memory" in str(e) or "out of memory" in str(e):
-        return ("out of memory; give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume goes "
-                f"on from the last checkpoint ({first})")
+        return f"out of memory; {advice.memory} ({first})"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ("gloo" in str(e) or "NCCL" in str(e)):
         return f"another process is gone; --resume goes on from the last checkpoint ({first})"
     return ""

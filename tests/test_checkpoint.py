@@ -81,7 +81,26 @@ def test_a_damaged_one_is_named_passed_over_and_kept(three, name, kind):
     assert len(fresh.notices) == 1 and str(broken) in fresh.notices[0] and name in fresh.notices[0]
     for step in (20, 25, 30, 35):                          # whatever comes later, it stays for inspection
         fresh.save(f"update-{step:08d}", fill(step))
-    assert names(fresh) == ["update-00000015", "update-00000025", "update-00000030", "update-00000035"]
+    assert names(fresh) == ["update-00000015-damaged", "update-00000025", "update-00000030", "update-00000035"]
+
+
+def test_a_damaged_one_outlives_two_more_processes(three):
+    """The second of them does not look as far back as to find it damaged again."""
+    damage("one bit", three.folder / "update-00000010" / "state.json")
+    damage("one bit", three.folder / "update-00000015" / "state.json")
+    for step in (12, 20, 30, 40):
+        fresh = Checkpoints(three.folder.parent, keep=1)
+        fresh.newest()
+        fresh.save(f"update-{step:08d}", fill(step))
+    assert names(fresh) == ["update-00000010-damaged", "update-00000015-damaged", "update-00000040"]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_where_the_folder_of_checkpoints_should_be_is_something_else(tmp_path, link):
+    """A link to a disk that is not mounted must not look like a run without checkpoints."""
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "away") if link else (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(MinibertError, match="checkpoints: is there and no folder"):
+        Checkpoints(tmp_path, keep=2)
 
 
 def test_all_damaged_is_none(three):

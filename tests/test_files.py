@@ -1,8 +1,11 @@
 """files.py: a crash leaves the old file or the new one."""
+import os
+
 import pytest
 
 from minibert import files
-from minibert.files import copy
+from minibert.errors import MinibertError
+from minibert.files import copy, cut, flushed_size, write_json
 
 
 def test_a_copy_is_whole_or_not_there_and_damage_stays_in_one_place(tmp_path, monkeypatch):
@@ -12,6 +15,33 @@ def test_a_copy_is_whole_or_not_there_and_damage_stays_in_one_place(tmp_path, mo
     assert (tmp_path / "b").read_bytes() == b"one" and not (tmp_path / "b").samefile(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"two")
     monkeypatch.setattr(files, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(MinibertError, match=f"{tmp_path}/b: cannot be written .*No space"):
         copy(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"one"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("size, left, whole", [(0, b"", True), (5, b"one\nt", True), (12, b"one\ntwo\nthr", False),
+                                               (11, b"one\ntwo\nthr", True), (9, b"one\ntwo\nt", True)])
+def test_a_file_is_cut_to_a_size_and_a_shorter_one_to_its_last_whole_line(tmp_path, size, left, whole):
+    file = tmp_path / "lines"
+    file.write_bytes(b"one\ntwo\nthr")
+    assert cut(file, size) is whole
+    assert file.read_bytes() == (left if whole else b"one\ntwo\n")
+    assert cut(tmp_path / "none", 0) and not cut(tmp_path / "none", 3)
+
+
+def test_a_cut_and_a_size_are_on_the_disk(tmp_path, monkeypatch):
+    """What the marker of a checkpoint speaks of must not be only in the system's memory."""
+    file, seen, fsync = tmp_path / "lines", [], os.fsync
+    file.write_bytes(b"one\ntwo\n")
+    monkeypatch.setattr(os, "fsync", lambda n: (seen.append(os.path.samestat(os.fstat(n), file.stat())), fsync(n)))
+    assert flushed_size(file) == 8 and seen == [True]
+    cut(file, 4)
+    assert seen == [True, True] and flushed_size(tmp_path / "none") == 0
+
+
+def test_half_of_a_surrogate_pair_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(MinibertError, match="x.json: cannot be written"):
+        write_json(tmp_path / "x.json", {"data": "d\udcff"})
+    assert list(tmp_path.iterdir()) == []

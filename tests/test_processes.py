@@ -123,6 +123,20 @@ def test_sigterm_to_all_of_them_saves_and_ends(tiny_folder, tiny_data, tmp_path)
     assert "stopped by another process after update 5" in (tmp_path / "r" / "log.txt").read_text()
 
 
+def test_a_launcher_that_is_asked_to_stop_is_not_restarted(tiny_folder, tiny_data, tmp_path):
+    """SIGTERM to torchrun itself, as a batch system sends it, restarts or no restarts: saved, and the end."""
+    script = tmp_path / "asked.py"
+    script.write_text(KILLER.format(root=str(TESTS.parent), step=5).replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getppid(), signal.SIGTERM), time.sleep(1)").replace(
+        "import os", "import os, time"))
+    _, *rest = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    done = torchrun(2, str(script), *rest, "--resume", restarts=2)
+    assert done.returncode != 0
+    log = (tmp_path / "r" / "log.txt").read_text()
+    assert "stopped by" in log and "resumed" not in log and not (tmp_path / "r" / "metrics.json").exists()
+    assert (tmp_path / "r" / "checkpoints" / "update-00000005").is_dir()
+
+
 def test_a_mistake_is_one_line_for_all_of_them(tiny_folder, tiny_data, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "letter.txt").write_text("dear all")

@@ -15,8 +15,9 @@ import torch
 import torture
 
 import train
-from minibert import checkpoint, runfolder, weights
+from minibert import checkpoint, predict, resume, runfolder, weights
 from minibert.errors import MinibertError
+from minibert.evaluate import predict_examples
 from minibert.stopping import STOPPED, Stopped, StopRequest
 from minibert.tasks.ner import NER, Example
 
@@ -348,13 +349,103 @@ def test_a_lost_log_of_numbers_is_told(tiny_folder, tiny_data, copy, capsys):
     assert "metrics.jsonl is shorter than it was" in capsys.readouterr().out
 
 
-def test_a_model_that_was_lost_after_the_end_comes_back(tiny_folder, tiny_data, copy, reference):
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json", "one bit"])
+def test_a_model_that_was_lost_after_the_end_comes_back(tiny_folder, tiny_data, copy, reference, lost):
     command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
     train.train(command)
-    (copy / "model.safetensors").unlink()
-    (copy / "config.json").unlink()
+    said = predict.load(copy).predict(["Ada met Bruno in Oslo ."])
+    if lost == "one bit":
+        flip(copy / "model.safetensors")
+    else:
+        (copy / lost).unlink()
     train.train(command)
     assert_same_run(copy, reference("fast fp32"))
+    assert predict.load(copy).predict(["Ada met Bruno in Oslo ."]) == said
+
+
+def flip(file: Path) -> None:
+    """One bit of a file, at a number that is a weight."""
+    with open(file, "rb+") as f:
+        f.seek(-500, os.SEEK_END)
+        byte = f.read(1)
+        f.seek(-500, os.SEEK_END)
+        f.write(bytes([byte[0] ^ 1]))
+
+
+def scripted(monkeypatch, *f1: float) -> None:
+    """Entity F1 of dev, in this order, and weights as they were when each was asked for in `seen`."""
+    left, evaluate = list(f1), train.Run.evaluate
+
+    def wrong(self, split):
+        found, tables = evaluate(self, split)
+        if split == "dev":
+            found["entity"]["f1"] = left.pop(0)
+        return found, tables
+
+    monkeypatch.setattr(train.Run, "evaluate", wrong)
+
+
+def test_the_scores_are_those_of_the_model_that_is_kept(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
+    """Its weights, read from the run folder, give the printed test scores; the last epoch's would not."""
+    with monkeypatch.context() as m:
+        scripted(m, 0.9, 0.1, 0.2)
+        train.train(arguments(tiny_folder, tiny_data, tmp_path / "r"))
+    saved = json.loads((tmp_path / "r" / "metrics.json").read_text())["test"]
+    model = predict.load(tmp_path / "r")
+    examples = model.task.read(tiny_data)["test"]
+    guess = predict_examples(model, model.task, examples, model.encode_examples(examples))
+    assert model.task.score(guess, examples) == saved
+    assert not torture.same_weights(tmp_path / "r", reference("fast fp32"))
+
+
+def test_an_epoch_that_is_scored_twice_has_the_scores_of_the_kept_model(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    """--max-steps 25 ends within epoch 3; two updates more end within it again, and are worse."""
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        scripted(m, 0.1, 0.2, 0.9)
+        train.train([*command, "--max-steps", "25"])
+    with monkeypatch.context() as m:
+        scripted(m, 0.3)
+        train.train([*command, "--max-steps", "27", "--resume"])
+    saved = json.loads((tmp_path / "r" / "metrics.json").read_text())["test"]
+    model = predict.load(tmp_path / "r")
+    examples = model.task.read(tiny_data)["test"]
+    assert model.task.score(predict_examples(model, model.task, examples, model.encode_examples(examples)),
+                            examples) == saved
+
+
+def test_damage_to_the_best_model_does_not_spread(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
+    """Epoch 1 is the best; in the second its file loses a bit. No checkpoint seals that, and the end tells."""
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        scripted(m, 0.9, 0.1, 0.1)
+        at_update(m, 14, lambda: flip(tmp_path / "r" / "model.safetensors"))
+        assert train.main(command) == 2
+    captured = capsys.readouterr()
+    assert "warning: update 16 is not saved" in captured.out and "is not as it was written" in captured.out
+    assert "best model is not as it was written; --resume brings it back" in captured.err
+    folders = sorted(f.name for f in (tmp_path / "r" / "checkpoints").iterdir())
+    assert folders == ["update-00000008", "update-00000012"]
+    with monkeypatch.context() as m:
+        scripted(m, 0.1, 0.1)
+        assert train.main([*command, "--resume"]) == 0
+    with monkeypatch.context() as m:
+        scripted(m, 0.9, 0.1, 0.1)
+        whole = train.train(arguments(tiny_folder, tiny_data, tmp_path / "whole"))
+    assert torture.same_weights(tmp_path / "r", whole)
+
+
+def test_an_epochs_loss_is_whole_after_a_kill(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
+    """The mean over all updates of the epoch, those before the kill included."""
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    with monkeypatch.context() as m:
+        at_update(m, 7, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+    train.train([*command, "--resume"])
+    said = re.search(r"epoch 1: loss ([\d.]+),", capsys.readouterr().out)[1]
+    first = [line["loss"] for line in lines(tmp_path / "r") if line["step"] <= 9 and "loss" in line]
+    assert said == f"{sum(first) / 9:.4f}"
 
 
 @pytest.mark.parametrize("left", [("log.txt",), (".train.json.new", ".lock")])
@@ -452,7 +543,23 @@ def test_other_training_data_are_refused(tiny_folder, tiny_data, copy, tmp_path,
     text = (data / "train.conll").read_text()
     (data / "train.conll").write_text(text.replace("today", "old", 1))
     assert train.main([*arguments(tiny_folder, data, copy), "--resume", "--epochs", "4"]) == 2
-    assert f"{data}: not the training data" in capsys.readouterr().err
+    assert f"{data}: not the train data of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["dev", "names of labels"])
+def test_another_dev_set_and_other_names_of_labels_are_refused(tiny_folder, tiny_data, copy, tmp_path, capsys, what):
+    """The best epoch would be chosen by two sets; the same rows would mean other labels."""
+    data = Path(shutil.copytree(tiny_data, tmp_path / "moved"))
+    for file in data.iterdir() if what != "dev" else [data / "dev.conll"]:
+        text = file.read_text()
+        file.write_text(text.replace("today", "old") if what == "dev" else text.replace("-PER", "-PET"))
+    assert train.main([*arguments(tiny_folder, data, copy), "--resume"]) == 2
+    assert f"{data}: not the {'dev' if what == 'dev' else 'dev and train'} data of" in capsys.readouterr().err
+
+
+def test_this_and_nothing_else_may_change_on_resume():
+    assert {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
+            "resume", "threads", "processes", "torch"} == resume.FREE
 
 
 def test_more_epochs_go_on_from_the_end(tiny_folder, tiny_data, copy):
@@ -652,6 +759,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
     assert said.count("every tensor of the forward is finite") == 2 and "the loss is nan" in said
     assert train.main([*command, "--resume"]) == 0         # and so the run goes on
     assert train.main(["--replay", str(file)]) == 0        # and the update can still be looked at
+
+
+@pytest.mark.parametrize("engine", ["fast", "autograd"])
+def test_a_gradient_that_is_no_number_stops_the_run_too(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch, engine):
+    """The loss itself is finite."""
+    clip, asked = train.clip_gradient, []
+
+    def broken(params, largest):
+        asked.append(1)
+        if len(asked) == 11:
+            next(p for p in params if p.grad is not None and not p.grad.is_sparse).grad.view(-1)[3] = float("inf")
+        return clip(params, largest)
+
+    monkeypatch.setattr(train, "clip_gradient", broken)
+    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r", "--gradients", engine)) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"update 11: the loss is \d\.\d+, the gradient norm (inf|nan); stopped before the weights", error)
+    assert lines(tmp_path / "r")[-1]["step"] == 10
 
 
 def test_the_replay_names_module_gradients_and_example(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):

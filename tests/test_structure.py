@@ -114,7 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
     "products": set(), "tokenizer": set(), "metrics": set(), "hub": set(), "words": set(),
     "stopping": set(), "processes": set(), "files": set(), "datafiles": set(), "commandline": {"config"},
-    "runfolder": {"config"}, "terminal": {"processes", "stopping"},
+    "runfolder": {"config", "files"}, "terminal": {"processes", "stopping"},
     "features": {"batching", "words"},
     "model": {"config"}, "byhand": {"ops", "model"},
     "fast": {"byhand", "config", "model", "optim", "precision", "products"},
@@ -127,7 +127,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": {"evaluate", "tasks", "weights"},
     "replay": {"byhand", "precision", "predict"},
     "resume": {"cache", "checkpoint", "precision", "processes", "replay", "terminal"},
-    "__main__": {"commandline", "evaluate", "hub", "predict", "tasks", "weights"},
+    "__main__": {"commandline", "evaluate", "hub", "predict", "tasks", "terminal", "weights"},
     "minibert": {"byhand", "hub", "metrics", "optim", "predict", "weights"},  # __init__.py: the Python door
     "train": {"adapt", "checkpoint", "commandline", "byhand", "evaluate", "fast", "hub", "optim", "predict",
               "precision", "prepare", "resume", "runfolder", "stopping", "tasks", "terminal", "weights"},
