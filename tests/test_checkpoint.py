@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minibert import checkpoint
@@ -196,6 +197,27 @@ def test_the_optimizer_goes_on_as_if_nothing_had_been(tmp_path, rule, settings):
     for optimizer, tensors in ((first, params), (second, others)):
         step(optimizer, tensors, torch.Generator().manual_seed(5))
     assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
+@pytest.mark.parametrize("what", ["one missing", "all missing", "half precision", "another shape", "one too many"])
+def test_an_optimizer_that_kept_something_else_is_refused(tmp_path, what):
+    """As another version, or a person, may have written it: the first update must not be what finds out."""
+    first, _ = quadratic(AdamW, 3)
+    rest = write_optimizer(tmp_path, first)
+    file = tmp_path / "optimizer.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.startswith("m."))
+    if what == "half precision":
+        tensors[name] = tensors[name].half()
+    elif what == "another shape":
+        tensors[name] = tensors[name].flatten()[:-1].contiguous()
+    elif what == "one too many":
+        tensors["v" + name[1:]] = tensors[name].clone()
+    else:
+        tensors = {n: x for n, x in tensors.items() if n != name and (what == "one missing" or n[0] != "m")}
+    save_file(tensors, file)
+    with pytest.raises(MinibertError, match="optimizer.safetensors: of .* it has .*, this run keeps"):
+        read_optimizer(tmp_path, quadratic(AdamW, 3)[0], rest)
 
 
 def test_an_optimizer_of_other_parameters_is_refused(tmp_path):
