@@ -160,7 +160,7 @@ class Classify:
         s = self.options.label_smoothing
         targets = (1 - s) * hard + s / K                                      # [SOFT-3]
         if self.options.class_weights == "balanced":
-            N, K = counts.total(), len(self.labels)
+            N = counts.total()
             weights = torch.tensor([N / (K * counts[label]) for label in self.labels])  # [SOFT-4]
             targets = targets * weights[:, None]
         return targets
