@@ -435,6 +435,19 @@ def test_damage_to_the_best_model_does_not_spread(tiny_folder, tiny_data, tmp_pa
     assert torture.same_weights(tmp_path / "r", whole)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device that is always full")
+def test_a_log_on_a_full_disk_is_named(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "r" / "metrics.jsonl"
+
+    def fill() -> None:
+        file.unlink()
+        file.symlink_to("/dev/full")
+
+    at_update(monkeypatch, 6, fill)
+    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 2
+    assert f"error: {file}: cannot be written (No space left on device)" in capsys.readouterr().err
+
+
 def test_an_epochs_loss_is_whole_after_a_kill(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
     """The mean over all updates of the epoch, those before the kill included."""
     command = arguments(tiny_folder, tiny_data, tmp_path / "r")
