@@ -475,11 +475,7 @@ def test_one_bit_of_the_best_model_costs_one_checkpoint(tiny_folder, tiny_data, 
         at_update(m, 18, kill)
         with pytest.raises(Killed):
             train.train(command)
-    with open(tmp_path / "r" / "checkpoints" / "update-00000016" / "best.safetensors", "rb+") as f:
-        f.seek(5000)
-        byte = f.read(1)
-        f.seek(5000)
-        f.write(bytes([byte[0] ^ 1]))
+    flip(tmp_path / "r" / "checkpoints" / "update-00000016" / "best.safetensors")
     train.train([*command, "--resume"])
     assert "resumed from update 12\n" in capsys.readouterr().out
 
