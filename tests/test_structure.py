@@ -498,10 +498,11 @@ RELIABILITY = (ROOT / "docs" / "reliability.md").read_text("utf-8")
 
 
 def named_tests(text: str) -> list[tuple[str, set[str]]]:
-    """(fault, tests that its row names as FILE::TEST) of the table in docs/reliability.md; an empty set for none."""
+    """(fault, tests that its row names as FILE::TEST) of the tables of faults; an empty set for none."""
     files = dict(re.findall(r"`tests/(test_\w+\.py)` \((\w)\)", text))
     letters = {letter: file for file, letter in files.items()}
-    rows = re.findall(r"^\| (?!fault \|)(.+?) \| .+ \| (.+?) \|$", text, re.M)
+    tables = re.findall(r"^\| fault \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    rows = re.findall(r"^\| (.+?) \| .+ \| (.+?) \|$", "".join(tables), re.M)
     result = []
     for fault, cell in rows:
         found, letter = set(), ""
@@ -522,6 +523,7 @@ def test_every_fault_in_the_table_has_a_test_that_is_there():
 
 def test_the_table_of_faults_is_read_as_it_stands():
     text = ("`tests/test_resume.py` (R), `tests/test_hub.py` (H).\n\n| fault | promise | test |\n|---|---|---|\n"
-            "| a | b, c | R `test_x`, `test_y`, H `test_z`, `make torture` |\n| d | e | none |\n")
+            "| a | b, c | R `test_x`, `test_y`, H `test_z`, `make torture` |\n| d | e | none |\n\n"
+            "| reader | read | refused |\n|---|---|---|\n| not | a | fault |\n")
     assert named_tests(text) == [("a", {"test_resume.py::test_x", "test_resume.py::test_y", "test_hub.py::test_z"}),
                                  ("d", set())]
