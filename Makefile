@@ -25,7 +25,7 @@ bench: .venv-oracle/ready   ## minibert beside transformers: make bench DATA=fol
 mutants: .venv/ready        ## change every labelled line and see its tests fail; writes docs/mutants.md
 	$(BIN)/python tests/mutants.py
 
-torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad files; about 12 minutes
+torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad files; how long: docs/reliability.md
 	$(BIN)/python -m minibert fetch minilm-l6
 	$(BIN)/python tests/torture.py $(ARGS)
 	$(BIN)/python tests/bad_input.py

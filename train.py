@@ -29,8 +29,8 @@ from minibert.config import TrainConfig
 from minibert.errors import MinibertError
 from minibert.evaluate import at, predict_examples
 from minibert.files import write_json
-from minibert.model import Model, grow_types, initialise
-from minibert.optim import SGD, AdamW, Optimizer, clip_gradient, decay_groups, lr_at
+from minibert.model import Model, grow_types, grow_words, initialise
+from minibert.optim import SGD, AdamW, Optimizer, decay_groups, lr_at
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
 from minibert.prepare import Splits, encode_splits, read_splits
@@ -89,7 +89,7 @@ def read_data(task: Task, settings: TrainConfig) -> Splits:
     folder = Path(settings.data)
     splits = read_splits(task, folder, settings.cache)
     if "train" not in splits:
-        raise MinibertError(f"{folder}: no training file; expected a name such as train.conll or train.txt")
+        raise MinibertError(f"{folder}: no training file; --data takes a folder with a train file, and dev and test")
     if settings.limit:
         splits = splits.limited(settings.limit)
     task.learn_labels(splits)
@@ -102,13 +102,17 @@ def read_data(task: Task, settings: TrainConfig) -> Splits:
 def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer]:
     """The published encoder with a head for the task; prints what was loaded, what is new and what is trained."""
     head = task.head(weights.read_config(folder, settings.dropout))
-    fits = weights.read_labels(folder) == task.labels        # a stored head of the same size may mean other labels
-    bert, report = weights.load(folder, head, new_head=not fits, dropout=settings.dropout)
-    if report.new:
-        initialise(head, bert.config.initializer_range, settings.seed)
-    if any(name.startswith("pooler.") for name in report.new):
-        initialise(bert.pooler, bert.config.initializer_range, settings.seed)
+    bert, report = weights.load(folder, head, new_head=not weights.holds_head_of(folder, task),
+                                dropout=settings.dropout)
     tokenizer = read_tokenizer(folder, bert)
+    tokenizer.add(task.new_pieces)
+    rows = nn.Embedding(max(0, tokenizer.size - bert.config.vocab_size), bert.config.hidden_size)
+    new_pooler = any(name.startswith("pooler.") for name in report.new)
+    new = [head] * bool(report.new) + [bert.pooler] * new_pooler + [rows]
+    initialise(nn.ModuleList(new), bert.config.initializer_range, settings.seed)  # from one generator, in this order
+    if len(rows.weight):
+        grow_words(bert, rows.weight)
+        report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(task.new_pieces)}")
     if settings.max_pieces > bert.config.max_position_embeddings:
         raise MinibertError(f"--max-pieces is {settings.max_pieces}; the checkpoint has "
                             f"{bert.config.max_position_embeddings} positions")
@@ -122,6 +126,8 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
         report.grown.append(f"grown: token types to {bert.config.type_vocab_size}, a copy of each for the case shapes "
                             f"{', '.join(CASE_SHAPES)}")
     model = freeze(Model(bert, head), settings.freeze)
+    if new_pooler:
+        bert.pooler.requires_grad_(True)           # what is new belongs to the head
     say(str(report))
     return model, tokenizer
 
@@ -159,14 +165,13 @@ def one_update(model: Model, task: Task, batches: Sequence[Batch], optimizer: Op
     The objective is Σ over terms of (sum of losses / count), both over all micro-batches of all processes: one mean
     over the labelled words of the whole update, however it is split.
     """
-    params = [p for g in optimizer.groups for p in g["params"]]
     optimizer.zero_grad()
     if settings.adversarial:
         loss = adversarial_gradient(model, task, batches, scaler.scale, settings, step, processes)
     else:
         loss = accumulate_gradient(model, task, batches, scaler.scale, settings, step, processes)
-    whole = scaler.unscale(params)
-    norm = clip_gradient(params, settings.clip) if whole else math.inf
+    whole = scaler.unscale(optimizer.params)
+    norm = optimizer.clip(settings.clip) if whole else math.inf
     if not scaler.enabled and not math.isfinite(loss + norm):
         raise NotFinite(f"update {step}: the loss is {loss}, the gradient norm {norm}; stopped before the weights were "
                         "touched")
@@ -326,7 +331,7 @@ class Run(Resumable):
         if label := self.task.collapsed(guess, examples):
             self.tell(f"warning: epoch {self.epoch_in_hand}: everything in dev was given {label!r}; likely causes: "
                       f"--learning-rate {self.settings.learning_rate} is too high or too low, too few updates so far, "
-                      "or labels that do not belong to the words")
+                      "or labels that do not belong to their texts")
 
     def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
         """(scores, text tables) of one split."""

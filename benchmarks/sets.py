@@ -1,58 +1,107 @@
-"""The public sets of docs/classify.md in the form that train.py reads, split as their own pages propose.
+"""Public sets in the form that train.py reads, where it does not read them as published.
 
-    python benchmarks/sets.py sst5|phrasebank|banking77 SOURCE OUTPUT
+    python benchmarks/sets.py phrasebank|sts|banking77-10|bank_faq|xquad SOURCE OUTPUT [--seed N]
 
-SOURCE is the folder of the set as published (the files named below), OUTPUT a new folder for train.csv, dev.csv and
-test.csv. Nothing of the sets is part of this project.
+SOURCE is the folder of the set as published (each function below names its files), OUTPUT a new folder. sst5 needs
+nothing, banking77 only `--columns text,category`. Nothing of the sets is part of this project.
 """
 import argparse
 import csv
+import hashlib
+import io
+import json
+import random
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Rows = list[tuple[str, str]]                       # text, label
+Row = tuple[str, ...]
+Files = dict[str, tuple[str, int]]                 # name -> its contents, and how many examples these are
 
 
-def sst5(source: Path) -> dict[str, Rows]:
-    """train.txt, dev.txt, test.txt: lines of "grade ||| sentence"."""
-    def read(name: str) -> Rows:
-        lines = [line.split(" ||| ", 1) for line in (source / name).read_text("utf-8").splitlines() if "|||" in line]
-        return [(text.strip(), label.strip()) for label, text in lines]
-
-    return {split: read(f"{split}.txt") for split in ("train", "dev", "test")}
-
-
-def phrasebank(source: Path) -> dict[str, Rows]:
+def phrasebank(source: Path, seed: int) -> Files:
     """Sentences_50Agree.txt: lines of "sentence@label" in Latin-1. Of every ten the ninth is dev, the tenth test."""
-    lines = (source / "Sentences_50Agree.txt").read_text("latin-1").splitlines()
+    lines = (source / "Sentences_50Agree.txt").read_text("latin-1").split("\n")        # 0x85 is no line end here
     rows = [tuple(line.rsplit("@", 1)) for line in lines if "@" in line]
-    return {"train": [r for i, r in enumerate(rows) if i % 10 < 8], "dev": rows[8::10], "test": rows[9::10]}
+    return tables("text,label", {"train": [r for i, r in enumerate(rows) if i % 10 < 8], "dev": rows[8::10],
+                                 "test": rows[9::10]})
 
 
-def banking77(source: Path) -> dict[str, Rows]:
-    """train.csv and test.csv with the columns text and category; there is no dev."""
-    def read(name: str) -> Rows:
-        with open(source / name, encoding="utf-8", newline="") as f:
-            return [(row["text"], row["category"]) for row in csv.DictReader(f)]
-
-    return {split: read(f"{split}.csv") for split in ("train", "test")}
+def sts(source: Path, seed: int) -> Files:
+    """train.csv and dev.csv, with tabs between sentence1, sentence2 and similarity; there is no test."""
+    names = ("sentence1", "sentence2", "similarity")
+    splits = {split: read(source / f"{split}.csv", names, "\t") for split in ("train", "dev")}
+    return tables("first,second,label", splits)
 
 
-SETS: dict[str, Callable[[Path], dict[str, Rows]]] = {"sst5": sst5, "phrasebank": phrasebank, "banking77": banking77}
+def banking77_10(source: Path, seed: int) -> Files:
+    """train.csv: ten texts of each class, drawn by the seed; the whole test.csv. Both have text and category."""
+    classes: dict[str, list[Row]] = defaultdict(list)
+    for row in read(source / "train.csv", ("text", "category")):
+        classes[row[1]].append(row)
+    draw = random.Random(seed)                     # random() alone is the same in every version of Python
+    ten = [row for name in sorted(classes) for row in sorted(classes[name], key=lambda row: draw.random())[:10]]
+    return tables("text,label", {"train": ten, "test": read(source / "test.csv", ("text", "category"))})
+
+
+def bank_faq(source: Path, seed: int) -> Files:
+    """BankFAQs.csv: Question and Answer, each pair once; a hash of the answer says which split it and its pairs go to.
+
+    Eight of ten answers are train, one dev, one test. Answers that differ in letter case alone stay together.
+    """
+    splits: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
+    for pair in dict.fromkeys(read(source / "BankFAQs.csv", ("Question", "Answer"))):
+        place = int(hashlib.sha256(pair[1].casefold().encode()).hexdigest(), 16) % 10
+        splits["dev" if place == 8 else "test" if place == 9 else "train"].append(pair)
+    return tables("question,answer", splits)
+
+
+def xquad(source: Path, seed: int) -> Files:
+    """xquad.en.json: 48 articles in the layout of SQuAD; in file order 32 are train, 8 dev, 8 test."""
+    published = json.loads((source / "xquad.en.json").read_text("utf-8"))
+    files = {}
+    for split, part in (("train", slice(0, 32)), ("dev", slice(32, 40)), ("test", slice(40, 48))):
+        articles = published["data"][part]
+        questions = sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
+        files[f"{split}.json"] = json.dumps({**published, "data": articles}, ensure_ascii=False) + "\n", questions
+    return files
+
+
+def read(file: Path, names: Sequence[str], delimiter: str = ",") -> list[Row]:
+    """The columns `names` of a published table, without blanks at the ends; its line ends become \\n."""
+    with open(file, encoding="utf-8-sig") as f:
+        rows = csv.DictReader(f, delimiter=delimiter, strict=True)
+        return [tuple(row[name].strip() for name in names) for row in rows]
+
+
+def tables(columns: str, splits: dict[str, list[Row]]) -> Files:
+    """train.csv and so on, with quotes where they are needed."""
+    files = {}
+    for split, rows in splits.items():
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns.split(","), *rows])
+        files[f"{split}.csv"] = text.getvalue(), len(rows)
+    return files
+
+
+SETS: dict[str, Callable[[Path, int], Files]] = {"phrasebank": phrasebank, "sts": sts, "banking77-10": banking77_10,
+                                                 "bank_faq": bank_faq, "xquad": xquad}
 
 
 def main() -> int:
+    """Write the files of one set and say how many examples each has."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=SETS)
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, in banking77-10")
     options = parser.parse_args()
+    files = SETS[options.name](options.source, options.seed)
     options.output.mkdir(parents=True)
-    for split, rows in SETS[options.name](options.source).items():
-        with open(options.output / f"{split}.csv", "w", encoding="utf-8", newline="") as f:
-            csv.writer(f, lineterminator="\n").writerows([("text", "label"), *rows])
-        print(f"{split}: {len(rows):,} texts")
+    for name, (text, count) in files.items():
+        (options.output / name).write_text(text, "utf-8", newline="\n")
+        print(f"{name}: {count:,} examples")
     return 0
 
 

@@ -91,6 +91,7 @@ VARIANTS = {
     "the word vectors' gradient on their rows": patched("word_gradient", dense_word_gradient),
     "LayerNorm in one kernel": Variant(lambda: mock.patch.multiple(fast, norm_forward=readable_norm,
                                                                    norm_backward=readable_norm_backward)),
+    "matrices' gradients in bf16 until AdamW": patched("SHORT", None),
     "AdamW in one kernel": Variant(rule=optim.AdamW),
     "all of them: autograd instead": Variant(engine="autograd", rule=optim.AdamW),
 }

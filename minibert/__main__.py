@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minibert.commandline import OneLineParser
 from minibert.errors import MinibertError
-from minibert.terminal import Advice, exit_code
+from minibert.terminal import Advice, exit_code, lead_nowhere
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
         except BrokenPipeError:                    # `| head` closed its end: nothing is wrong
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            lead_nowhere(sys.stdout)
 
     return exit_code(work, Advice())
 

@@ -114,6 +114,27 @@ def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces
     return features
 
 
+def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
+              ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids, types), int64 [T] each, of [CLS] first [SEP] second [SEP]; types of the second text are one higher.
+
+    Where they do not fit in one row, the longer text is cut into windows; where both are longer than half a row, both
+    are, and each window of the first stands with each of the second.
+    """
+    room = max_pieces - 3
+    of_first = max(room - len(second.ids), room // 2)
+    of_second = room - min(of_first, len(first.ids))
+    second_type = 1 if tokenizer.types > 1 else 0
+    rows = []
+    for a, b in windows(first.words, of_first, overlap):
+        for c, d in windows(second.words, of_second, overlap):
+            shapes = [0, *first.shapes[a:b], 0, *second.shapes[c:d], 0]
+            order = [0] * (b - a + 2) + [second_type] * (d - c + 1)
+            ids = [tokenizer.start, *first.ids[a:b], tokenizer.end, *second.ids[c:d], tokenizer.end]
+            rows.append((np.array(ids, np.int64), tokenizer.types * np.array(shapes, np.int64) + np.array(order)))
+    return rows
+
+
 def collate(features: Sequence[Feature], kind: str = "rectangle", pad: int = 0, prefix: Tensor | None = None,
             device: torch.device | str = "cpu") -> Batch:
     """Features -> Batch in either kind of Layout; `prefix` [B] as Layout takes it."""

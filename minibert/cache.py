@@ -3,7 +3,6 @@
 An entry is used only if it is whole: the key it was made for and a checksum of every byte stand in the file. Whatever
 is wrong with one, or with the folder, costs time and a notice, never the run.
 """
-import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from minibert.files import replace
+from minibert.files import beside
 
 Arrays = dict[str, np.ndarray]
 Made = TypeVar("Made")
@@ -54,16 +53,13 @@ class Cache:
     def save(self, key: dict[str, Any], arrays: Arrays, extra: Any = None) -> None:
         """Write an entry: the whole of it or nothing. Where that cannot be done there is a notice and no entry."""
         file = self.file(key)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.new")
         about = {"key": key, "extra": extra}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, temporary, metadata={"about": canonical(about).decode(),
-                                                   "sha256": checksum(arrays, about)})
-            replace(temporary, file)
+            with beside(file, f".{os.getpid()}") as temporary:                 # other processes may write the same one
+                save_file(arrays, temporary, metadata={"about": canonical(about).decode(),
+                                                       "sha256": checksum(arrays, about)})
         except Exception as e:                     # OSError, or the library's own for the same
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             self.notices.append(f"{self.folder}: {key['kind']} cannot be kept there ({e}); free space, name another "
                                 "folder with --cache, or --cache off")
 

@@ -63,6 +63,8 @@ class Checkpoints:
             flush_folder(self.folder)
         except (OSError, MinibertError) as e:
             shutil.rmtree(growing, ignore_errors=True)
+            if isinstance(e, MinibertError):       # it says what, why and what to do
+                raise
             raise MinibertError(f"{target}: cannot be written ({e}); free space") from None
         self.prune()
         return target
@@ -123,13 +125,13 @@ def seal(folder: Path) -> None:
     """Write complete.json, after all the other files are on the disk."""
     files = {}
     for file in sorted(folder.iterdir()):
-        files[file.name] = describe(file)
+        files[file.name] = size_and_sha256(file)
         with open(file, "rb") as f:
             os.fsync(f.fileno())
     write_json(folder / COMPLETE, {"files": files})
 
 
-def describe(file: Path) -> dict[str, Any]:
+def size_and_sha256(file: Path) -> dict[str, Any]:
     """{"bytes", "sha256"} of a file."""
     with open(file, "rb") as f:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
@@ -144,7 +146,7 @@ def fault(folder: Path) -> str:
         for name, wanted in files.items():
             if not (folder / name).is_file() or Path(name).name != name:
                 return f"{name} is missing"
-            if describe(folder / name) != wanted:
+            if size_and_sha256(folder / name) != wanted:
                 return f"{name} is not as it was written"
     except MinibertError as e:
         return str(e)
@@ -176,7 +178,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
     Raises MinibertError where it is not what the rule would have kept: names, shapes, number formats.
     """
     file, numbers = folder / OPTIMIZER, {name: i for i, name in enumerate(parameter_names(optimizer))}
-    params = [p for g in optimizer.groups for p in g["params"]]
+    params = optimizer.params
     try:
         state = {numbers[name]: dict(values) for name, values in rest.items()}
         with safe_open(file, framework="pt") as tensors:
@@ -190,13 +192,13 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
     for number, kept in state.items():
         fresh: dict[str, Any] = {}
         optimizer.begin(params[number], fresh, groups[number])
-        if form(kept) != form(fresh):
-            raise MinibertError(f"{file}: of {parameter_names(optimizer)[number]} it has {form(kept)}, this run keeps "
-                                f"{form(fresh)}; start a new one")
+        if (found := shapes_and_formats(kept)) != (wanted := shapes_and_formats(fresh)):
+            raise MinibertError(f"{file}: of {parameter_names(optimizer)[number]} it has {found}, this run keeps "
+                                f"{wanted}; start a new one")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def form(state: dict[str, Any]) -> dict[str, str]:
+def shapes_and_formats(state: dict[str, Any]) -> dict[str, str]:
     """{name: shape and number format of a tensor, kind of anything else} of one parameter's state."""
     return {k: f"{list(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
             for k, v in sorted(state.items())}

@@ -64,6 +64,11 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
         values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as e:                         # a number of 5,000 digits is one too
         raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
+    return checked(values, file, *settings)
+
+
+def checked(values: dict[str, Any], file: Path, *settings: type) -> dict[str, Any]:
+    """Options that were read from `file`, by field name. Raises MinibertError as read_settings() does."""
     known = {f.name: f for s in settings for f in dataclasses.fields(s)}
     result = {}
     for key, value in values.items():

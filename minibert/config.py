@@ -20,6 +20,9 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
+LARGEST = 2 ** 20                                  # of any size of an encoder
+
+
 @dataclass(frozen=True)
 class BertConfig:
     """What a published config.json of model_type bert says. Letters of the docs in brackets."""
@@ -42,6 +45,13 @@ class BertConfig:
     def head_size(self) -> int:
         """[D] = H / A."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def least_numbers(self) -> int:
+        """Numbers in the embeddings and matrices, which every whole checkpoint has."""
+        H, F = self.hidden_size, self.intermediate_size
+        tables = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        return tables * H + self.num_hidden_layers * (4 * H * H + 2 * H * F)
 
     @classmethod
     def read(cls, folder: Path) -> "BertConfig":
@@ -66,8 +76,9 @@ class BertConfig:
             raise MinibertError(f"{where}: pad_token_id is {values['pad_token_id']!r}, not a number; mend the file")
         for name, kind in (*((k, int) for k in SIZES), ("max_position_embeddings", int), ("type_vocab_size", int)):
             value = values.get(name, 1)
-            if type(value) is not kind or value < 1:
-                raise MinibertError(f"{where}: {name} is {value!r}, not a whole number above 0; mend the file")
+            if type(value) is not kind or not 1 <= value <= LARGEST:
+                raise MinibertError(f"{where}: {name} is {repr(value)[:40]}, not a whole number from 1 to {LARGEST:,}; "
+                                    "mend the file")
         for name in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
             value = values.get(name, 0.0)
             if type(value) not in (int, float) or not 0 <= value < 1:
@@ -126,8 +137,8 @@ class TrainConfig:
     data: str | None = option(None, "folder with train, dev and test files (default: data/TASK)")
     cache: str = option("cache", "folder that keeps large data sets as they were read and encoded (off: none)")
     weights: str = option("minilm-l6", "a name of the manifest, or a folder with config.json and model.safetensors")
-    output: str | None = option(None, "the run folder; without --resume it must not hold a run (default: the next free "
-                                      "runs/TASK)")
+    output: str | None = option(None, "the run folder; without --resume it must not hold a run (default: runs/TASK, "
+                                      "or the number after the highest that is there)")
     epochs: int = option(3, "passes over the training data")
     max_steps: int = option(0, "exactly so many updates, whatever --epochs says (0: as the epochs give)")
     batch_size: int = option(32, "features an update")

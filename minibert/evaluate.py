@@ -41,12 +41,12 @@ def score_features(model: Model, task, features: Sequence[Feature], precision: s
     """The head's scores of every feature, float32 [M,K] each, in the order of `features`; dropout is off."""
     device = next(model.parameters()).device
     result: list[np.ndarray] = [np.zeros(0)] * len(features)
-    scorer = Scorer(model, precision)
+    scorer, one_a_row = Scorer(model, precision), getattr(model.head, "one_a_row", False)
     for numbers in batches_by_length(features):
         chosen = [features[i] for i in numbers]
         batch = collate(chosen, layout, prefix=task.layout(chosen), device=device)
         scores = scorer(batch).float().cpu().numpy()
-        ends = np.cumsum([len(f.picks) for f in chosen])[:-1]
+        ends = np.cumsum([1 if one_a_row else len(f.picks) for f in chosen])[:-1]
         for i, rows in zip(numbers, np.split(scores, ends), strict=True):
             result[i] = rows
     return result

@@ -11,6 +11,7 @@ What differs from byhand.py, and nothing else does:
 - The gradient of the word vectors is sparse: the rows that the batch uses.
 - Dropout masks are drawn ahead of the forward, in threads.
 - The activation of the feed-forward is computed again in the backward, and not kept.
+- In bf16 the gradient of a matrix stays so until AdamW reads it, and is clipped there.
 - AdamW is one kernel, and the C library keeps the memory that is freed.
 
 docs/performance.md has what each of them is worth.
@@ -20,7 +21,7 @@ import ctypes
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,13 +32,14 @@ from torch import Tensor, nn
 from minibert.byhand import Gradients, lowest_trained
 from minibert.config import ACTIVATIONS
 from minibert.model import ACTIVATE, Attention, Bert, Block, Embeddings, Model, attention_fused, draw
-from minibert.optim import AdamW
+from minibert.optim import AdamW, stored
 from minibert.precision import DTYPES, autocast
 from minibert.products import Linear, linear_kind
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
 BAND = 4096                                        # rows of a sparse gradient that are spread into zeros at a time
 THREADS = ThreadPoolExecutor(torch.get_num_threads())
+SHORT = torch.bfloat16                             # as wide as fp32 in range, so it needs no loss scale
 STEP = 64                                          # rows of the last block come in multiples of it
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8                         # of mallopt(3): bytes, blocks, heaps
 aten = torch.ops.aten
@@ -94,18 +96,22 @@ def maps_of(m: Block) -> list[list[nn.Linear]]:
 
 
 class Sums(Gradients):
-    """Gradients that are added to p.grad at once, as autograd does, and kept nowhere else."""
+    """Gradients that are added to p.grad at once, as autograd does, and kept nowhere else.
+
+    That of a matrix which came out of its product in bf16 stays so, if nothing is added and FusedAdamW reads it.
+    """
 
     def add(self, *pairs: tuple[nn.Parameter, Tensor]) -> None:
         """Add a contribution to each parameter; frozen ones are passed over."""
         for p, dp in pairs:
             if id(p) in self.names:
                 if p.grad is None:
-                    p.grad = dp.to(p.dtype)
-                elif dp.is_sparse:
-                    p.grad = (p.grad + dp).coalesce() if p.grad.is_sparse else p.grad.add_(dp)
+                    keep = dp.dtype == SHORT and dp.dim() > 1 and p.grad_dtype is None
+                    p.grad = dp if keep else dp.to(p.dtype)
+                elif p.grad.is_sparse:
+                    p.grad = (p.grad + dp).coalesce()
                 else:
-                    p.grad.add_(dp)
+                    p.grad = p.grad.to(p.dtype).add_(dp)
 
 
 @torch.no_grad()
@@ -411,21 +417,47 @@ def attention_backward(dout: Tensor, cache: Any) -> Tensor:
 class FusedAdamW(AdamW):
     """AdamW's step by torch's fused kernel: one pass over θ, g, m and s instead of one an operation.
 
-    A sparse gradient is spread into zeros, BAND rows at a time: rows without one move too, by their m and s.
+    A sparse gradient is spread into zeros, BAND rows at a time: rows without one move too, by their m and s. One in
+    bf16 is written in the parameter's format a matrix at a time, and clipped there: it does not leave the cache.
     """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.factor = 1.0                          # of the gradients, in the next step
+        for p in self.params:
+            p.grad_dtype = None                    # any
+
+    @torch.no_grad()
+    def clip(self, largest: float) -> float:
+        """clip_gradient() of all parameters, but step() scales them."""
+        norms = [torch.linalg.vector_norm(g) for g in widened([p for p in self.params if p.grad is not None])]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        self.factor = largest / norm if largest and norm > largest else 1.0
+        return norm
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient, scaled as the clip() before it found."""
         for group in self.groups:
             moved = [p for p in group["params"] if p.grad is not None]
             for p in moved:
                 self.begin(p, self.state.setdefault(p, {}), group)
-            dense = [p for p in moved if not p.grad.is_sparse]
-            self.move(dense, [p.grad for p in dense], [self.state[p] for p in dense], group)
+            self.scale([stored(p.grad) for p in moved if p.grad.dtype == p.dtype])
+            whole = [p for p in moved if p.grad.dtype == p.dtype and not p.grad.is_sparse]
+            self.move(whole, [p.grad for p in whole], [self.state[p] for p in whole], group)
+            short = [p for p in moved if p.grad.dtype != p.dtype]
+            for p, g in zip(short, widened(short), strict=True):
+                self.scale([g])
+                self.move([p], [g], [self.state[p]], group)
             for p in moved:
                 if p.grad.is_sparse:
                     self.move_bands(p, group)
+        self.factor = 1.0
+
+    def scale(self, grads: list[Tensor]) -> None:
+        """What clip() asked for, in place."""
+        if grads and self.factor != 1.0:
+            torch._foreach_mul_(grads, self.factor)
 
     def move_bands(self, p: nn.Parameter, group: dict[str, Any]) -> None:
         """[V,H] with a coalesced gradient; on a GPU in one band, as finding the ends of others would wait for it."""
@@ -453,6 +485,17 @@ class FusedAdamW(AdamW):
         torch._fused_adamw_(params, grads, [s["m"] for s in states], [s["s"] for s in states], [],
                             [known[t] for t in counts], lr=group["lr"], beta1=beta1, beta2=beta2,
                             weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False)
+
+
+def widened(params: Sequence[nn.Parameter]) -> Iterator[Tensor]:
+    """The numbers of each gradient in the parameter's format, until the next is asked for: room for one is enough."""
+    room = torch.empty(0)
+    for p in params:
+        g = stored(p.grad)
+        if g.dtype != p.dtype:
+            room = room if room.numel() >= g.numel() else p.new_empty(p.numel())
+            g = room[:g.numel()].view(g.shape).copy_(g)
+        yield g
 
 
 # ------------------------------------------------------------------------------------------------------- the memory

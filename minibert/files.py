@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,52 @@ from minibert.errors import MinibertError
 
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file: the whole of it or nothing. Raises MinibertError where it cannot be written."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
+    with written(file) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
         os.umask(mask := os.umask(0))              # safetensors makes files that only their owner may read
         os.chmod(temporary, 0o666 & ~mask)
-        replace(temporary, file)
-    except (OSError, SafetensorError) as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
 
 
 def write_json(file: Path, value: Any) -> None:
     """`value` as JSON in `file`: the whole of it or nothing. Raises MinibertError where it cannot be written."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
+    with written(file) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy(file: Path, second: Path) -> None:
+    """A copy of a file, flushed to the disk: the whole of it or what was there before. Raises MinibertError."""
+    try:
+        open(file, "rb").close()                   # else a file that is gone would look like a disk that is full
+    except OSError as e:
+        raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
+    with written(second) as temporary:
+        shutil.copyfile(file, temporary)
+
+
+@contextlib.contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """beside() for a file of a run folder. Raises MinibertError where it cannot be written."""
+    try:
+        with beside(file) as temporary:
+            yield temporary
+    except (OSError, SafetensorError, UnicodeError) as e:                      # UnicodeError: half of a surrogate pair
+        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
+
+
+@contextlib.contextmanager
+def beside(file: Path, mark: str = "") -> Iterator[Path]:
+    """Where to write what `file` is to hold: once that is done it is flushed to the disk and takes the file's place.
+
+    Where it is not done, what was there before stays, nothing half-written does, and the error goes on.
+    """
+    temporary = file.with_name(f".{file.name}{mark}.new")
+    try:
+        yield temporary
         replace(temporary, file)
-    except (OSError, ValueError) as e:             # half of a surrogate pair is a ValueError
+    except Exception:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise MinibertError(f"{file}: cannot be written ({e}); free space or name another --output") from None
+        raise
 
 
 def replace(temporary: Path, file: Path) -> None:
@@ -57,18 +82,6 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def copy(file: Path, second: Path) -> None:
-    """A copy of a file, flushed to the disk: the whole of it or what was there before. Raises MinibertError."""
-    beside = second.with_name(f".{second.name}.new")
-    try:
-        shutil.copyfile(file, beside)
-        replace(beside, second)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise MinibertError(f"{second}: cannot be written ({e}); free space or name another --output") from None
-
-
 def flushed_size(file: Path) -> int:
     """Bytes of a file that is on the disk when this returns; 0 where there is none."""
     if not file.is_file():
@@ -78,7 +91,7 @@ def flushed_size(file: Path) -> int:
         return f.seek(0, os.SEEK_END)
 
 
-def cut(file: Path, size: int) -> bool:
+def truncate(file: Path, size: int) -> bool:
     """Leave the first `size` bytes of a file, of a shorter one its whole lines; False if it has fewer."""
     if not file.is_file():
         return size == 0

@@ -232,6 +232,15 @@ def initialise(module: nn.Module, sd: float, seed: int) -> None:
 
 
 @torch.no_grad()
+def grow_words(bert: Bert, rows: Tensor) -> Bert:
+    """A Bert with further pieces at the end of its vocabulary, whose word vectors are `rows` [n,H]."""
+    old = bert.embeddings.word.weight
+    bert.config = dataclasses.replace(bert.config, vocab_size=len(old) + len(rows))
+    bert.embeddings.word = nn.Embedding.from_pretrained(torch.cat([old, rows.to(old)]), freeze=not old.requires_grad)
+    return bert
+
+
+@torch.no_grad()
 def grow_types(bert: Bert, shapes: tuple[str, ...]) -> Bert:
     """A Bert with S case shapes: type = shape · (old number of types) + old type; each new row copies its type's row.
 

@@ -27,11 +27,15 @@ class Optimizer:
         groups = params if params and isinstance(params[0], dict) else [{"params": params}]
         self.groups = [{**settings, **g, "params": list(g["params"])} for g in groups]
         self.state: dict[nn.Parameter, dict[str, Any]] = {}
-        everything = [p for g in self.groups for p in g["params"]]
-        if not everything:
+        self.params = [p for g in self.groups for p in g["params"]]
+        if not self.params:
             raise ValueError("an optimizer needs at least one parameter")
-        if len(set(map(id, everything))) != len(everything):
+        if len(set(map(id, self.params))) != len(self.params):
             raise ValueError("a parameter stands in two groups, or twice in one")
+
+    def clip(self, largest: float) -> float:
+        """clip_gradient() of all its parameters."""
+        return clip_gradient(self.params, largest)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -54,9 +58,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for group in self.groups:
-            for p in group["params"]:
-                p.grad = None
+        for p in self.params:
+            p.grad = None
 
     def set_learning_rate(self, lr: float) -> None:
         """The same learning rate for every group; decay scales with it."""
@@ -65,21 +68,21 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """{"settings": one dict a group, "shapes": of its parameters, "state": {number of the parameter: tensors}}."""
-        number = {p: i for i, p in enumerate(p for g in self.groups for p in g["params"])}
+        number = {p: i for i, p in enumerate(self.params)}
         return {"settings": [{k: v for k, v in g.items() if k != "params"} for g in self.groups],
                 "shapes": [[list(p.shape) for p in g["params"]] for g in self.groups],
                 "state": {number[p]: dict(s) for p, s in self.state.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue from the state_dict() of an optimizer over such parameters; MinibertError if they differ."""
-        mine, params = self.state_dict(), [p for g in self.groups for p in g["params"]]
+        mine = self.state_dict()
         same_rule = [*map(set, saved["settings"])] == [*map(set, mine["settings"])]
         if saved["shapes"] != mine["shapes"] or not same_rule:
             raise MinibertError("the optimizer state is of another rule, or of parameters in other groups or shapes; "
                                 "load it into the same kind of model")
         for group, settings in zip(self.groups, saved["settings"], strict=True):
             group.update(settings)
-        self.state = {params[i]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
+        self.state = {self.params[i]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
                       for i, s in saved["state"].items()}
 
 

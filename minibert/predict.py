@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from minibert.batching import Feature, collate
-from minibert.config import BertConfig, read_json
+from minibert.commandline import checked
+from minibert.config import BertConfig, TrainConfig, read_json
 from minibert.errors import MinibertError
 from minibert.evaluate import encode_all, predict_examples
 from minibert.model import Bert, Model
@@ -80,8 +81,12 @@ def load(folder: str | Path, checkpoint: Path | None = None) -> FineTuned:
     kind = TASKS.get(str(settings["task"]))
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
-    known = {f.name for f in dataclasses.fields(kind.Options)}
-    task = kind(kind.Options(**{k: v for k, v in settings.items() if k in known}), read_labels(source))
+    asked = {f.name for s in (TrainConfig, kind.Options) for f in dataclasses.fields(s)}
+    stored = checked({k: v for k, v in settings.items() if k in asked}, folder / "train.json", TrainConfig,
+                     kind.Options)
+    own = {f.name for f in dataclasses.fields(kind.Options)}
+    TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+    task = kind(kind.Options(**{k: v for k, v in stored.items() if k in own}), read_labels(source))
     head = task.head(BertConfig.read(source))
     bert, _ = load_weights(source, head)
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)

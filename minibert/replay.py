@@ -76,6 +76,9 @@ def once_more(update: dict[str, Any], folder: Path) -> Iterator[str]:
     run = folder.parent
     model, settings, step = load(run, folder), update["settings"], update["update"]
     yield f"{run.name}, {update['said']}"
+    if settings.get("adversarial", 0) > 0:
+        yield (f"the run had --adversarial {settings['adversarial']}: the half of the update with the word vectors a "
+               "step uphill is not repeated")
     for part in update["micro_batches"]:
         features, masks = part["rows"], DropoutMasks(settings["seed"], step, part["number"], part["process"])
         batch = collate(features, settings["layout"], model.tokenizer.pad, model.task.layout(features))

@@ -1,6 +1,7 @@
 """A run as it stands on the disk: what it has written, saving all of it, going on with it to the same bits."""
 import contextlib
 import dataclasses
+import functools
 import json
 import shlex
 import time
@@ -12,11 +13,11 @@ from typing import Any
 from minibert import weights
 from minibert.batching import Batch
 from minibert.cache import checksum
-from minibert.checkpoint import Checkpoints, Interval, describe, read_optimizer, write_optimizer
+from minibert.checkpoint import Checkpoints, Interval, read_optimizer, size_and_sha256, write_optimizer
 from minibert.config import BertConfig, TrainConfig, read_json
 from minibert.errors import MinibertError
 from minibert.features import Features
-from minibert.files import copy, cut, flushed_size, write_json
+from minibert.files import copy, flushed_size, truncate, write_json
 from minibert.model import Model
 from minibert.optim import Optimizer
 from minibert.precision import LossScaler
@@ -124,17 +125,20 @@ class Resumable:
         """The model as it is now is the best so far: it becomes the run folder's. Only the first process writes."""
         def write() -> str:
             self.save(self.output)
-            return describe(self.output / BEST)["sha256"]
+            return size_and_sha256(self.output / BEST)["sha256"]
 
         self.progress.saved, self.progress.saved_sha256 = self.progress.step, self.processes.by_first(write)
 
     def copy_best(self, file: Path) -> None:
         """A copy of the best model; MinibertError where it is no longer what was written, so that no damage spreads."""
-        copy(self.output / BEST, file)
-        if describe(file)["sha256"] != self.progress.saved_sha256:
-            file.unlink()
-            raise MinibertError(f"{self.output / BEST} is not as it was written; copy best.safetensors of an older "
-                                f"folder in {self.checkpoints.folder} over it")
+        best = self.output / BEST
+        wrong = "" if best.is_file() else "gone"
+        if not wrong:
+            copy(best, file)
+            wrong = "" if size_and_sha256(file)["sha256"] == self.progress.saved_sha256 else "not as it was written"
+        if wrong:
+            file.unlink(missing_ok=True)
+            raise MinibertError(f"{best} is {wrong}; --resume brings it back, with the last checkpoint")
 
     def save(self, folder: Path) -> None:
         """The model as it is now, under the published names."""
@@ -157,7 +161,7 @@ class Resumable:
                 self.copy_best(folder / "best.safetensors")
             write_json(folder / "state.json", {
                 "progress": dataclasses.asdict(self.progress), "scaler": vars(self.scaler), "optimizer": optimizer,
-                "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.rows(),
+                "metrics_bytes": flushed_size(self.output / "metrics.jsonl"), "rows": self.row_hashes,
                 "settings": self.record})
 
         p = self.progress
@@ -197,7 +201,7 @@ class Resumable:
         """The run folder as it was at a checkpoint: its best model, its lines of metrics.jsonl, no final scores."""
         self.bring_back(found)
         (self.output / "metrics.json").unlink(missing_ok=True)
-        if not cut(self.output / "metrics.jsonl", size):
+        if not truncate(self.output / "metrics.jsonl", size):
             self.tell(f"note: {self.output}/metrics.jsonl is shorter than it was at this checkpoint; lines are missing")
 
     def bring_back(self, found: Path) -> None:
@@ -210,9 +214,10 @@ class Resumable:
     def best_is_there(self) -> bool:
         """Whether the run folder holds the best model as it was written, and what belongs to it."""
         there = all((self.output / name).is_file() for name in (BEST, "config.json", "tokenizer.json"))
-        return there and describe(self.output / BEST)["sha256"] == self.progress.saved_sha256
+        return there and size_and_sha256(self.output / BEST)["sha256"] == self.progress.saved_sha256
 
-    def rows(self) -> dict[str, str]:
+    @functools.cached_property                     # every byte of them: once a run, not once a checkpoint
+    def row_hashes(self) -> dict[str, str]:
         """What the run learns from and is chosen by: SHA-256 of the encoded rows and of the labels' names."""
         splits = {"train", "dev"} & {"train", *self.scored}
         return {split: checksum(self.features[split].arrays(), self.task.labels) for split in sorted(splits)}
@@ -237,7 +242,7 @@ class Resumable:
         if BertConfig.read(found) != self.model.bert.config:
             raise MinibertError(f"{found}: config.json says another model than {self.settings.weights} with these "
                                 "settings; give the --weights that the run began with, or name another --output")
-        if other := [split for split, rows in self.rows().items() if state["rows"].get(split) != rows]:
+        if other := [split for split, rows in self.row_hashes.items() if state["rows"].get(split) != rows]:
             raise MinibertError(f"{self.settings.data}: not the {' and '.join(other)} data of {found}; give those, or "
                                 "name another --output")
         if state["progress"].saved and not (found / "best.safetensors").is_file():

@@ -3,6 +3,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,7 @@ def claim_folder(settings: TrainConfig) -> Path:
             raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
         return make_folder(output, exist_ok=True)
     make_folder(Path("runs"), exist_ok=True)       # else what is wrong with it would look like a number that is taken
-    for number in itertools.count(1):
+    for number in itertools.count(max(numbers(settings.task), default=0) + 1):
         output = default_folder(settings.task, number)
         with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
             return make_folder(output, exist_ok=False)
@@ -40,11 +41,15 @@ def default_folder(task: str, number: int) -> Path:
     return Path("runs") / (task if number == 1 else f"{task}-{number}")
 
 
+def numbers(task: str) -> list[int]:
+    """Of the default folders that are there, rising: the highest is the newest, because no gap is ever filled."""
+    names = [f.name.removeprefix(task) for f in Path("runs").glob(f"{task}*")]
+    return sorted(int(name[1:] or 1) for name in names if re.fullmatch(r"|-([2-9]|[1-9][0-9]+)", name))
+
+
 def last_run(task: str) -> Path | None:
     """The last of the default folders that holds a run."""
-    numbers = [1, *(int(f.name.rpartition("-")[2]) for f in Path("runs").glob(f"{task}-*")
-                    if f.name.rpartition("-")[2].isdecimal())]
-    runs = [default_folder(task, n) for n in sorted(numbers) if (default_folder(task, n) / "train.json").is_file()]
+    runs = [folder for n in numbers(task) if ((folder := default_folder(task, n)) / "train.json").is_file()]
     return runs[-1] if runs else None
 
 

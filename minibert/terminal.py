@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -30,7 +31,13 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout)
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """From now on whatever is written to this stream is lost, and no error."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def open_streams() -> None:

@@ -99,6 +99,17 @@ class Tokenizer:
         normalizer = self.backend.normalizer
         return normalizer is not None and normalizer.normalize_str("A") == "a"
 
+    def add(self, pieces: Sequence[str]) -> None:
+        """New pieces at the end of the vocabulary; what has them already stays as it is."""
+        self.backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in pieces])
+
+    def number(self, piece: str) -> int:
+        """The number of a piece. Raises MinibertError where the vocabulary has none such."""
+        found = self.backend.token_to_id(piece)
+        if found is None:
+            raise MinibertError(f"vocabulary without {piece}; is this the run folder of this task?")
+        return found
+
     @property
     def size(self) -> int:
         """[V] pieces in the vocabulary."""

@@ -6,6 +6,7 @@ the config, numbers that are not finite.
 """
 import dataclasses
 import json
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -200,6 +201,10 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
     folder = Path(folder)
     config = read_config(folder, dropout)
     found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
+    have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    if config.least_numbers > 2 * have + 10 ** 6:  # a network of that size is not even begun
+        raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
+                            f"are {have:,}; does it belong to this checkpoint?")
     stored = POOLER_NAMES[0].published in found
     bert = Bert(config, pooler=stored or getattr(head, "uses_pooler", False))
     table = {n.published: n.ours for n in name_table(config, pooler=stored or not new_head and bert.pooler is not None)}
@@ -243,12 +248,28 @@ def describe(name: str) -> str:
 
 
 def read_labels(folder: Path) -> list[str]:
-    """The names of a head's outputs in config.json, by number; [] for an encoder alone."""
-    config = read_json(folder / "config.json")
-    names, own = config.get("id2label"), config.get("minibert")
+    """The names of a head's labels in config.json, by number; [] for an encoder alone."""
+    own = read_json(folder / "config.json").get("minibert")
     if isinstance(own, dict) and isinstance(own.get("labels"), list):          # more labels than outputs: yes and no
         return [str(label) for label in own["labels"]]
+    return read_outputs(folder)
+
+
+def read_outputs(folder: Path) -> list[str]:
+    """What each score of a head speaks for, by number; [] for an encoder alone."""
+    names = read_json(folder / "config.json").get("id2label")
     return [str(names.get(str(i))) for i in range(len(names))] if isinstance(names, dict) else []
+
+
+def holds_head_of(folder: Path, task: Any) -> bool:
+    """Whether the head stored in `folder`, if there is one, means what a head of this task would mean.
+
+    The same size is not enough: other labels, or a softmax where sigmoids are asked for.
+    """
+    config = read_json(folder / "config.json")
+    kind = config.get("problem_type") or task.problem_type                     # some leave it to be guessed
+    return ((read_labels(folder), read_outputs(folder), kind, config.get("architectures"))
+            == (task.labels, task.outputs, task.problem_type, [task.architecture]))
 
 
 def load_into(folder: Path, model: Model) -> None:

@@ -23,7 +23,9 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import hypothesis
@@ -43,6 +45,8 @@ from minibert.config import BertConfig, TrainConfig  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
 from minibert.replay import read_update  # noqa: E402
 from minibert.resume import read_state  # noqa: E402
+from minibert.tasks.classify import Classify  # noqa: E402
+from minibert.tasks.match import Match  # noqa: E402
 from minibert.tasks.ner import NER  # noqa: E402
 from minibert.tokenizer import Tokenizer  # noqa: E402
 
@@ -58,6 +62,17 @@ JSON = [b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"NaN", b"Infinity", 
 TOML = [b"epochs", b"=", b"3", b'"', b"'''", b"[a]", b"[[", b"]]", b"\n", b"1979-05-27", b"nan", b"inf", b"true", b"{",
         b"}", b"batch-size", b"batch_size", b"learning_rate", b"freeze", b"task", b"#", b"\x00", b"\xff", b"1_000",
         b"0x10", b".", b"9" * 5000, b"[" * 2000]
+VALUES = [b"0", b"1", b"-0", b"nan", b"inf", b"1e999", b"9" * 400, b"9" * 5000, b"1_0", b"", b" ", b"yes", b"0|1|",
+          "\u0663".encode(), b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc2\x85", b"\xe2\x80\xa8", b"a" * 200_000]
+ENDS = [b"\n", b"\r", b"\r\n", b"\n\n"]
+SETTINGS = [None, True, False, 0, 1, -1, 2, 3, 5, 1.5, float("nan"), 1e308, "", "x", "one", "several", "yes-no", "ner",
+            "fp16", "0", "\ud800", "a" * 3000, [], [1], ["x"], {}, {"0": "a"}, {"0": "a", "1": "b", "2": "c"}, {"a": 0},
+            [[]]]
+COMMAS = [*VALUES, *ENDS, b",", b'"', b'""', b'"a\nb"', b'"x" y', b"label", b"label,", b'"' + b"a," * 3000 + b'"']
+TABS = [*VALUES, *ENDS, b"\t", b"\t\t", b'"', b"label", b"label\t"]
+BARS = [*VALUES, *ENDS, b"|||", b" ||| ", b"||", b"|", b"||||||", b"1 |||", b"no bars\n"]
+LABELS = [*VALUES, b"2.5", b"true", b"null", b"NaN", b'"1"', b'""', b'"\\ud800"', b'"0|1"', b"[]", b"[1, 0]",
+          b'["1", [0]]', b'{"a": 1}', b"[" * 900 + b"]" * 900, b'0, "label": 1', b'0, "first": 5', b'0, "second": null']
 LINES = [b"\n", b"[PAD]", b"[UNK]", b"[CLS]", b"[SEP]", b"[MASK]", b"##", b"\r\n", b"\xff", b" ", b"a" * 3000, b"\x00",
          b"the"]
 WORDS = ["--task", "ner", "--epochs", "--epochs=", "3", "-1", "0", "1e999", "nan", "--learning-rate", "--no-before",
@@ -124,6 +139,23 @@ def accidents(draw: st.DrawFn, good: bytes, fragments: list[bytes]) -> bytes:
     return Bad(data)
 
 
+def settings(good: bytes) -> st.SearchStrategy[bytes]:
+    """Half of them any accident, half one to three wrong values."""
+    return accidents(good, JSON) | wrong_values(good)
+
+
+@st.composite
+def wrong_values(draw: st.DrawFn, good: bytes) -> bytes:
+    """An object in JSON with other values at some of its names, or without these."""
+    values = json.loads(good)
+    for name in draw(st.lists(st.sampled_from(list(values)), min_size=1, max_size=3, unique=True)):
+        if draw(st.integers(0, 4)) == 0:
+            del values[name]
+        else:
+            values[name] = draw(st.sampled_from(SETTINGS))
+    return Bad(json.dumps(values).encode())
+
+
 @st.composite
 def wrong_headers(draw: st.DrawFn, good: bytes) -> bytes:
     """A safetensors file whose header says something wrong of the numbers behind it."""
@@ -166,6 +198,20 @@ def safetensors(good: bytes) -> st.SearchStrategy[bytes]:
     return accidents(good, JSON) | wrong_headers(good)
 
 
+def tables(fragments: list[bytes], row: bytes, values: list[bytes]) -> Callable[[bytes], st.SearchStrategy[bytes]]:
+    """Half of them any accident, half odd rows: `row` with one of the values in it."""
+    return lambda good: accidents(good, fragments) | odd_rows(good, [row % value for value in values])
+
+
+@st.composite
+def odd_rows(draw: st.DrawFn, good: bytes, rows: list[bytes]) -> bytes:
+    """A good table with one to three such rows below its first line."""
+    lines = good.splitlines(keepends=True)
+    for _ in range(draw(st.integers(1, 3))):
+        lines.insert(draw(st.integers(1, len(lines))), draw(st.sampled_from(rows)))
+    return Bad(b"".join(lines))
+
+
 @st.composite
 def wheels(draw: st.DrawFn, folder: str, contents: dict[str, bytes]) -> bytes:
     """An archive with members that no honest wheel has, or with some left out, or an honest one after accidents."""
@@ -200,7 +246,8 @@ COMMANDS = st.lists(st.sampled_from(WORDS) | st.text(max_size=5), max_size=8).ma
 
 def readers(folder: Path) -> list[Reader]:
     """Every reader of the project, with good files of its own; `folder` is empty and may be written into."""
-    return [*model_readers(folder), *run_readers(folder), *settings_readers(folder), *fetch_readers(folder)]
+    return [*model_readers(folder), *table_readers(), *run_readers(folder), *settings_readers(folder),
+            *fetch_readers(folder)]
 
 
 def model_readers(folder: Path) -> list[Reader]:
@@ -241,6 +288,37 @@ def model_readers(folder: Path) -> list[Reader]:
                "tokenizer_config.json", read_vocabulary, model)]
 
 
+def table_readers() -> list[Reader]:
+    """Of the four kinds of table, each by every task that takes them, with each kind of answer that it knows."""
+    rows = [("one", "two", "1"), ("three, or four", "five", "0"), ("", "six", "1"), ("seven", "eight | nine", "0")]
+    names = ("first", "second", "label")
+    commas = "first,second,label\n" + "".join(f'"{a}",{b},{c}\n' for a, b, c in rows)
+    tabs = "".join("\t".join(row) + "\n" for row in (names, *rows))
+    objects = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    bars = "".join(f"{c} ||| {b} ||| {a}\n" for a, b, c in rows)
+    classify = [lambda kind=kind: Classify(Classify.Options(columns="first,label", choice=kind))
+                for kind in ("one", "yes-no", "several")]
+    match = [lambda kind=kind: Match(Match.Options(answer=kind)) for kind in ("class", "score")]
+
+    def read_all(tasks: list[Callable[[], Any]], place: Path) -> None:
+        refused = []
+        for make in tasks:                         # all of them, whatever the first says
+            task = make()
+            try:
+                task.learn_labels(task.read(place))
+            except MinibertError as e:
+                refused.append(e)
+        assert all(str(e) for e in refused)
+        if refused:
+            raise refused[0]
+
+    kinds = [(".csv", commas, tables(COMMAS, b"p,q,%s\n", VALUES)), (".tsv", tabs, tables(TABS, b"p\tq\t%s\n", VALUES)),
+             (".jsonl", objects, tables(JSON, b'{"first": "p", "second": "q", "label": %s}\n', LABELS)),
+             (".txt", bars, tables(BARS, b"%s ||| q ||| p\n", VALUES))]
+    return [Reader(f"{name} from {suffix}", good.encode(), inputs, f"train{suffix}", partial(read_all, tasks))
+            for name, tasks in (("classify", classify), ("match", match)) for suffix, good, inputs in kinds]
+
+
 def run_readers(folder: Path) -> list[Reader]:
     """Of what a run leaves behind: a real one of two updates, saved after the first."""
     command = ["--weights", str(folder / "model"), "--data", str(folder / "data"), "--output", str(folder / "run"),
@@ -261,6 +339,7 @@ def run_readers(folder: Path) -> list[Reader]:
     plain = folder / "plain"                       # a run folder without its checkpoints
     shutil.copytree(folder / "run", plain, ignore=shutil.ignore_patterns("checkpoints", ".lock"))
     model = predict.load(plain)
+    classes = classify_run(folder)
 
     def go_on(place: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -273,6 +352,9 @@ def run_readers(folder: Path) -> list[Reader]:
     def read_optimizer(place: Path) -> None:
         checkpoint.read_optimizer(place, run.optimizer, json.loads(state)["optimizer"])
 
+    def answer(place: Path) -> None:
+        predict.load(place).predict(["Oslo"])
+
     def read_texts(place: Path) -> None:
         model.predict([(place / "text").read_text("utf-8", "surrogatepass")])
 
@@ -283,7 +365,22 @@ def run_readers(folder: Path) -> list[Reader]:
         Reader("optimizer.safetensors", (saved / "optimizer.safetensors").read_bytes(), safetensors,
                "optimizer.safetensors", read_optimizer),
         Reader("train.json", (plain / "train.json").read_bytes(), of(JSON), "train.json", predict.load, plain),
+        *(Reader(f"{name} of classify", (classes / name).read_bytes(), settings, name, answer, classes)
+          for name in ("train.json", "config.json")),
         Reader("texts", b"Ada met Bruno in Oslo.", lambda good: TEXTS, "text", read_texts)]
+
+
+def classify_run(folder: Path) -> Path:
+    """The run folder of another task after one update, without its checkpoints; model/ is in `folder`."""
+    data, output = folder / "classes", folder / "classify"
+    data.mkdir()
+    (data / "train.csv").write_text("text,label\nAda met Bruno,people\nrain in Oslo,weather\n")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train.train(["--task", "classify", "--weights", str(folder / "model"), "--data", str(data),
+                     "--output", str(output), "--max-pieces", "24", "--overlap", "6", "--precision", "fp32",
+                     "--cache", "off", "--no-before", "--max-steps", "1", "--evaluate", "none"])
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    return output
 
 
 def settings_readers(folder: Path) -> list[Reader]:

@@ -12,9 +12,11 @@ from minibert import weights
 from minibert.errors import MinibertError
 
 NAMES = ["CoNLL files", "safetensors", "model.safetensors.index.json", "config.json", "labels", "tokenizer.json",
-         "vocab.txt", "tokenizer_config.json", "--replay", "complete.json", "state.json", "optimizer.safetensors",
-         "train.json", "texts", "command line", "--config in JSON", "--config in TOML", "answer of the hub", "wheel",
-         "fetched.json", "cache"]
+         "vocab.txt", "tokenizer_config.json", "classify from .csv", "classify from .tsv", "classify from .jsonl",
+         "classify from .txt", "match from .csv", "match from .tsv", "match from .jsonl", "match from .txt", "--replay",
+         "complete.json", "state.json", "optimizer.safetensors", "train.json", "train.json of classify",
+         "config.json of classify", "texts", "command line", "--config in JSON", "--config in TOML",
+         "answer of the hub", "wheel", "fetched.json", "cache"]
 
 
 @pytest.fixture(scope="module")

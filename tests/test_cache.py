@@ -160,6 +160,15 @@ def test_a_full_disk_leaves_the_old_entry(saved, monkeypatch):
     assert same(saved.load(KEY, keep))
 
 
+def test_two_processes_do_not_write_into_one_temporary_file(saved, monkeypatch):
+    names, save = [], module.save_file
+    monkeypatch.setattr(module, "save_file", lambda x, file, **more: (names.append(file.name), save(x, file, **more)))
+    for process in (11, 12):
+        monkeypatch.setattr(os, "getpid", lambda number=process: number)
+        saved.save(KEY, arrays(), EXTRA)
+    assert names == [f".{saved.file(KEY).name}.{process}.new" for process in (11, 12)]
+
+
 def test_the_file_is_on_the_disk_before_it_has_its_name(saved, monkeypatch):
     order = []
     fsync, rename = os.fsync, os.replace

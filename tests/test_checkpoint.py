@@ -96,6 +96,18 @@ def test_a_damaged_one_outlives_two_more_processes(three):
     assert names(fresh) == ["update-00000010-damaged", "update-00000015-damaged", "update-00000040"]
 
 
+def test_one_that_is_damaged_again_is_kept_under_a_name_of_its_own(three):
+    """The same update, saved anew each time after its predecessor was put aside."""
+    for _ in range(3):
+        damage("one bit", three.folder / "update-00000015" / "state.json")
+        fresh = Checkpoints(three.folder.parent, keep=3)
+        assert fresh.newest().name == "update-00000010"
+        assert fresh.inside()[0].name == "update-00000010"               # it is out of the way
+        fresh.save("update-00000015", fill(15))
+    assert names(three) == ["update-00000005", "update-00000010", "update-00000015", "update-00000015-damaged",
+                            "update-00000015-damaged-2", "update-00000015-damaged-3"]
+
+
 @pytest.mark.parametrize("link", [True, False])
 def test_where_the_folder_of_checkpoints_should_be_is_something_else(tmp_path, link):
     """A link to a disk that is not mounted must not look like a run without checkpoints."""
@@ -152,6 +164,16 @@ def test_where_it_cannot_be_written_the_older_ones_stay(three, monkeypatch, when
         three.save("update-00000020", write)
     assert names(three) == ["update-00000005", "update-00000010", "update-00000015"]
     assert all(fault(f) == "" for f in three.folder.iterdir())
+
+
+def test_what_a_writer_says_itself_is_said_once(three):
+    def write(folder: Path) -> None:
+        raise MinibertError("the best model is gone; look for it")
+
+    with pytest.raises(MinibertError) as caught:
+        three.save("update-00000020", write)
+    assert str(caught.value) == "the best model is gone; look for it"
+    assert names(three) == ["update-00000005", "update-00000010", "update-00000015"]
 
 
 def test_a_marker_that_points_outside_is_refused(three, tmp_path):

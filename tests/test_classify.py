@@ -69,6 +69,7 @@ def test_a_text_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("options, said", [
     ({"columns": "text"}, "--columns"), ({"columns": "a,b,c"}, "--columns"), ({"columns": "a,"}, "--columns"),
+    ({"columns": "a, a"}, "--columns"),
     ({"label_smoothing": 1.0}, "--label-smoothing"), ({"label_smoothing": -0.1}, "--label-smoothing"),
     ({"class_weights": "balanced", "choice": "several"}, "--class-weights"),
     ({"class_weights": "balanced", "choice": "yes-no"}, "--class-weights")])
@@ -129,12 +130,19 @@ def test_a_text_without_words_is_a_row_too(tokenizer, text):
 
 
 def test_nothing_of_a_long_text_is_dropped(tokenizer):
-    text = " ".join(["ada", "met", "bruno", "in", "oslo"] * 9)
+    """52 words of one piece, no two neighbours the same elsewhere: each window has one place, and they overlap."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    text = " ".join(letters) + " " + " ".join(letters[::-1])
     rows = learnt(["a", "b"]).encode(0, Example(text, ("a",), ""), tokenizer, 24, 6)
-    assert len(rows) == 3 and all(r.labels.tolist() == [0] and r.picks.tolist() == [0] for r in rows)
     whole = [i for p in tokenizer.pieces([text.split()]) for i in p.ids]
-    at = [next(k for k in range(len(whole)) if whole[k:k + len(r.ids) - 2] == r.ids[1:-1].tolist()) for r in rows]
-    assert at[0] == 0 and len(rows[-1].ids) - 2 <= 22 and sum(len(r.ids) - 2 for r in rows) >= len(whole)
+    assert len(whole) == 52 and all(r.labels.tolist() == [0] and r.picks.tolist() == [0] for r in rows)
+    reached = 0
+    for row in rows:
+        inside = row.ids[1:-1].tolist()
+        start, = (k for k in range(52) if whole[k:k + len(inside)] == inside)
+        assert len(row.ids) <= 24 and (start, reached) == (0, 0) or start == reached - 6
+        reached = start + len(inside)
+    assert reached == 52
 
 
 # ----------------------------------------------------------------------------------------------- decoding and scores
@@ -192,6 +200,8 @@ def test_scores_of_several_labels_by_hand():
     scores = metrics.label_scores(gold, guess, ["a", "b", "c"])
     assert scores["micro_precision"] == scores["micro_recall"] == pytest.approx(2 / 3)
     assert scores["accuracy"] == pytest.approx(1 / 3) and scores["support"] == 3
+    assert [scores[f"weighted_{x}"] for x in ("precision", "recall", "f1")] == pytest.approx(
+        [(0.5 + 0 + 1) / 3, (1 + 0 + 1) / 3, (2 / 3 + 0 + 1) / 3])            # one of each label
     assert scores["per_class"]["a"]["precision"] == 0.5 and scores["per_class"]["b"]["recall"] == 0.0
 
 
@@ -208,6 +218,22 @@ def test_predictions_that_collapsed():
     assert found.collapsed(same, [Example("", (x,), "") for x in "aab"]) == "a"
     assert found.collapsed(same, [Example("", (x,), "") for x in "aaa"]) is None
     assert found.collapsed([*same, {"a": 0.1, "b": 0.9}], [Example("", (x,), "") for x in "aabb"]) is None
+    several = learnt(["a|b", "c"], choice="several")
+    answers = [{"a": 0.9, "b": 0.6, "c": 0.2}, {"a": 0.1, "b": 0.2, "c": 0.3}]
+    for answer, said in zip(answers, ("a and b", None), strict=True):          # none is where several labels start
+        assert several.collapsed([answer] * 2, [Example("", x, "") for x in (("a", "b"), ("c",))]) == said
+
+
+def test_an_answer_as_text():
+    """The chosen, the text, the three most probable."""
+    found, answer = learnt(list("abcd")), {"a": 0.1, "b": 0.5, "c": 0.15, "d": 0.25}
+    result = found.result(Example("rain", (), ""), answer)
+    assert found.render(result, False) == "b  rain\n  b 0.500  d 0.250  c 0.150"
+    assert found.render(result, True).startswith("\033[36mb\033[0m  rain")
+    several = learnt(["a|b", "c", "d"], choice="several")
+    for p, head in (([0.1, 0.2, 0.3, 0.4], "none"), ([0.9, 0.2, 0.6, 0.4], "a c")):
+        answer = dict(zip("abcd", p, strict=True))
+        assert several.render(several.result(Example("x", (), ""), answer), False).startswith(f"{head}  x\n")
 
 
 # ------------------------------------------------------------------------------------------------- head and folder
@@ -251,6 +277,35 @@ def test_the_pooled_head_is_the_published_order(tiny_folder):
     for row, z in zip(rows, scores, strict=True):
         _, pooled = bert.encode(torch.tensor(row.ids[None]), types=torch.tensor(row.types[None]))
         assert torch.allclose(head.classifier(pooled)[0], z, atol=1e-5)
+
+
+def test_new_pooler_and_new_head_share_no_number(tiny_config, tiny_folder, tmp_path):
+    """And both are trained, whatever of the encoder is frozen."""
+    weights.save(tmp_path, weights.random_bert(tiny_config, seed=3, pooler=False))
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    settings, _, _ = train.resolve_settings(["--task", "classify", "--max-pieces", "40", "--freeze", "encoder"])
+    model, _ = train.build_model(tmp_path, learnt(["a", "b"]), settings)
+    head, pooler = (set(m.weight.flatten().tolist()) for m in (model.head.classifier, model.bert.pooler.dense))
+    assert len(head) == 60 and len(pooler) == 900 and not head & pooler
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "head.classifier.weight",
+                       "head.classifier.bias"}
+
+
+@pytest.mark.parametrize("was, now, kept", [("one", "one", True), ("one", "yes-no", False), ("one", "several", False),
+                                            ("several", "several", True), ("yes-no", "several", False)])
+def test_a_stored_head_is_kept_only_for_what_it_means(tiny_folder, tmp_path, capsys, was, now, kept):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, train=REVIEWS)
+    common = ["--task", "classify", "--data", str(data), "--max-pieces", "24", "--overlap", "6", "--cache", "off"]
+    first = train.train([*common, "--weights", str(tiny_folder), "--choice", was, "--output", str(tmp_path / "a"),
+                         "--max-steps", "1"])
+    capsys.readouterr()
+    train.train([*common, "--weights", str(first), "--choice", now, "--output", str(tmp_path / "b"), "--max-steps",
+                 "1"])
+    assert ("new head" not in capsys.readouterr().out) == kept
 
 
 @pytest.mark.parametrize("choice, train_file, labels, outputs", [

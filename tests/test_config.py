@@ -487,3 +487,21 @@ def test_a_settings_file_may_begin_with_a_byte_order_mark_and_count_frozen_block
     (tmp_path / "b.toml").write_text(f"learning_rate = 1{'0' * 400}\n")
     with refused("learning_rate", "float"):
         read_settings(str(tmp_path / "b.toml"), TrainConfig)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                                  "intermediate_size", "max_position_embeddings", "type_vocab_size"])
+@pytest.mark.parametrize("value", [2 ** 20 + 1, 10 ** 9, 10 ** 30, -1, 0, True, 2.0])
+def test_sizes_that_no_encoder_has(name, value):
+    """Said before anything is built."""
+    sizes = {"vocab_size": 11, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3,
+             "intermediate_size": 14, name: value}
+    with refused(f"f: {name} is {repr(value)[:40]}, not a whole number from 1 to 1,048,576"):
+        BertConfig.from_dict(sizes, "f")
+
+
+def test_the_least_numbers_by_hand():
+    """(11 + 5 + 2) · 12 vectors, 2 · (4 · 144 + 2 · 12 · 14) in matrices."""
+    config = BertConfig(vocab_size=11, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=14,
+                        max_position_embeddings=5)
+    assert config.least_numbers == 216 + 2 * (576 + 336)

@@ -1,33 +1,79 @@
-"""data/classify and data/intents: sizes, balance, splits, and the rule against repeated wording.
+"""The small sets of data/ but ner: sizes, labels, splits, and the rule against repeated wording.
 
 Nothing of the package is imported. Each check is a function from {split: rows} to a list of faults, so that the second
 half can break the data on purpose and see it complain.
 """
 import csv
+import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-SETS = {"classify": {"negative", "neutral", "positive"},
-        "intents": {"lost_card", "card_declined", "card_delivery", "change_pin", "transfer_delayed", "wrong_charge",
-                    "refund", "loan_question", "open_account", "close_account", "exchange_rate", "change_address"}}
 LEAST = {"train": 200, "dev": 50, "test": 50}
 RUN = 6                                            # words in a row that no two texts may share
+RELATIONS = ("Owner-Company", "Maker-Product", "Employer-Employee", "Place-Organisation", "Cause-Effect")
 
-Splits = dict[str, list[tuple[str, str]]]
+Row = tuple[tuple[str, ...], str]                  # the texts of an example and its label, "" for none
+Splits = dict[str, list[Row]]
+
+
+def table(*columns: str) -> Callable[[Path], list[Row]]:
+    """A reader of .csv whose columns are exactly these; one called label is the label."""
+    def read(file: Path) -> list[Row]:
+        with open(file, encoding="utf-8", newline="") as f:
+            head, *rows = csv.reader(f, strict=True)
+        assert head == list(columns)
+        dicts = [dict(zip(columns, row, strict=True)) for row in rows]
+        return [(tuple(d[c] for c in columns if c != "label"), d.get("label", "")) for d in dicts]
+    return read
+
+
+def objects(file: Path) -> list[Row]:
+    """A reader of .jsonl with source and target."""
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert all(row.keys() == {"source", "target"} for row in rows)
+    return [((row["source"], row["target"]), "") for row in rows]
+
+
+def paragraphs(file: Path) -> list[Row]:
+    """A reader of plain text, one paragraph a line."""
+    return [((line,), "") for line in file.read_text("utf-8").splitlines() if line]
+
+
+def semeval(file: Path) -> list[Row]:
+    """A reader of blocks: NUMBER, a tab, the sentence in quotes; the label; Comment:; an empty line."""
+    rows = []
+    for block in file.read_text("utf-8").strip().split("\n\n"):
+        sentence, label, comment = block.split("\n")
+        number, text = sentence.split("\t")
+        assert number.isdecimal() and text[0] == text[-1] == '"' and comment == "Comment:"
+        assert [m[0] for m in re.finditer("</?e[12]>", text)] == ["<e1>", "</e1>", "<e2>", "</e2>"]
+        rows.append(((re.sub("</?e[12]>", "", text[1:-1]),), label))
+    return rows
+
+
+INTENTS = {"lost_card", "card_declined", "card_delivery", "change_pin", "transfer_delayed", "wrong_charge", "refund",
+           "loan_question", "open_account", "close_account", "exchange_rate", "change_address"}
+SETS: dict[str, tuple[Callable[[Path], list[Row]], str, set[str], int]] = {    # reader, suffix, labels, words at most
+    "classify": (table("text", "label"), "csv", {"negative", "neutral", "positive"}, 40),
+    "intents": (table("text", "label"), "csv", INTENTS, 40),
+    "match": (table("first", "second", "label"), "csv", {"same", "different"}, 60),
+    "relation": (semeval, "txt", {"Other"} | {f"{r}({d})" for r in RELATIONS for d in ("e1,e2", "e2,e1")}, 40),
+    "reply": (table("question", "answer"), "csv", {""}, 60),
+    "translate": (table("source", "target"), "csv", {""}, 40),
+    "dialogue": (table("source", "target"), "csv", {""}, 60),
+    "summarize": (objects, "jsonl", {""}, 80),
+    "mlm": (paragraphs, "txt", {""}, 120)}
+SETS = {name: row for name, row in SETS.items() if (DATA / name).is_dir()}
 
 
 def read(name: str) -> Splits:
-    found = {}
-    for split in LEAST:
-        with open(DATA / name / f"{split}.csv", encoding="utf-8", newline="") as f:
-            head, *rows = csv.reader(f, strict=True)
-        assert head == ["text", "label"]
-        found[split] = [(text, label) for text, label in rows]
-    return found
+    reader, suffix, _, _ = SETS[name]
+    return {split: reader(DATA / name / f"{split}.{suffix}") for split in LEAST}
 
 
 def words(text: str) -> list[str]:
@@ -35,12 +81,16 @@ def words(text: str) -> list[str]:
 
 
 def sizes(splits: Splits, labels: set[str]) -> list[str]:
-    """Enough rows in every split, the labels that were meant, and nearly as many of each."""
+    """Enough rows in every split, the labels that were meant, and nearly as many of each.
+
+    Other may be twice the rest: it stands for a relation, which has two directions.
+    """
     faults = [f"{split}: {len(rows)} rows" for split, rows in splits.items() if len(rows) < LEAST[split]]
     for split, rows in splits.items():
         counts = Counter(label for _, label in rows)
         faults += [f"{split}: labels {sorted(counts)}"] if set(counts) != labels else []
-        faults += [f"{split}: {counts}"] if max(counts.values()) - min(counts.values()) > 4 else []
+        even = [n / 2 if label == "Other" else n for label, n in counts.items()]
+        faults += [f"{split}: {counts}"] if max(even) - min(even) > 4 else []
     return faults
 
 
@@ -48,7 +98,7 @@ def repeats(splits: Splits) -> list[str]:
     """Runs of RUN words that stand in two texts, and texts that stand twice, whatever the split."""
     seen: dict[tuple[str, ...], int] = {}
     faults = []
-    for i, text in enumerate(text for rows in splits.values() for text, _ in rows):
+    for i, text in enumerate(text for rows in splits.values() for texts, _ in rows for text in texts):
         w = tuple(words(text))
         for run in {w[k:k + RUN] for k in range(max(1, len(w) - RUN + 1))}:
             if seen.setdefault(run, i) != i:
@@ -56,15 +106,15 @@ def repeats(splits: Splits) -> list[str]:
     return faults
 
 
-def form(splits: Splits) -> list[str]:
-    """No blanks at the ends, no control characters, 3 to 40 words."""
-    return [text for rows in splits.values() for text, _ in rows
-            if text != text.strip() or not text.isprintable() or not 3 <= len(words(text)) <= 40]
+def form(splits: Splits, most: int = 40) -> list[str]:
+    """No blanks at the ends, no control characters, 2 to `most` words."""
+    return [text for rows in splits.values() for texts, _ in rows for text in texts
+            if text != text.strip() or not text.isprintable() or not 2 <= len(words(text)) <= most]
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_sizes_and_balance(name):
-    assert sizes(read(name), SETS[name]) == []
+    assert sizes(read(name), SETS[name][2]) == []
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -74,7 +124,7 @@ def test_no_two_texts_share_six_words_in_a_row(name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_texts_are_clean(name):
-    assert form(read(name)) == []
+    assert form(read(name), SETS[name][3]) == []
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -84,14 +134,19 @@ def test_the_page_of_the_data_tells_of_them(name):
     assert all(f"{len(rows):,}" in part for rows in read(name).values()) and "written" in part.lower()
 
 
+def test_every_folder_of_data_is_checked():
+    assert {p.name for p in DATA.iterdir() if p.is_dir()} == {*SETS, "ner"} and len(SETS) >= 5
+
+
 def test_each_check_can_fail():
-    splits, labels = read("classify"), SETS["classify"]
+    splits, labels = read("classify"), SETS["classify"][2]
     few = {**splits, "dev": splits["dev"][:40]}
     assert sizes(few, labels) and sizes(splits, labels | {"mixed"})
     assert sizes({**splits, "test": [(t, "neutral") if y == "negative" else (t, y) for t, y in splits["test"]]}, labels)
-    text = splits["train"][0][0]
-    assert repeats({**splits, "test": [*splits["test"], (text, "neutral")]})
-    six = " ".join(words(splits["train"][1][0])[:RUN])
-    assert repeats({**splits, "dev": [*splits["dev"], (f"Nobody says that {six} today", "neutral")]})
+    (text,), _ = splits["train"][0]
+    assert repeats({**splits, "test": [*splits["test"], ((text,), "neutral")]})
+    six = " ".join(words(splits["train"][1][0][0])[:RUN])
+    assert repeats({**splits, "dev": [*splits["dev"], ((f"Nobody says that {six} today",), "neutral")]})
+    assert repeats({"train": [(("a b c d e f", "x a b c d e f"), "")]})        # within one example too
     for bad in (" x y z", "one\ttwo three", "a"):
-        assert form({"train": [(bad, "neutral")]})
+        assert form({"train": [((bad,), "neutral")]})

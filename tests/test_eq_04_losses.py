@@ -566,24 +566,40 @@ def classify(texts: list[tuple[str, str]], **options) -> Classify:
 TEXTS = [(f"t{i}", "abcde"[k]) for i, k in enumerate([0, 0, 0, 0, 1, 1, 2, 3, 3, 4])]     # 4, 2, 1, 2, 1 of 10
 
 
+def text_batch(task: Classify, labels: list[str | None]):
+    """A row a label; None: train never saw it."""
+    one, rows = np.zeros(1, np.int64), []
+    for i, label in enumerate(labels):
+        number, targets = task.numbers(("unseen",) if label is None else tuple(filter(None, label.split("|"))))
+        rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), one, number, targets))
+    return collate(rows)
+
+
+def targets(task: Classify, labels: list[str | None]) -> torch.Tensor:
+    return task.targets_of(text_batch(task, labels), torch.zeros(len(labels), len(task.outputs), dtype=torch.float64))
+
+
 def test_smoothed_targets_by_hand_SOFT_3():
     """Five labels, s = 0.2: 0.8 + 0.04 for the label, 0.04 for each other. Yes or no: 0.8 + 0.1 and 0.1."""
-    targets = classify(TEXTS, label_smoothing=0.2).targets
-    assert torch.allclose(targets, torch.full((5, 5), 0.04) + 0.8 * torch.eye(5), atol=1e-7)
-    pair = classify([("x", "no"), ("y", "yes")], choice="yes-no", label_smoothing=0.2).targets
-    assert torch.allclose(pair, torch.tensor([[0.1], [0.9]]), atol=1e-7)
+    found = targets(classify(TEXTS, label_smoothing=0.2), list("abcde"))
+    assert torch.allclose(found, torch.full((5, 5), 0.04).double() + 0.8 * torch.eye(5), atol=1e-7)
+    pair = targets(classify([("x", "no"), ("y", "yes")], choice="yes-no", label_smoothing=0.2), ["no", "yes"])
+    assert torch.allclose(pair, torch.tensor([[0.1], [0.9]]).double(), atol=1e-7)
+    several = targets(classify([("x", "a|c"), ("y", "b")], choice="several", label_smoothing=0.2), ["a|c", "", "b"])
+    wanted = [[0.9, 0.1, 0.9], [0.1, 0.1, 0.1], [0.1, 0.9, 0.1]]
+    assert torch.allclose(several, torch.tensor(wanted).double(), atol=1e-7)
 
 
 def test_smoothing_is_torchs_SOFT_3():
     task, z = classify(TEXTS, label_smoothing=0.3), numbers(10, 5, seed=7)
-    y = torch.tensor([task.rows[(label,)] for _, label in TEXTS])
-    total = ops.soft_cross_entropy_forward(z, task.targets.double()[y])[0]
-    assert float(total) == pytest.approx(float(F.cross_entropy(z, y, label_smoothing=0.3, reduction="sum")), rel=1e-6)
+    batch = text_batch(task, [label for _, label in TEXTS])
+    assert float(task.loss(z, batch)["texts"]) == pytest.approx(
+        float(F.cross_entropy(z, batch.labels, label_smoothing=0.3, reduction="sum")), rel=1e-6)
 
 
 def test_the_least_loss_under_smoothing_is_at_the_targets_SOFT_1_SOFT_3():
     """The entropy of the targets: exercise 2."""
-    t = classify(TEXTS[:7], label_smoothing=0.1).targets.double()
+    t = targets(classify(TEXTS[:7], label_smoothing=0.1), ["a", "b"])
     least = float(ops.soft_cross_entropy_forward(t[:1].log(), t[:1])[0])
     p = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]
     assert least == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-6)
@@ -595,16 +611,9 @@ def test_the_least_loss_under_smoothing_is_at_the_targets_SOFT_1_SOFT_3():
 def test_balanced_classes_have_the_same_say_SOFT_4():
     """10 texts, 5 labels: 10 / (5 · 4) = 1/2 for a, 1 for b and d, 2 for c and e."""
     task = classify(TEXTS, class_weights="balanced")
-    assert torch.allclose(task.targets, torch.diag(torch.tensor([0.5, 1.0, 2.0, 1.0, 2.0])))
-    say = {label: sum(float(task.targets[task.rows[(x,)]].sum()) for _, x in TEXTS if x == label) for label in "abcde"}
-    assert list(say.values()) == pytest.approx([2.0] * 5)
-
-
-def text_batch(task: Classify, labels: list[str | None]):
-    one = np.zeros(1, np.int64)
-    return collate([Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), one,
-                            np.array([-1 if label is None else task.rows[tuple(label.split("|"))]]))
-                    for i, label in enumerate(labels)])
+    assert task.weights.tolist() == [0.5, 1.0, 2.0, 1.0, 2.0]
+    found = targets(task, [label for _, label in TEXTS])
+    assert torch.allclose(found.sum(0), torch.full((5,), 2.0).double())          # N/K each
 
 
 def test_the_objective_is_torchs_weighted_mean_SOFT_4_SOFT_5():
@@ -625,7 +634,7 @@ def test_classify_has_this_loss_and_this_gradient_SOFT_1_SOFT_2(options):
     batch = text_batch(task, ["a", None, "c", "b", "e", "d", "a"])
     task.loss(z, batch)["texts"].backward()
     assert torch.allclose(z.grad, task.loss_backward(z.detach(), batch)["texts"], atol=1e-14)
-    assert not z.grad[1].any() and z.grad[0].any()
+    assert not z.grad[1].any() and z.grad[0].any() and batch.labels.tolist() == [0, -1, 2, 1, 4, 3, 0]
 
 
 @pytest.mark.parametrize("choice, labels", [("yes-no", ["no", None, "yes", "yes", "no"]),

@@ -393,6 +393,74 @@ def test_fused_adamw_is_adamw(sparse, band, settings, monkeypatch):
                                                            zip(optimizers, (mine, plain), strict=True)] == [67, 67]
 
 
+def test_a_short_gradient_is_clipped_and_moves_as_the_same_numbers_in_full():
+    """Six tensors, the matrices' gradients in bf16 or sparse; clipping on and off, and forgotten after its step."""
+    mine, plain = quadratic(), quadratic()
+    optimizers = [rule(p, lr=0.01, weight_decay=0.1) for rule, p in ((fast.FusedAdamW, mine), (AdamW, plain))]
+    for step in range(1, 31):
+        give_gradients(mine, step, sparse=True)
+        give_gradients(plain, step, sparse=False)
+        for p, q in zip(mine, plain, strict=True):
+            if p.grad is not None and p.dim() > 1 and not p.grad.is_sparse:
+                p.grad = p.grad.bfloat16()
+                q.grad = p.grad.to(q.dtype)
+        norm = math.sqrt(sum(float((p.grad ** 2).sum()) for p in plain if p.grad is not None))
+        limit = {0: 0.0, 1: 0.3 * norm, 2: 2 * norm}[step % 3]
+        assert [o.clip(limit) for o in optimizers] == pytest.approx([norm, norm], rel=1e-13)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert sum(p.grad.dtype == torch.bfloat16 for p in mine if p.grad is not None) >= 1
+    for p, q in zip(mine, plain, strict=True):
+        assert (p - q).norm() <= 1e-12 * q.norm()
+
+
+def test_what_is_clipped_once_is_not_clipped_again():
+    mine, plain = quadratic(), quadratic()
+    first, second = fast.FusedAdamW(mine, lr=0.01), fast.FusedAdamW(plain, lr=0.01)
+    for step in (1, 2):
+        give_gradients(mine, step, sparse=False)
+        give_gradients(plain, step, sparse=False)
+        if step == 1:
+            assert first.clip(0.1) > 0.2
+            clip_gradient(plain, 0.1)
+        first.step()
+        second.step()
+    assert all((p - q).norm() <= 1e-13 * q.norm() for p, q in zip(mine, plain, strict=True))
+
+
+def test_clipping_nothing():
+    optimizer = fast.FusedAdamW(quadratic(), lr=0.01)
+    assert optimizer.clip(1.0) == 0.0
+    optimizer.step()
+
+
+def test_a_gradient_in_bf16_stays_so_for_the_optimizer_that_reads_it(tiny):
+    """Of matrices, and of one micro-batch: a sum is of fp32 numbers, and no other rule is given short ones."""
+    model, features = tiny
+    model, batches = model.float(), [collate(f) for f in features[:2]]
+
+    def gradients(*batches, precision="bf16"):
+        for p in model.parameters():
+            p.grad = None
+        for batch in batches:
+            fast.add_gradients(model, Untouched(), batch, DropoutMasks(3, 5), {"words": 1.0}, precision)
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    AdamW(model.parameters(), lr=0.1)
+    wide = [gradients(batch) for batch in batches]
+    assert {g.dtype for found in wide for g in found.values()} == {torch.float32}
+    fast.FusedAdamW(model.parameters(), lr=0.1)
+    short = gradients(batches[0])
+    in_bf16 = {n for n, g in short.items() if g.dtype == torch.bfloat16}
+    assert {n for n, m in model.bert.named_modules(prefix="bert") if isinstance(m, nn.Linear)} - {"bert.pooler"} == {
+        n.removesuffix(".weight") for n in in_bf16 if n.startswith("bert.")}
+    assert all(torch.equal(g.to_dense().float(), wide[0][n].to_dense()) for n, g in short.items())
+    for n, g in gradients(*batches).items():
+        both = wide[0][n].to_dense() + wide[1][n].to_dense()
+        assert g.dtype == torch.float32 and torch.equal(g.to_dense(), both), n
+    assert {g.dtype for g in gradients(batches[0], precision="fp16").values()} == {torch.float32}  # the scale needs it
+
+
 @pytest.mark.parametrize("rule", [AdamW, SGD])
 def test_the_readable_rules_take_a_sparse_gradient_too(rule):
     mine, plain = quadratic(), quadratic()

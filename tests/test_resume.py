@@ -18,6 +18,8 @@ import train
 from minibert import checkpoint, predict, resume, runfolder, weights
 from minibert.errors import MinibertError
 from minibert.evaluate import predict_examples
+from minibert.fast import FusedAdamW
+from minibert.optim import AdamW
 from minibert.stopping import STOPPED, Stopped, StopRequest
 from minibert.tasks.ner import NER, Example
 
@@ -32,6 +34,21 @@ def arguments(tiny_folder, tiny_data, output, *more: str) -> list[str]:
     return ["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(output), "--epochs", "3",
             "--batch-size", "7", "--learning-rate", "3e-3", "--precision", "fp32", "--max-pieces", "24", "--overlap",
             "6", "--no-before", "--cache", "off", "--save-every", "4", *more]
+
+
+def scripted(monkeypatch, *f1: float) -> list[dict[str, torch.Tensor]]:
+    """Dev's entity F1 in epoch 1, 2, ... is what stands here; -> the weights each time it was asked for."""
+    evaluate, seen = train.Run.evaluate, []
+
+    def instead(self, split):
+        found, tables = evaluate(self, split)
+        if split == "dev":
+            found["entity"]["f1"] = f1[self.epoch_in_hand - 1]
+            seen.append({n: t.clone() for n, t in self.model.state_dict().items()})
+        return found, tables
+
+    monkeypatch.setattr(train.Run, "evaluate", instead)
+    return seen
 
 
 def at_update(monkeypatch, number: int, act) -> None:
@@ -154,19 +171,7 @@ def test_a_damaged_checkpoint_costs_updates_and_nothing_else(tiny_folder, tiny_d
 
 
 def test_the_best_model_comes_back_with_the_checkpoint(tiny_folder, tiny_data, tmp_path, monkeypatch):
-    scores = iter([0.9, 0.1, 0.1])
-
-    def scripted(self, split):
-        found, tables = evaluate(self, split)
-        if split == "dev":
-            found["entity"]["f1"] = next(scores)
-            if len(seen) == 0:
-                seen.update({n: t.clone() for n, t in self.model.state_dict().items()})
-        return found, tables
-
-    evaluate, seen = train.Run.evaluate, {}
-    monkeypatch.setattr(train.Run, "evaluate", scripted)
-    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+    seen, command = scripted(monkeypatch, 0.9, 0.1, 0.1), arguments(tiny_folder, tiny_data, tmp_path / "r")
     with monkeypatch.context() as m:
         at_update(m, 17, kill)
         with pytest.raises(Killed):
@@ -174,7 +179,7 @@ def test_the_best_model_comes_back_with_the_checkpoint(tiny_folder, tiny_data, t
     (tmp_path / "r" / "model.safetensors").unlink()
     train.train([*command, "--resume"])
     bert, _ = weights.load(tmp_path / "r")
-    assert all(bool((t == seen["bert." + n]).all()) for n, t in bert.state_dict().items())
+    assert all(bool((t == seen[0]["bert." + n]).all()) for n, t in bert.state_dict().items())
 
 
 # -------------------------------------------------------------------------------------------------------- signals
@@ -372,19 +377,6 @@ def flip(file: Path) -> None:
         f.write(bytes([byte[0] ^ 1]))
 
 
-def scripted(monkeypatch, *f1: float) -> None:
-    """Entity F1 of dev, in this order, and weights as they were when each was asked for in `seen`."""
-    left, evaluate = list(f1), train.Run.evaluate
-
-    def wrong(self, split):
-        found, tables = evaluate(self, split)
-        if split == "dev":
-            found["entity"]["f1"] = left.pop(0)
-        return found, tables
-
-    monkeypatch.setattr(train.Run, "evaluate", wrong)
-
-
 def test_the_scores_are_those_of_the_model_that_is_kept(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
     """Its weights, read from the run folder, give the printed test scores; the last epoch's would not."""
     with monkeypatch.context() as m:
@@ -405,7 +397,7 @@ def test_an_epoch_that_is_scored_twice_has_the_scores_of_the_kept_model(tiny_fol
         scripted(m, 0.1, 0.2, 0.9)
         train.train([*command, "--max-steps", "25"])
     with monkeypatch.context() as m:
-        scripted(m, 0.3)
+        scripted(m, 0.1, 0.2, 0.3)
         train.train([*command, "--max-steps", "27", "--resume"])
     saved = json.loads((tmp_path / "r" / "metrics.json").read_text())["test"]
     model = predict.load(tmp_path / "r")
@@ -414,20 +406,25 @@ def test_an_epoch_that_is_scored_twice_has_the_scores_of_the_kept_model(tiny_fol
                             examples) == saved
 
 
-def test_damage_to_the_best_model_does_not_spread(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
-    """Epoch 1 is the best; in the second its file loses a bit. No checkpoint seals that, and the end tells."""
+@pytest.mark.parametrize("damage, says", [(flip, "not as it was written"), (Path.unlink, "gone")])
+def test_damage_to_the_best_model_does_not_spread(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys, damage, says):
+    """Epoch 1 is the best; in the second its file loses a bit, or is lost. No checkpoint seals that, and the end tells.
+
+    The warning names this cause, once, and no other.
+    """
     command = arguments(tiny_folder, tiny_data, tmp_path / "r")
     with monkeypatch.context() as m:
         scripted(m, 0.9, 0.1, 0.1)
-        at_update(m, 14, lambda: flip(tmp_path / "r" / "model.safetensors"))
+        at_update(m, 14, lambda: damage(tmp_path / "r" / "model.safetensors"))
         assert train.main(command) == 2
     captured = capsys.readouterr()
-    assert "warning: update 16 is not saved" in captured.out and "is not as it was written" in captured.out
+    assert (f"warning: update 16 is not saved: {tmp_path}/r/model.safetensors is {says}; --resume brings it back, with "
+            "the last checkpoint; the run goes on\n") in captured.out
     assert "best model is not as it was written; --resume brings it back" in captured.err
     folders = sorted(f.name for f in (tmp_path / "r" / "checkpoints").iterdir())
     assert folders == ["update-00000008", "update-00000012"]
     with monkeypatch.context() as m:
-        scripted(m, 0.1, 0.1)
+        scripted(m, 0.9, 0.1, 0.1)
         assert train.main([*command, "--resume"]) == 0
     with monkeypatch.context() as m:
         scripted(m, 0.9, 0.1, 0.1)
@@ -482,14 +479,7 @@ def test_one_bit_of_the_best_model_costs_one_checkpoint(tiny_folder, tiny_data, 
 
 def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
     """Dev scores 0.3, 0.5, 0.4, 0.4: the second is the best and the fourth the last, whenever it is killed."""
-    def scripted(self, split):
-        found, tables = evaluate(self, split)
-        if split == "dev":
-            found["entity"]["f1"] = [0.3, 0.5, 0.4, 0.4, 0.9][self.epoch_in_hand - 1]
-        return found, tables
-
-    evaluate = train.Run.evaluate
-    monkeypatch.setattr(train.Run, "evaluate", scripted)
+    scripted(monkeypatch, 0.3, 0.5, 0.4, 0.4, 0.9)
     more = ("--epochs", "5", "--patience", "2", "--before")
     train.train(arguments(tiny_folder, tiny_data, tmp_path / "a", *more))
     capsys.readouterr()
@@ -526,24 +516,20 @@ def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tin
 
 def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_folder, tiny_data, tmp_path, monkeypatch):
     """The model then holds the best epoch's weights; the checkpoint of the last update must not."""
-    scores = iter([0.9, 0.1, 0.1])
+    seen, evaluate = scripted(monkeypatch, 0.9, 0.1, 0.1), train.Run.evaluate
 
-    def scripted(self, split):
+    def asked(self, split):
         if split == "test":
             os.kill(os.getpid(), signal.SIGTERM)
-        found, tables = evaluate(self, split)
-        found["entity"]["f1"] = next(scores)
-        last.update({n: t.clone() for n, t in self.model.state_dict().items()})
-        return found, tables
+        return evaluate(self, split)
 
-    evaluate, last = train.Run.evaluate, {}
-    monkeypatch.setattr(train.Run, "evaluate", scripted)
+    monkeypatch.setattr(train.Run, "evaluate", asked)
     monkeypatch.setattr(train.Run, "save_if_possible", lambda run: None)       # the disk was full at the end
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
     folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
     for folder in folders:
         bert, _ = weights.load(folder)
-        assert all(torch.equal(t, last["bert." + n]) for n, t in bert.state_dict().items())
+        assert all(torch.equal(t, seen[-1]["bert." + n]) for n, t in bert.state_dict().items())
 
 
 def test_other_training_data_are_refused(tiny_folder, tiny_data, copy, tmp_path, capsys):
@@ -569,6 +555,27 @@ def test_another_dev_set_and_other_names_of_labels_are_refused(tiny_folder, tiny
 def test_this_and_nothing_else_may_change_on_resume():
     assert {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
             "resume", "threads", "processes", "torch"} == resume.FREE
+
+
+def test_the_page_lists_all_that_may_change_and_nothing_else():
+    page = (Path(train.__file__).parent / "docs" / "reliability.md").read_text("utf-8")
+    paragraph = page.split("**What may differ on resume**")[1].split("\n\n")[0]
+    listed = {name.replace("-", "_") for name in re.findall(r"`--([a-z-]+)`", paragraph.split("Anything else")[0])}
+    assert listed == resume.FREE - {"updates", "threads", "processes", "torch"}
+    assert all(word in paragraph for word in ("updates", "threads", "processes", "torch"))
+
+
+def test_rows_are_hashed_once_a_run_and_not_at_every_checkpoint(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    hashed, checksum = [], resume.checksum
+    monkeypatch.setattr(resume, "checksum", lambda *a: (hashed.append(1), checksum(*a))[1])
+
+    def first_is_saved() -> None:
+        assert hashed
+        hashed.clear()
+
+    at_update(monkeypatch, 6, first_is_saved)
+    train.train(arguments(tiny_folder, tiny_data, tmp_path / "r", "--evaluate", "dev", "--max-steps", "9"))
+    assert len(list((tmp_path / "r" / "checkpoints").iterdir())) == 2 and hashed == []
 
 
 def test_more_epochs_go_on_from_the_end(tiny_folder, tiny_data, copy):
@@ -628,7 +635,8 @@ def test_without_a_name_the_last_run_goes_on(tiny_folder, tiny_data, tmp_path, m
     assert "resumed from update 4" in capsys.readouterr().out and not Path("runs/ner-3").exists()
 
 
-def test_the_log_tells_the_story_with_the_time(tiny_folder, tiny_data, copy):
+def test_the_log_tells_the_story_with_the_time(tiny_folder, tiny_data, copy, reference):
+    assert not (reference("without dev") / "log.txt").exists()             # nothing out of the ordinary
     train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
     said = (copy / "log.txt").read_text().splitlines()
     assert any(line.endswith(" resumed from update 8") and line[:2] == "20" for line in said)
@@ -773,15 +781,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
 @pytest.mark.parametrize("engine", ["fast", "autograd"])
 def test_a_gradient_that_is_no_number_stops_the_run_too(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch, engine):
     """The loss itself is finite."""
-    clip, asked = train.clip_gradient, []
+    rule, asked = {"fast": FusedAdamW, "autograd": AdamW}[engine], []
+    clip = rule.clip
 
-    def broken(params, largest):
+    def broken(self, largest):
         asked.append(1)
         if len(asked) == 11:
-            next(p for p in params if p.grad is not None and not p.grad.is_sparse).grad.view(-1)[3] = float("inf")
-        return clip(params, largest)
+            next(p for p in self.params if p.grad is not None and not p.grad.is_sparse).grad.view(-1)[3] = float("inf")
+        return clip(self, largest)
 
-    monkeypatch.setattr(train, "clip_gradient", broken)
+    monkeypatch.setattr(rule, "clip", broken)
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r", "--gradients", engine)) == 2
     error = capsys.readouterr().err
     assert re.search(r"update 11: the loss is \d\.\d+, the gradient norm (inf|nan); stopped before the weights", error)
@@ -808,6 +817,19 @@ def test_the_replay_names_module_gradients_and_example(tiny_folder, tiny_data, t
     assert "first not finite: bert.blocks.1.feedforward.inner, " in said
     assert "gradients that are not finite in fp32: " in said
     assert re.search(rf"example {row['example']} of train alone: loss .*nan.*bert.blocks.1.feedforward.inner", said)
+
+
+def test_the_replay_says_what_it_does_not_repeat(broken_update, tmp_path, capsys):
+    run = Path(shutil.copytree(broken_update.parent.parent, tmp_path / "r"))
+    file, told = run / "broken-update-3" / "update.json", "the half of the update with the word vectors a step uphill"
+    capsys.readouterr()
+    assert train.main(["--replay", str(file)]) == 0
+    assert told not in capsys.readouterr().out
+    update = json.loads(file.read_text())
+    update["settings"]["adversarial"] = 0.5
+    file.write_text(json.dumps(update))
+    assert train.main(["--replay", str(file)]) == 0
+    assert capsys.readouterr().out.count(f"the run had --adversarial 0.5: {told} is not repeated\n") == 1
 
 
 def test_weights_that_are_broken_take_no_checkpoints_place(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):

@@ -7,11 +7,36 @@ import sys
 import pytest
 
 from minibert import runfolder
+from minibert.config import TrainConfig
 from minibert.errors import MinibertError
-from minibert.runfolder import lock
+from minibert.runfolder import claim_folder, lock
 
 HOLD = "import sys, pathlib, time; from minibert.runfolder import lock; f = lock(pathlib.Path(sys.argv[1]));" \
        "print('held', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("there, new", [
+    ([], "ner"), (["ner"], "ner-2"), (["ner-2"], "ner-3"), (["ner", "ner-2", "ner-11"], "ner-12"),
+    (["ner-old", "ner-old-7", "ner-07", "ner-1", "ner2", "nerves-4"], "ner")])
+def test_a_new_run_is_the_last_one_whatever_was_removed(tmp_path, monkeypatch, there, new):
+    """Else --resume would go on with another run than the one just begun."""
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "train.json").write_text("{}")
+    begun = claim_folder(TrainConfig())
+    assert str(begun) == f"runs/{new}"
+    (begun / "train.json").write_text("{}")
+    assert claim_folder(TrainConfig(resume=True)) == begun
+
+
+def test_a_run_that_never_began_is_not_resumed_and_its_number_not_taken_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "ner-2").mkdir(parents=True)
+    (tmp_path / "runs" / "ner-2" / "train.json").write_text("{}")
+    (tmp_path / "runs" / "ner-3").mkdir()
+    assert str(claim_folder(TrainConfig(resume=True))) == "runs/ner-2"
+    assert str(claim_folder(TrainConfig())) == "runs/ner-4"
 
 
 def test_a_folder_is_one_processs_and_free_once_that_is_killed(tmp_path):

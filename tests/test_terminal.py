@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import train
-from minibert import terminal
+from minibert import __main__, terminal
 from minibert.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +36,21 @@ def test_a_run_ends_well_wherever_its_words_go(tiny_folder, tiny_data, tmp_path,
                  f"{typed(command(tiny_folder, tiny_data, tmp_path / 'r'))} {redirection}; echo $? > code", tmp_path)
     assert (tmp_path / "code").read_text() == "0\n" and done.stderr == ""
     assert (tmp_path / "r" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("program", [lambda: terminal.say("word"), lambda: main(["fetch", "word"])],
+                         ids=["say", "main"])
+def test_a_dead_output_is_given_up_without_a_descriptor_that_stays_open(monkeypatch, program):
+    """A descriptor more for every line would end a long run."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setitem(__main__.COMMANDS, "fetch", lambda words: print(words.name, flush=True))
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        before = len(os.listdir("/dev/fd"))
+        program()
+        assert len(os.listdir("/dev/fd")) == before
+        assert os.path.samestat(os.fstat(writing), os.stat(os.devnull))
 
 
 def test_labels_that_the_terminal_cannot_show_are_spelt_out(tiny_folder, tiny_data, tmp_path):

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -720,3 +721,14 @@ def test_saved_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name, value", [("num_hidden_layers", 2 ** 20), ("vocab_size", 2 ** 20),
+                                         ("intermediate_size", 2 ** 20), ("max_position_embeddings", 2 ** 20)])
+def test_a_network_far_larger_than_its_file_is_not_begun(tiny_folder, tmp_path, monkeypatch, name, value):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, name: value}))
+    monkeypatch.setattr(weights, "Bert", None)     # which nobody may call
+    with refused(str(tmp_path / "m"), "config.json asks for", "the weights are"):
+        weights.load(tmp_path / "m")

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from minibert.batching import Batch, Feature
 from minibert.config import BertConfig
 from minibert.tasks.classify import Classify
+from minibert.tasks.match import Match
 from minibert.tasks.ner import NER
+from minibert.tasks.relation import Relation
 from minibert.tokenizer import Tokenizer
 
 
@@ -26,6 +28,7 @@ class Task(Protocol):
     architecture: str                              # the published class that opens a run folder
     problem_type: str | None                       # the published config's word for the kind of labels
     Options: type                                  # dataclass of the task's own options, each a config.option()
+    new_pieces: tuple[str, ...]                    # that the vocabulary needs for it, such as marks around a span
     trial: str                                     # a text to try a model of this task on
     labels: list[str]                              # [K] names, by number
     outputs: list[str]                             # the label that each score speaks for; mostly all of them
@@ -52,6 +55,7 @@ class Task(Protocol):
     def head(self, config: BertConfig) -> nn.Module:
         """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names.
 
+        One with the attribute one_a_row = True has scores [B,K], one for each feature whatever it picks.
         Beside forward(hidden, batch, masks) it has forward_by_hand, the same arguments -> (scores, cache), and
         backward_by_hand(dscores, cache) -> (dhidden [P,H], [(parameter, gradient), ...]).
         """
@@ -90,4 +94,4 @@ class Task(Protocol):
         """A result as text for a person."""
 
 
-TASKS: dict[str, type[Task]] = {"ner": NER, "classify": Classify}
+TASKS: dict[str, type[Task]] = {"ner": NER, "classify": Classify, "match": Match, "relation": Relation}

@@ -1,7 +1,6 @@
 """One text, one of K classes; or yes or no; or any number of K labels. Read from the pooled state of [CLS].
 
-Every kind is the same sum over texts with other targets: a table has a row of targets for each class, or for each set
-of labels that occurs, and the label of a text is the number of its row.
+Every kind is the same sum over rows with other targets: what a row asks of each of its scores.
 """
 import math
 from collections import Counter
@@ -19,7 +18,7 @@ from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
 from minibert.datafiles import TABLES, read_table, split_files
 from minibert.errors import MinibertError
-from minibert.model import Bert, draw, dropout
+from minibert.pooled import PooledHead, mean_scores, softmax
 from minibert.tokenizer import Tokenizer, split_words
 
 
@@ -37,14 +36,14 @@ class Options:
     columns: str = option("text,label", "names of the columns that hold the text and its label")
     choice: str = option("one", "one: one of K classes, by a softmax; yes-no: one of two, by a sigmoid; several: any "
                                 "number of K labels, by a sigmoid each", ("one", "yes-no", "several"))
-    class_weights: str = option("none", "balanced: a text of a class with n of N texts counts N / (K n)",
+    class_weights: str = option("none", "balanced: a row of a class with n of N texts counts N / (K n)",
                                 ("none", "balanced"))
     label_smoothing: float = option(0.0, "share of a target that is spread over all classes")
 
     def __post_init__(self) -> None:
-        if len(self.names) != 2 or not all(self.names):
-            raise MinibertError(f"--columns is {self.columns!r}; it must be two names with a comma between, such as "
-                                "text,label")
+        if len(set(self.names)) != 2 or len(self.names) != 2 or not all(self.names):
+            raise MinibertError(f"--columns is {self.columns!r}; it must be two different names with a comma between, "
+                                "such as text,label")
         if not 0 <= self.label_smoothing < 1:
             raise MinibertError(f"--label-smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.class_weights != "none" and self.choice != "one":
@@ -56,50 +55,12 @@ class Options:
         return [name.strip() for name in self.columns.split(",")]
 
 
-class PooledHead(nn.Module):
-    """The encoder's pooler, dropout, one linear map: published as BertForSequenceClassification."""
-    uses_pooler = True
-    pooler: nn.Module                              # the encoder's: shared, not a parameter of this module
-
-    def __init__(self, config: BertConfig, outputs: int):
-        super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, outputs)
-        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
-
-    def attach(self, bert: Bert) -> None:
-        """Use this encoder's pooler."""
-        self.__dict__["pooler"] = bert.pooler      # past nn.Module, which would count its weights as ours too
-
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> scores [M,outputs] of the batch's picks, the first piece of each row."""
-        pooled = self.pooler(hidden.index_select(0, batch.picks))
-        return self.classifier(dropout(pooled, self.p, masks, self.site))
-
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,outputs], cache."""
-        first, lookup = ops.embedding_forward(batch.picks, hidden)
-        z, inner = ops.linear_forward(first, self.pooler.dense.weight, self.pooler.dense.bias)
-        pooled, curve = ops.tanh_forward(z)
-        x, mask = ops.dropout_forward(pooled, draw(masks, self.site, pooled.shape, self.p, pooled))
-        scores, outer = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
-        return scores, (lookup, inner, curve, mask, outer)
-
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[M,outputs] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, inner, curve, mask, outer = cache
-        dx, dw, db = ops.linear_backward(dscores, outer)
-        dz = ops.tanh_backward(ops.dropout_backward(dx, mask), curve)
-        dfirst, dw_pooler, db_pooler = ops.linear_backward(dz, inner)
-        return ops.embedding_backward(dfirst, lookup), [
-            (self.classifier.weight, dw), (self.classifier.bias, db), (self.pooler.dense.weight, dw_pooler),
-            (self.pooler.dense.bias, db_pooler)]
-
-
 class Classify:
     """The task; see tasks.Task for what each member is."""
     name = "classify"
     defaults: dict[str, Any] = {"epochs": 8}
     architecture = "BertForSequenceClassification"
+    new_pieces: tuple[str, ...] = ()
     trial = "Orders doubled and the company raised its forecast for the year."
     Options = Options
 
@@ -108,8 +69,7 @@ class Classify:
         several = options.choice == "several"
         self.best = ("micro_f1" if several else "accuracy", "max")
         self.problem_type = "single_label_classification" if options.choice == "one" else "multi_label_classification"
-        self.rows: dict[tuple[str, ...], int] = {(label,): i for i, label in enumerate(self.labels)}
-        self.targets = torch.zeros(0, 0)           # [rows, outputs], of training
+        self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the classes, from training texts
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
@@ -147,23 +107,11 @@ class Classify:
             wanted = "two" if self.options.choice == "yes-no" else "at least two"
             raise MinibertError(f"{splits['train'][0].where}: the training texts have the labels "
                                 f"{', '.join(self.labels[:5]) or 'none'}; expected {wanted} (is --limit too small?)")
-        sets = sorted({e.labels for e in splits["train"]}) if self.options.choice == "several" else [
-            (label,) for label in self.labels]
-        self.rows = {labels: i for i, labels in enumerate(sets)}
-        self.targets = self.make_targets(sets, counts)
-        self.note_unseen(splits)
-
-    def make_targets(self, sets: Sequence[tuple[str, ...]], counts: Counter[str]) -> Tensor:
-        """float32 [rows, outputs]: what each set of labels asks of the scores, smoothed and weighed."""
-        hard = torch.tensor([[float(label in labels) for label in self.outputs] for labels in sets])
-        K = 2 if self.options.choice != "one" else len(self.labels)            # what a sigmoid chooses from: yes or no
-        s = self.options.label_smoothing
-        targets = (1 - s) * hard + s / K                                      # [SOFT-3]
+        self.weights = torch.ones(len(self.labels), dtype=torch.float64)
         if self.options.class_weights == "balanced":
-            N = counts.total()
-            weights = torch.tensor([N / (K * counts[label]) for label in self.labels])  # [SOFT-4]
-            targets = targets * weights[:, None]
-        return targets
+            N, K, n = counts.total(), len(self.labels), self.weights.new_tensor([counts[x] for x in self.labels])
+            self.weights = N / (K * n)                                        # [SOFT-4]
+        self.note_unseen(splits)
 
     @property
     def outputs(self) -> list[str]:
@@ -173,10 +121,8 @@ class Classify:
     def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
         """Count labels that training never saw."""
         for split, examples in splits.items():
-            unseen = Counter(label for e in examples for label in e.labels if label not in self.labels)
-            if unseen:
-                self.notices.append(f"{split} has labels that train never saw, which count as missed: "
-                                    + ", ".join(f"{label} ({n} texts)" for label, n in unseen.items()))
+            there = Counter(label for e in examples for label in e.labels)
+            self.notices += metrics.unseen(split, there, self.labels, "labels", "texts")
 
     def example(self, text: str) -> Example:
         """Raw text."""
@@ -188,9 +134,16 @@ class Classify:
                overlap: int) -> list[Feature]:
         """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
         words = [example.text[a:b] for a, b in split_words(example.text)]
-        first, label = np.zeros(1, np.int64), np.array([self.rows.get(example.labels, -1)], np.int64)
         windows = word_features(number, tokenizer.pieces([words])[0], tokenizer, max_pieces, overlap, [0] * len(words))
-        return [Feature(number, f.ids, f.types, first, label) for f in windows]
+        first, (label, targets) = np.zeros(1, np.int64), self.numbers(example.labels)
+        return [Feature(number, f.ids, f.types, first, label, targets) for f in windows]
+
+    def numbers(self, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(the class [1], -1 if train never saw it; the labels that hold [any number] with --choice several)."""
+        known = [self.labels.index(label) for label in labels if label in self.labels]
+        if self.options.choice == "several":
+            return np.array([0 if len(known) == len(labels) else -1]), np.array(known, np.int64)
+        return np.array([known[0] if known else -1]), np.zeros(0, np.int64)
 
     def head(self, config: BertConfig) -> nn.Module:
         """Published as `classifier`, on the pooler."""
@@ -199,48 +152,53 @@ class Classify:
     def layout(self, features: Sequence[Feature]) -> None:
         """All within a row attend to all."""
 
-    def wanted(self, batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(targets [M,outputs], 1.0 where the label is known [M,1]) of a batch, as `like` is."""
-        known = (batch.labels >= 0)[:, None].to(like.dtype)
-        return self.targets.to(like)[batch.labels.clamp(min=0)] * known, known
+    def targets_of(self, batch: Batch, like: Tensor) -> Tensor:
+        """[M,outputs]: what each row asks of its scores, smoothed and weighed, in the format of `like`."""
+        y = batch.labels.clamp(min=0)
+        if self.options.choice == "one":
+            hard = nn.functional.one_hot(y, len(self.labels)).to(like.dtype)
+        elif self.options.choice == "yes-no":
+            hard = y[:, None].to(like.dtype)
+        else:
+            hard = torch.zeros_like(like)
+            for row, feature in zip(hard, batch.features, strict=True):
+                row[torch.from_numpy(feature.targets)] = 1.0
+        K = len(self.labels) if self.options.choice == "one" else 2            # what a sigmoid chooses from: yes or no
+        s = self.options.label_smoothing
+        targets = (1 - s) * hard + s / K                                      # [SOFT-3]
+        return targets * self.weights.to(like)[y][:, None] if self.options.choice == "one" else targets
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Texts, by their weight; with sigmoids decisions."""
+        """Rows with a known label, by the weight of their class; with sigmoids decisions."""
         known = batch.labels[batch.labels >= 0].cpu()
         if self.options.choice == "one":
-            return {"texts": float(self.targets[known].sum())}                # [SOFT-5]
+            return {"texts": float(self.weights[known].sum())}                # [SOFT-5]
         return {"texts": float(len(known) * len(self.outputs))}
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,outputs] -> the sum over texts of their (binary) cross-entropies."""
-        z = ops.at_least_fp32(scores)
-        targets, known = self.wanted(batch, z)
+        """Scores [M,outputs] -> the sum over rows of their (binary) cross-entropies."""
+        z, keep = ops.at_least_fp32(scores), batch.labels >= 0
+        targets = self.targets_of(batch, z)
         if self.options.choice == "one":
-            return {"texts": ops.soft_cross_entropy_forward(z, targets)[0]}
-        keep = known[:, 0] > 0
+            return {"texts": ops.soft_cross_entropy_forward(z, targets * keep[:, None])[0]}
         return {"texts": ops.bce_forward(z[keep], targets[keep])[0]}
 
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,outputs] -> the gradient of the sum by them."""
-        z = ops.at_least_fp32(scores)
-        targets, known = self.wanted(batch, z)
+        z, keep = ops.at_least_fp32(scores), (batch.labels >= 0)[:, None]
+        targets = self.targets_of(batch, z)
         if self.options.choice == "one":
-            return {"texts": ops.soft_cross_entropy_backward(1.0, (z, targets))}
-        return {"texts": ops.bce_backward(1.0, (z, targets)) * known}
+            return {"texts": ops.soft_cross_entropy_backward(1.0, (z, targets * keep))}
+        return {"texts": ops.bce_backward(1.0, (z, targets)) * keep}
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[dict[str, float]]:
         """{label: probability}, from the mean score over a text's windows."""
-        sums, counts = np.zeros((len(examples), len(self.outputs))), np.zeros((len(examples), 1))
-        for feature, rows in zip(features, scores, strict=True):
-            sums[feature.example] += rows[0]
-            counts[feature.example] += 1
-        means = sums / counts                      # every text has a window, one without words [CLS] [SEP]
+        means = mean_scores(len(examples), len(self.outputs), features, scores)
         if self.options.choice == "one":
-            p = np.exp(means - means.max(-1, keepdims=True))
-            p /= p.sum(-1, keepdims=True)
+            p = softmax(means)
         else:
             p = np.exp(-np.logaddexp(0.0, -means))
         p = np.concatenate([1 - p, p], 1) if self.options.choice == "yes-no" else p
@@ -261,19 +219,19 @@ class Classify:
         return scores
 
     def collapsed(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str | None:
-        """The one label that all texts were given, if there are texts with others."""
+        """The one label that all texts were given, if there are texts with others; none of several is where they start.
+        """
         given = {self.chosen(p) for p in predictions}
-        several = any(e.labels not in given for e in examples)
-        return " and ".join(given.pop()) or "no label" if len(given) == 1 and several else None
+        others = any(e.labels not in given for e in examples)
+        return " and ".join(given.pop()) or None if len(given) == 1 and others else None
 
     def report(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str:
         """The table a class, and the confusion matrix where classes are not too many to be read."""
-        gold, guess = [e.labels for e in examples], [self.chosen(p) for p in predictions]
-        table = metrics.label_report(gold, guess, self.labels)
+        scores = self.score(predictions, examples)
+        table = metrics.label_report(scores)
         if self.options.choice == "several" or len(self.labels) > 20:
             return table
-        matrix = metrics.confusion([g for g, in gold], [g for g, in guess], self.labels)
-        return f"{table}\n\n{metrics.confusion_report(matrix, self.labels)}"
+        return f"{table}\n\n{metrics.confusion_report(scores['confusion'], self.labels)}"
 
     def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
         """{"text", "labels": the chosen, "probabilities": {label: p}, the most probable first}."""

@@ -180,6 +180,7 @@ class NER:
     defaults: dict[str, Any] = {}
     best = ("entity.f1", "max")
     architecture, problem_type = "BertForTokenClassification", None
+    new_pieces: tuple[str, ...] = ()
     trial = "Angela Merkel met Tim Cook in Paris."
     Options, Examples = Options, Examples
 
@@ -225,10 +226,7 @@ class NER:
     def note_unseen(self, splits: dict[str, Examples]) -> None:
         """Count tags that training never saw."""
         for split, examples in splits.items():
-            unseen = {t: n for t, n in examples.count_tags().items() if t not in self.labels}
-            if unseen:
-                self.notices.append(f"{split} has tags that train never saw, which count as missed: "
-                                    + ", ".join(f"{t} ({n} words)" for t, n in unseen.items()))
+            self.notices += metrics.unseen(split, examples.count_tags(), self.labels, "tags", "words")
 
     def example(self, text: str) -> Example:
         """Raw text, cut into words as newspaper corpora are."""

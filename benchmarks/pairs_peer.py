@@ -1,0 +1,100 @@
+"""transformers on pairs of texts, the recipe of train.py: what docs/tasks/match.md compares with.
+
+    python benchmarks/pairs_peer.py --data DIR --weights FOLDER [--epochs 4] [--learning-rate 1e-4] [--seed 0]
+
+DIR holds train.csv and dev.csv (benchmarks/sets.py sts), columns first,second,label, the label a number. bf16, batches
+of 32 of similar length, fused AdamW, linear warm-up over a tenth, clipping at 1; the epoch with the best Pearson on dev
+counts. One JSON line at the end.
+"""
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    get_linear_schedule_with_warmup,
+    set_seed,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from minibert.metrics import correlations  # noqa: E402 (this checkout's, whatever else is installed)
+
+BATCH = 32
+
+
+def read(file: Path, tokenizer: Any) -> list[dict[str, Any]]:
+    """Rows as the model takes them."""
+    with open(file, encoding="utf-8", newline="") as f:
+        return [dict(tokenizer(r["first"], r["second"], truncation=True, max_length=256), labels=float(r["label"]))
+                for r in csv.DictReader(f)]
+
+
+@torch.no_grad()
+def evaluate(model: Any, rows: list[dict[str, Any]], collate: Any) -> dict[str, float]:
+    """Scores of all rows, longest first."""
+    model.eval()
+    order, guess = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"])), [0.0] * len(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        for i in range(0, len(order), 64):
+            part = order[i:i + 64]
+            scores = model(**collate([rows[j] for j in part])).logits[:, 0].float().tolist()
+            for j, score in zip(part, scores, strict=True):
+                guess[j] = score
+    model.train()
+    return correlations([row["labels"] for row in rows], guess)
+
+
+def decay_groups(model: Any) -> list[dict[str, Any]]:
+    """Biases and LayerNorm weights are not decayed."""
+    plain = ("bias", "LayerNorm.weight")
+    return [{"params": [p for n, p in model.named_parameters() if n.endswith(plain) == skipped], "weight_decay": decay}
+            for skipped, decay in ((False, 0.01), (True, 0.0))]
+
+
+def main() -> int:
+    """Train, score dev after every epoch, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    o = parser.parse_args()
+    set_seed(o.seed)
+    tokenizer = AutoTokenizer.from_pretrained(o.weights)
+    train, dev = (read(o.data / f"{split}.csv", tokenizer) for split in ("train", "dev"))
+    model = AutoModelForSequenceClassification.from_pretrained(o.weights, num_labels=1, problem_type="regression")
+    collate = DataCollatorWithPadding(tokenizer)
+    sampler = LengthGroupedSampler(BATCH, lengths=[len(row["input_ids"]) for row in train],
+                                   generator=torch.Generator().manual_seed(o.seed))
+    batches = DataLoader(train, batch_size=BATCH, sampler=sampler, collate_fn=collate)
+    optimizer = torch.optim.AdamW(decay_groups(model), lr=o.learning_rate, fused=True)
+    total = len(batches) * o.epochs
+    schedule, best = get_linear_schedule_with_warmup(optimizer, total // 10, total), {"pearson": -1.0}
+    model.train()
+    for epoch in range(1, o.epochs + 1):
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        scores = evaluate(model, dev, collate)
+        print(f"epoch {epoch}: dev {scores}", flush=True)
+        best = max(best, scores, key=lambda s: s["pearson"])
+    print(json.dumps({"seed": o.seed, "dev": best}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

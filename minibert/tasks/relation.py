@@ -1,0 +1,273 @@
+"""A sentence with two marked spans -> the relation between them and its direction, one of K labels or none.
+
+Four new pieces stand around the spans, [E1] ... [/E1] and [E2] ... [/E2], and the states of the two opening ones, side
+by side, give the scores (Baldini Soares et al. 2019, section 3.2). Their word vectors are learnt with the rest.
+"""
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from minibert import metrics, ops
+from minibert.batching import Batch, Feature
+from minibert.config import BertConfig, option
+from minibert.datafiles import TABLES, read_lines, read_table, split_files
+from minibert.errors import MinibertError
+from minibert.model import draw, dropout
+from minibert.pooled import mean_scores, softmax
+from minibert.tokenizer import Tokenizer, split_words
+
+MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
+TAGS = re.compile(r"</?e[12]>")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, the character spans of its two marked parts, and the relation; None: not known."""
+    text: str
+    spans: tuple[tuple[int, int], tuple[int, int]]
+    label: str | None
+    where: str                                     # file:line
+
+
+@dataclass(frozen=True)
+class Options:
+    """Relation extraction's own options."""
+    columns: str = option("text,label", "names of the columns that hold the marked text and its relation")
+    none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score")
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != 2 or len(self.names) != 2 or not all(self.names):
+            raise MinibertError(f"--columns is {self.columns!r}; it must be two different names with a comma between, "
+                                "such as text,label")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the two columns."""
+        return [name.strip() for name in self.columns.split(",")]
+
+
+class PairHead(nn.Module):
+    """The states of two pieces of a row, side by side, dropout, one linear map."""
+    one_a_row = True                               # scores, of two picks
+
+    def __init__(self, config: BertConfig, K: int):
+        super().__init__()
+        self.classifier = nn.Linear(2 * config.hidden_size, K)
+        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
+
+    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+        """[P,H] -> scores [B,K]; each row of the batch has two picks."""
+        pair = hidden.index_select(0, batch.picks).view(-1, 2 * hidden.shape[1])
+        return self.classifier(dropout(pair, self.p, masks, self.site))
+
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
+        """forward() with what backward_by_hand needs: [P,H] -> scores [B,K], cache."""
+        picked, lookup = ops.embedding_forward(batch.picks, hidden)            # [2B,H]
+        pair = picked.view(-1, 2 * hidden.shape[1])                            # [B,2H] the same memory
+        x, mask = ops.dropout_forward(pair, draw(masks, self.site, pair.shape, self.p, pair))
+        scores, linear = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
+        return scores, (lookup, mask, linear)
+
+    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+        """[B,K] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
+        lookup, mask, linear = cache
+        dx, dw, db = ops.linear_backward(dscores, linear)
+        dpicked = ops.dropout_backward(dx, mask).view(2 * len(dx), -1)         # each half to its piece
+        return ops.embedding_backward(dpicked, lookup), [(self.classifier.weight, dw), (self.classifier.bias, db)]
+
+
+class Relation:
+    """The task; see tasks.Task for what each member is."""
+    name = "relation"
+    defaults: dict[str, Any] = {"epochs": 12}
+    best = ("relation.macro_f1", "max")
+    architecture, problem_type = "BertForRelationExtraction", None
+    trial = "<e1>Nordwind</e1> bought the shipping line <e2>Seaford</e2> in May."
+    new_pieces = MARKS
+    Options = Options
+
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels), []
+
+    @property
+    def outputs(self) -> list[str]:
+        """A score a label."""
+        return self.labels
+
+    # --------------------------------------------------------------------------------------------- text -> examples
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of datafiles.SPLITS."""
+        return split_files(path, TABLES)
+
+    def read(self, path: Path) -> dict[str, list[Example]]:
+        """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it."""
+        return {split: [marked(text, label, where) for text, label, where in self.read_rows(file)]
+                for split, file in self.files(Path(path)).items()}
+
+    def read_rows(self, file: Path) -> Iterator[tuple[str, str, str]]:
+        """(marked text, label, "file:line"). Raises MinibertError with file:line."""
+        if file.suffix.lower() == ".txt":
+            yield from read_semeval(file)
+            return
+        for where, (text, label) in read_table(file, self.options.names):
+            if not isinstance(text, str) or not isinstance(label, str) or not label.strip():
+                raise MinibertError(f"{where}: the text is {text!r}, the label {label!r}; expected two texts")
+            yield text, label.strip(), where
+
+    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
+        """The labels of train, sorted."""
+        self.labels = sorted({e.label for e in splits["train"]})
+        if len(self.labels) < 2:
+            raise MinibertError(f"{splits['train'][0].where}: all training sentences have the label {self.labels[0]}; "
+                                "expected at least two (is --limit too small?)")
+        self.note_unseen(splits)
+
+    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
+        """Count labels that training never saw."""
+        for split, examples in splits.items():
+            there = Counter(e.label for e in examples)
+            self.notices += metrics.unseen(split, there, self.labels, "labels", "sentences")
+
+    def example(self, text: str) -> Example:
+        """Raw text with <e1>...</e1> and <e2>...</e2> in it."""
+        return marked(text, None, "text")
+
+    # ----------------------------------------------------------------------------------- examples -> scores and loss
+
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
+        """[CLS] ... [E1] span [/E1] ... [E2] span [/E2] ... [SEP], read at [E1] and [E2].
+
+        Of a text that does not fit, the pieces nearest to a mark are kept, on both sides of each.
+        """
+        ids, shapes, marks = with_marks(example, tokenizer)
+        kept = nearest(len(ids), list(marks.values()), max_pieces - 2)
+        places = np.searchsorted(kept, [marks["[E1]"], marks["[E2]"]]) + 1
+        label = self.labels.index(example.label) if example.label in self.labels else -1
+        return [Feature(number, np.concatenate([[tokenizer.start], ids[kept], [tokenizer.end]]),
+                        np.concatenate([[0], tokenizer.types * shapes[kept], [0]]), places, np.array([label] * 2))]
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """`classifier`, on two states."""
+        return PairHead(config, len(self.labels))
+
+    def layout(self, features: Sequence[Feature]) -> None:
+        """All within a row attend to all."""
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """int64 [B]: both picks of a row have its label."""
+        return batch.labels[::2]
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Sentences with a label."""
+        return {"sentences": float((self.labels_of(batch) >= 0).sum())}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [B,K] -> the sum over sentences of −log softmax at the label."""
+        return {"sentences": ops.cross_entropy_forward(ops.at_least_fp32(scores), self.labels_of(batch))[0]}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [B,K] -> the gradient of the sum by them."""
+        return {"sentences": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), self.labels_of(batch)))}
+
+    # ---------------------------------------------------------------------------------------- scores -> text and score
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """{label: probability}."""
+        table = softmax(mean_scores(len(examples), len(self.labels), features, scores))
+        return [dict(zip(self.labels, row.tolist(), strict=True)) for row in table]
+
+    def score(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> dict[str, Any]:
+        """metrics.relation_scores, and the accuracy over all labels."""
+        gold, guess = [e.label for e in examples], [max(p, key=p.get) for p in predictions]
+        return {"relation": metrics.relation_scores(gold, guess, self.options.none),
+                "accuracy": sum(g == p for g, p in zip(gold, guess, strict=True)) / max(1, len(gold)),
+                "support": len(gold)}
+
+    def collapsed(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str | None:
+        """The one label that all sentences were given, if there are several."""
+        given = {max(p, key=p.get) for p in predictions}
+        return given.pop() if len(given) == 1 and len({e.label for e in examples}) > 1 else None
+
+    def report(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str:
+        """The table a relation, and the accuracy."""
+        scores = self.score(predictions, examples)
+        return f"{metrics.relation_report(scores['relation'])}\n\naccuracy of all labels  {scores['accuracy']:.3f}"
+
+    def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
+        """{"text", "e1", "e2": {"text", "start", "end"}, "label", "probabilities": {label: p}}, the likely first."""
+        spans = {name: {"text": example.text[a:b], "start": a, "end": b}
+                 for name, (a, b) in zip(("e1", "e2"), example.spans, strict=True)}
+        ranked = dict(sorted(prediction.items(), key=lambda pair: -pair[1]))
+        return {"text": example.text, **spans, "label": next(iter(ranked)), "probabilities": ranked}
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """The label with the spans in the places of e1 and e2, then the text."""
+        said = result["label"].replace("e1", result["e1"]["text"]).replace("e2", result["e2"]["text"])
+        said = f"\033[36m{said}\033[0m" if colour else said
+        return f"{said}  {result['probabilities'][result['label']]:.3f}\n  {result['text']}"
+
+
+def marked(text: str, label: str | None, where: str) -> Example:
+    """A text with <e1>...</e1> and <e2>...</e2> in it. Raises MinibertError where they do not stand so once each."""
+    plain, at, places = "", 0, []
+    for tag in TAGS.finditer(text):
+        plain += text[at:tag.start()]
+        places.append((tag[0], len(plain)))
+        at = tag.end()
+    found, order = dict(places), [tag for tag, _ in places]
+    if order not in (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"]) or any(
+            found[f"<e{i}>"] == found[f"</e{i}>"] for i in (1, 2)):
+        raise MinibertError(f"{where}: {text[:60]!r}: expected <e1>one span</e1> and <e2>another</e2> in it")
+    spans = tuple((found[f"<e{i}>"], found[f"</e{i}>"]) for i in (1, 2))
+    return Example(plain + text[at:], spans, label, where)
+
+
+def read_semeval(file: Path) -> Iterator[tuple[str, str, str]]:
+    """(marked text, label, "file:line") of the published layout, or MinibertError with file:line.
+
+    NUMBER, a tab, the text in quotes; in the next line the label; then a comment or nothing.
+    """
+    lines = enumerate(read_lines(file), 1)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        where, parts = f"{file}:{number}", line.rstrip("\n").split("\t")
+        if len(parts) != 2 or not parts[0].strip().isdecimal():
+            raise MinibertError(f'{where}: {line[:60]!r}: expected a number, a tab and a text in quotes')
+        label = next(lines, (0, ""))[1].strip()
+        if not label or label.startswith("Comment:"):
+            raise MinibertError(f"{where}: no label in the line after it; expected one such as Cause-Effect(e1,e2)")
+        if not (comment := next(lines, (0, "Comment:"))[1].strip()).startswith("Comment:") and comment:
+            raise MinibertError(f"{where}: the second line after it is {comment[:60]!r}; expected Comment: or nothing")
+        yield parts[1].strip().removeprefix('"').removesuffix('"'), label, where
+
+
+def with_marks(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """(ids [n], case shapes [n], {mark: its place}) of the text with the four marks in it."""
+    (a, b), (c, d) = example.spans
+    cuts = sorted([(a, 0, "[E1]"), (b, 1, "[/E1]"), (c, 2, "[E2]"), (d, 3, "[/E2]")] if a <= c else
+                  [(c, 0, "[E2]"), (d, 1, "[/E2]"), (a, 2, "[E1]"), (b, 3, "[/E1]")])
+    edges = [0, *(at for at, _, _ in cuts), len(example.text)]
+    parts = [example.text[i:j] for i, j in zip(edges, edges[1:], strict=False)]
+    pieces = tokenizer.pieces([[part[i:j] for i, j in split_words(part)] for part in parts])
+    ids, shapes, marks = list(pieces[0].ids), list(pieces[0].shapes), {}
+    for (_, _, mark), part in zip(cuts, pieces[1:], strict=True):
+        marks[mark] = len(ids)
+        ids += [tokenizer.number(mark), *part.ids]
+        shapes += [0, *part.shapes]
+    return np.array(ids, np.int64), np.array(shapes, np.int64), marks
+
+
+def nearest(count: int, marks: Sequence[int], room: int) -> np.ndarray:
+    """int64, ascending: the places 0 .. count - 1, or where they are more than `room`, those nearest to a mark."""
+    far = np.abs(np.arange(count)[:, None] - np.array(marks)).min(1)
+    return np.sort(np.argsort(far, kind="stable")[:room])
