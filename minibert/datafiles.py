@@ -55,6 +55,15 @@ def read_lines(file: Path) -> Iterator[str]:
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
+def column_names(columns: str, example: str) -> list[str]:
+    """The names in --columns, as many as in `example`; MinibertError where they are not so many different ones."""
+    names, wanted = [name.strip() for name in columns.split(",")], len(example.split(","))
+    if len(names) != wanted or len(set(names)) != wanted or not all(names):
+        raise MinibertError(f"--columns is {columns!r}; it must be {wanted} different names with commas between, such "
+                            f"as {example}")
+    return names
+
+
 def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     """("file:line", the values of `columns`) of every row of a table.
 

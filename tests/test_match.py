@@ -63,7 +63,7 @@ def test_a_text_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("columns", ["a,b", "a,b,c,d", "a,,c", "a,b,a", ""])
 def test_columns_that_cannot_be(columns):
-    with refused("--columns", "three different names"):
+    with refused("--columns", "3 different names"):
         task(columns=columns)
 
 

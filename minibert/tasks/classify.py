@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, read_table, split_files
+from minibert.datafiles import TABLES, column_names, read_table, split_files
 from minibert.errors import MinibertError
 from minibert.pooled import PooledHead, mean_scores, softmax
 from minibert.tokenizer import Tokenizer, split_words
@@ -41,9 +41,7 @@ class Options:
     label_smoothing: float = option(0.0, "share of a target that is spread over all classes")
 
     def __post_init__(self) -> None:
-        if len(set(self.names)) != 2 or len(self.names) != 2 or not all(self.names):
-            raise MinibertError(f"--columns is {self.columns!r}; it must be two different names with a comma between, "
-                                "such as text,label")
+        column_names(self.columns, type(self).columns)         # refuses what cannot be
         if not 0 <= self.label_smoothing < 1:
             raise MinibertError(f"--label-smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.class_weights != "none" and self.choice != "one":
@@ -51,8 +49,8 @@ class Options:
 
     @property
     def names(self) -> list[str]:
-        """Of the two columns."""
-        return [name.strip() for name in self.columns.split(",")]
+        """Of the columns. Raises MinibertError where they cannot be such."""
+        return column_names(self.columns, type(self).columns)
 
 
 class Classify:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature, pair_rows
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, read_table, split_files
+from minibert.datafiles import TABLES, column_names, read_table, split_files
 from minibert.errors import MinibertError
 from minibert.pooled import PooledHead, mean_scores, softmax
 from minibert.tokenizer import Tokenizer, split_words
@@ -42,14 +42,12 @@ class Options:
                          ("class", "score"))
 
     def __post_init__(self) -> None:
-        if len(set(self.names)) != 3 or len(self.names) != 3 or not all(self.names):
-            raise MinibertError(f"--columns is {self.columns!r}; it must be three different names with commas between, "
-                                "such as first,second,label")
+        column_names(self.columns, type(self).columns)         # refuses what cannot be
 
     @property
     def names(self) -> list[str]:
-        """Of the three columns."""
-        return [name.strip() for name in self.columns.split(",")]
+        """Of the columns. Raises MinibertError where they cannot be such."""
+        return column_names(self.columns, type(self).columns)
 
 
 class Match:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, read_lines, read_table, split_files
+from minibert.datafiles import TABLES, column_names, read_lines, read_table, split_files
 from minibert.errors import MinibertError
 from minibert.model import draw, dropout
 from minibert.pooled import mean_scores, softmax
@@ -42,14 +42,12 @@ class Options:
     none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score")
 
     def __post_init__(self) -> None:
-        if len(set(self.names)) != 2 or len(self.names) != 2 or not all(self.names):
-            raise MinibertError(f"--columns is {self.columns!r}; it must be two different names with a comma between, "
-                                "such as text,label")
+        column_names(self.columns, type(self).columns)         # refuses what cannot be
 
     @property
     def names(self) -> list[str]:
-        """Of the two columns."""
-        return [name.strip() for name in self.columns.split(",")]
+        """Of the columns. Raises MinibertError where they cannot be such."""
+        return column_names(self.columns, type(self).columns)
 
 
 class PairHead(nn.Module):
