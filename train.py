@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minibert import fast, hub, weights
+from minibert import coupled, fast, hub, weights
 from minibert.adapt import freeze
-from minibert.batching import Batch, Feature, collate, epoch_batches
+from minibert.batching import Batch, Feature, collate, epoch_batches, row_generator
 from minibert.byhand import reached_gradients
 from minibert.checkpoint import Checkpoints, Interval
 from minibert.commandline import option_given, parse, read_settings
@@ -29,7 +29,7 @@ from minibert.config import TrainConfig
 from minibert.errors import MinibertError
 from minibert.evaluate import at, predict_examples
 from minibert.files import write_json
-from minibert.model import Model, grow_types, grow_words, initialise
+from minibert.model import Bert, Model, grow_types, grow_words, initialise
 from minibert.optim import SGD, AdamW, Optimizer, decay_groups, lr_at
 from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
 from minibert.predict import read_tokenizer
@@ -104,20 +104,14 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
     head = task.head(weights.read_config(folder, settings.dropout))
     bert, report = weights.load(folder, head, new_head=not weights.holds_head_of(folder, task),
                                 dropout=settings.dropout)
-    tokenizer = read_tokenizer(folder, bert)
-    tokenizer.add(task.new_pieces)
-    rows = nn.Embedding(max(0, tokenizer.size - bert.config.vocab_size), bert.config.hidden_size)
-    new_pooler = any(name.startswith("pooler.") for name in report.new)
-    new = [head] * bool(report.new) + [bert.pooler] * new_pooler + [rows]
-    initialise(nn.ModuleList(new), bert.config.initializer_range, settings.seed)  # from one generator, in this order
-    if len(rows.weight):
-        grow_words(bert, rows.weight)
-        report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(task.new_pieces)}")
     if settings.max_pieces > bert.config.max_position_embeddings:
         raise MinibertError(f"--max-pieces is {settings.max_pieces}; the checkpoint has "
                             f"{bert.config.max_position_embeddings} positions")
     if settings.case_shapes == "off" and bert.config.case_shapes:
         raise MinibertError(f"--case-shapes is off; {folder} was trained with them; start from published weights")
+    tokenizer = read_tokenizer(folder, bert)
+    tokenizer.add(task.new_pieces)
+    new_pooler = start_new(bert, head, tokenizer, report, settings)
     wanted = settings.case_shapes == "on" or (settings.case_shapes == "auto" and tokenizer.uncased
                                                   and settings.freeze == "none")
     if wanted and not bert.config.case_shapes:
@@ -130,6 +124,19 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
         bert.pooler.requires_grad_(True)           # what is new belongs to the head
     say(str(report))
     return model, tokenizer
+
+
+def start_new(bert: Bert, head: nn.Module, tokenizer: Tokenizer, report: weights.Report, settings: TrainConfig) -> bool:
+    """Draw all that no file had, head, pooler and word vectors, from one generator in this order; -> a new pooler?"""
+    new_pooler = any(name.startswith("pooler.") for name in report.new)
+    rows = nn.Embedding(max(0, tokenizer.size - bert.config.vocab_size), bert.config.hidden_size)
+    new = [head] * bool(report.new) + [bert.pooler] * new_pooler + [rows]
+    initialise(nn.ModuleList(new), bert.config.initializer_range, settings.seed)
+    if len(rows.weight):
+        pieces = [tokenizer.backend.id_to_token(i) for i in range(bert.config.vocab_size, tokenizer.size)]
+        grow_words(bert, rows.weight)
+        report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(pieces)}")
+    return new_pooler
 
 
 # ------------------------------------------------------------------------------------------------------ optimizer
@@ -191,6 +198,10 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
 
     What was in .grad before is of this process; what is there after is the sum over all of them.
     """
+    masks = [DropoutMasks(settings.seed, step, i, processes.rank) for i in range(len(batches))]
+    losses = [task] * len(batches)                 # who says what each micro-batch loses
+    if len(batches) > 1 and getattr(task, "coupled", False):
+        losses = coupled.parts(model, task, batches, masks, settings.precision)
     counts: dict[str, float] = {}
     for batch in batches:
         for term, count in task.counts(batch).items():
@@ -198,8 +209,8 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
     counts = processes.sum_counts(counts)
     factors = {term: scale / (count or 1.0) for term, count in counts.items()}  # [ACC-1] 0/1 for a term without labels
     add_gradient = {"fast": fast.add_gradients, "by-hand": add_by_hand, "autograd": add_by_autograd}[settings.gradients]
-    sums = [add_gradient(model, task, batch, DropoutMasks(settings.seed, step, i, processes.rank), factors,
-                         settings.precision) for i, batch in enumerate(batches)]
+    sums = [add_gradient(model, loss, batch, mask, factors, settings.precision)
+            for loss, batch, mask in zip(losses, batches, masks, strict=True)]
     processes.sum_gradients(model)
     # only now are numbers asked for: a GPU has had all its work by then
     mine = sum(float(part[term]) / (counts[term] or 1.0) for part in sums for term in part)  # [RISK-1]
@@ -253,9 +264,13 @@ def add_by_hand(model: Model, task: Task, batch: Batch, masks: DropoutMasks, fac
 
 
 def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, settings: TrainConfig, pad: int,
-                  device: torch.device) -> list[Batch]:
+                  device: torch.device, epoch: int = 1) -> list[Batch]:
     """One update's features in --accumulate parts of as nearly equal size as can be."""
-    parts = [[features[i] for i in part] for part in np.array_split(numbers, settings.accumulate) if len(part)]
+    rows = [features[i] for i in numbers]
+    if hasattr(task, "rows"):
+        rows = task.rows(rows, lambda i: row_generator(settings.seed, epoch, int(numbers[i])))
+    cuts = [part for part in np.array_split(np.arange(len(rows)), settings.accumulate) if len(part)]
+    parts = [rows[part[0]:part[-1] + 1] for part in cuts]
     return [collate(p, settings.layout, pad, task.layout(p), device) for p in parts]
 
 
@@ -274,6 +289,9 @@ class Run(Resumable):
         if not self.processes.first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
         self.task = TASKS[settings.task](options)
+        if self.processes.size > 1 and getattr(self.task, "coupled", False):
+            raise MinibertError(f"--task {settings.task} with {self.processes.size} processes: each would set its rows "
+                                "against its own alone; start one process (--accumulate saves memory)")
         self.splits = read_data(self.task, settings)
         folder = fetch_weights(settings.weights)
         entry = hub.recommended(folder)
@@ -427,7 +445,7 @@ def next_update(run: Run, numbers: np.ndarray, timer: float) -> dict[str, Any]:
     step = p.step + 1
     lr = lr_at(step, run.total, run.warmup, settings.learning_rate)
     batches = micro_batches(run.features["train"], run.processes.share(numbers), run.task, settings, run.tokenizer.pad,
-                            device)
+                            device, run.epoch_in_hand)
     try:
         loss, norm = one_update(run.model, run.task, batches, run.optimizer, run.scaler, settings, step, lr,
                                 run.processes)

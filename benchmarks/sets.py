@@ -1,6 +1,7 @@
 """Public sets in the form that train.py reads, where it does not read them as published.
 
-    python benchmarks/sets.py phrasebank|sts|banking77-10|bank_faq|xquad SOURCE OUTPUT [--seed N]
+    python benchmarks/sets.py phrasebank|sts|banking77-10|bank_faq|xquad|multi30k|scitldr|
+                              gutenberg SOURCE OUTPUT [--seed N]
 
 SOURCE is the folder of the set as published (each function below names its files), OUTPUT a new folder. sst5 needs
 nothing, banking77 only `--columns text,category`. Nothing of the sets is part of this project.
@@ -68,6 +69,34 @@ def xquad(source: Path, seed: int) -> Files:
     return files
 
 
+def multi30k(source: Path, seed: int) -> Files:
+    """train, dev and test, each .de and .en with a sentence a line: German to English."""
+    splits = {}
+    for split in ("train", "dev", "test"):
+        sides = ((source / f"{split}.{language}").read_text("utf-8").split("\n") for language in ("de", "en"))
+        rows = [(de.strip(), en.strip()) for de, en in zip(*sides, strict=True)]
+        splits[split] = [row for row in rows if all(row)]
+    return tables("source,target", splits)
+
+
+def scitldr(source: Path, seed: int) -> Files:
+    """train, dev and test.jsonl: sentences of an abstract in "source"; of the summaries in "target" the first."""
+    splits = {}
+    for split in ("train", "dev", "test"):
+        rows = map(json.loads, (source / f"{split}.jsonl").read_text("utf-8").splitlines())
+        splits[split] = [(" ".join(row["source"]), row["target"][0].strip()) for row in rows]
+    return tables("source,target", splits)
+
+
+def gutenberg(source: Path, seed: int) -> Files:
+    """Fifteen books, a sentence a line, each a document: chesterton-thursday is dev, carroll-alice test."""
+    books = {file.stem: file.read_text("utf-8").strip() + "\n" for file in sorted(source.glob("*.txt"))}
+    dev, test = ([books.pop(name)] for name in ("chesterton-thursday", "carroll-alice"))
+    splits = {"dev": dev, "test": test, "train": [*books.values()]}
+    return {f"{split}.txt": ("\n".join(texts), sum(text.count("\n") for text in texts))
+            for split, texts in splits.items()}
+
+
 def read(file: Path, names: Sequence[str], delimiter: str = ",") -> list[Row]:
     """The columns `names` of a published table, without blanks at the ends; its line ends become \\n."""
     with open(file, encoding="utf-8-sig") as f:
@@ -86,7 +115,8 @@ def tables(columns: str, splits: dict[str, list[Row]]) -> Files:
 
 
 SETS: dict[str, Callable[[Path, int], Files]] = {"phrasebank": phrasebank, "sts": sts, "banking77-10": banking77_10,
-                                                 "bank_faq": bank_faq, "xquad": xquad}
+                                                 "bank_faq": bank_faq, "xquad": xquad, "multi30k": multi30k,
+                                                 "scitldr": scitldr, "gutenberg": gutenberg}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""python -m minibert fetch | predict | evaluate."""
+"""python -m minibert fetch | predict | evaluate | new."""
 import argparse
 import json
 import os
@@ -16,7 +16,7 @@ from minibert.terminal import Advice, exit_code, lead_nowhere
 def parser() -> argparse.ArgumentParser:
     """The command line of the package."""
     top = OneLineParser(prog="minibert", description="BERT fine-tuning in plain PyTorch", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate")
+    commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate | new")
 
     fetch = commands.add_parser("fetch", help="get and verify a published checkpoint", allow_abbrev=False)
     fetch.add_argument("name", help="a name of the manifest, or a folder to check")
@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
     predict.add_argument("run", type=Path, help="run folder of train.py")
     predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
+    predict.add_argument("--answers", type=Path, help="of a model that chooses replies: the file it chooses from, an "
+                                                      "answer a line, or a table")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
@@ -33,7 +35,43 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--case-shapes", choices=("on", "off"), default="on",
                           help="off: as a library sees the model that leaves all token types at 0")
     evaluate.add_argument("--json", action="store_true", help="the scores as one JSON object")
+
+    new = commands.add_parser("new", help="make an untrained checkpoint: a vocabulary from text, random weights",
+                              allow_abbrev=False)
+    new.add_argument("folder", type=Path, help="a new folder, for --weights of train.py")
+    new.add_argument("--text", required=True, type=Path, help="file of text whose words make the vocabulary")
+    new.add_argument("--vocabulary", type=int, default=8000, help="pieces at most (default: 8000)")
+    new.add_argument("--cased", action="store_true", help="keep capital letters and accents")
+    for name, value, what in NEW_SIZES:
+        new.add_argument(f"--{name}", type=int, default=value, help=f"{what} (default: {value})")
+    new.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     return top
+
+
+# those of minilm-l6: option, default, what it is
+NEW_SIZES = (("layers", 6, "blocks"), ("hidden", 384, "numbers of a piece's state"), ("heads", 12, "attention heads"),
+             ("feedforward", 1536, "numbers between the halves of a block"),
+             ("positions", 512, "longest row in pieces"))
+
+
+def run_new(arguments: argparse.Namespace) -> None:
+    """Learn the vocabulary, write the folder, say what is in it."""
+    from minibert.config import BertConfig
+    from minibert.scratch import learn_vocabulary, new_checkpoint
+    for name in ("vocabulary", *(name for name, _, _ in NEW_SIZES)):
+        if not 1 <= getattr(arguments, name) <= 10 ** 6:
+            raise MinibertError(f"--{name} is {getattr(arguments, name)}; it must be between 1 and 1,000,000")
+    if not 0 <= arguments.seed < 2 ** 63:
+        raise MinibertError(f"--seed is {arguments.seed}; it must be between 0 and 2^63 - 1")
+    if arguments.hidden % arguments.heads:
+        raise MinibertError(f"--hidden {arguments.hidden} does not divide into --heads {arguments.heads}")
+    tokenizer = learn_vocabulary(arguments.text, arguments.vocabulary, arguments.cased)
+    config = BertConfig(vocab_size=tokenizer.size, hidden_size=arguments.hidden, num_hidden_layers=arguments.layers,
+                        num_attention_heads=arguments.heads, intermediate_size=arguments.feedforward,
+                        max_position_embeddings=arguments.positions)
+    new_checkpoint(arguments.folder, tokenizer, config, arguments.seed)
+    print(f"{arguments.folder}: {tokenizer.size:,} pieces, {config.least_numbers:,} random numbers\n"
+          f"next: train.py --task mlm --weights {arguments.folder} --data DIR")
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
@@ -48,6 +86,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Print a result a text, as soon as it is there."""
     from minibert.predict import load
     model = load(arguments.run)
+    if arguments.answers:
+        if not hasattr(model.task, "read_candidates"):
+            raise MinibertError(f"--answers: {arguments.run} holds a model that chooses no replies; leave it out")
+        model.task.read_candidates(arguments.answers)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
         for result in model.predict(texts):
@@ -110,7 +152,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "fetch": run_fetch, "predict": run_predict, "evaluate": run_evaluate}
+    "fetch": run_fetch, "predict": run_predict, "evaluate": run_evaluate, "new": run_new}
 
 
 def main(argv: list[str] | None = None) -> int:

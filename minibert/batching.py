@@ -1,6 +1,7 @@
 """Features (one row each), windows over long texts, batches, their order as a function of (seed, epoch)."""
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -114,9 +115,16 @@ def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces
     return features
 
 
-def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
-              ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, types), int64 [T] each, of [CLS] first [SEP] second [SEP]; types of the second text are one higher.
+class PairRow(NamedTuple):
+    """[CLS] first [SEP] second [SEP]: two texts, or a window of each, in a row; types of the second are one higher."""
+    ids: np.ndarray                                # int64 [T]
+    types: np.ndarray                              # int64 [T]
+    first: tuple[int, int]                         # pieces [start, stop) of the first text that stand in it
+    second: tuple[int, int]
+
+
+def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[PairRow]:
+    """The rows of two texts.
 
     Where they do not fit in one row, the longer text is cut into windows; where both are longer than half a row, both
     are, and each window of the first stands with each of the second.
@@ -131,7 +139,8 @@ def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: i
             shapes = [0, *first.shapes[a:b], 0, *second.shapes[c:d], 0]
             order = [0] * (b - a + 2) + [second_type] * (d - c + 1)
             ids = [tokenizer.start, *first.ids[a:b], tokenizer.end, *second.ids[c:d], tokenizer.end]
-            rows.append((np.array(ids, np.int64), tokenizer.types * np.array(shapes, np.int64) + np.array(order)))
+            types = tokenizer.types * np.array(shapes, np.int64) + np.array(order)
+            rows.append(PairRow(np.array(ids, np.int64), types, (a, b), (c, d)))
     return rows
 
 
@@ -169,6 +178,12 @@ def shuffled(count: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
     key = np.array([seed, 2 ** 63 + epoch], np.uint64)               # apart from dropout's keys, whose second is small
     philox = np.random.Philox(key=key, counter=[0, purpose, 0, 0])
     return np.argsort(philox.random_raw(count), kind="stable")
+
+
+def row_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
+    """What is random about feature `number` in an epoch, apart from dropout: a pure function of its arguments."""
+    key = np.array([seed, 2 ** 62 + number], np.uint64)              # apart from the keys of dropout and shuffled()
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, epoch]))
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

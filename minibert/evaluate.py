@@ -7,7 +7,7 @@ import torch
 
 from minibert.batching import Feature, collate
 from minibert.fast import Scorer
-from minibert.features import Features, join, pack
+from minibert.features import Features, join, pack, spill
 from minibert.model import Model
 from minibert.processes import ALONE, Processes
 
@@ -18,7 +18,8 @@ PART = 4096                                        # examples whose features are
 def encode_all(task, examples: Sequence[Any], tokenizer, max_pieces: int, overlap: int) -> Features:
     """All features of all examples, in order; many at a time where the task's read() made the examples compact."""
     if isinstance(examples, getattr(task, "Examples", ())):
-        return join(task.encode_many(examples, tokenizer, max_pieces, overlap))
+        parts = task.encode_many(examples, tokenizer, max_pieces, overlap)
+        return spill(parts) if getattr(task, "on_disk", False) else join(parts)
     return join(pack(f for i in range(start, min(start + PART, len(examples)))
                      for f in task.encode(i, examples[i], tokenizer, max_pieces, overlap))
                 for start in range(0, len(examples), PART))
@@ -52,16 +53,31 @@ def score_features(model: Model, task, features: Sequence[Feature], precision: s
     return result
 
 
+class Look:
+    """look(features) -> their scores, of a model in some precision; every process does its share and has all."""
+
+    def __init__(self, model: Model, task, precision: str, processes: Processes):
+        self.model, self.task, self.precision, self.processes = model, task, precision, processes
+
+    def __call__(self, features: Sequence[Feature]) -> list[np.ndarray]:
+        """As score_features()."""
+        rank, size = self.processes.rank, self.processes.size
+        shares = [range(r, len(features), size) for r in range(size)]
+        mine = score_features(self.model, self.task, [features[i] for i in shares[rank]], self.precision)
+        scores: list[np.ndarray] = [np.zeros(0)] * len(features)
+        for share, arrays in zip(shares, self.processes.gather_arrays(mine), strict=True):
+            for i, rows in zip(share, arrays, strict=True):
+                scores[i] = rows
+        return scores
+
+
 def predict_examples(model: Model, task, examples: Sequence[Any], features: Sequence[Feature],
                      precision: str = "fp32", processes: Processes = ALONE) -> list[Any]:
-    """One text-level prediction an example. Every process scores its share of the features and has all predictions."""
-    shares = [range(rank, len(features), processes.size) for rank in range(processes.size)]
-    mine = score_features(model, task, [features[i] for i in shares[processes.rank]], precision)
-    scores: list[np.ndarray] = [np.zeros(0)] * len(features)
-    for share, arrays in zip(shares, processes.gather_arrays(mine), strict=True):
-        for i, rows in zip(share, arrays, strict=True):
-            scores[i] = rows
-    return task.decode(examples, features, scores)
+    """One text-level prediction an example, in every process."""
+    look = Look(model, task, precision, processes)
+    if hasattr(task, "infer"):
+        return task.infer(look, examples, features)
+    return task.decode(examples, features, look(features))
 
 
 def at(scores: dict[str, Any], path: str) -> float:

@@ -2,8 +2,11 @@
 
 `batching.word_features` says what a feature is; here the same is computed for a million words at once.
 """
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import BinaryIO
 
 import numpy as np
 
@@ -122,6 +125,29 @@ def join(parts: Iterable[Features]) -> Features:
     for name in GROUPS:
         joined[name] = running(np.concatenate([np.diff(getattr(p, name)) for p in every]))
     return Features(**joined)
+
+
+def spill(parts: Iterable[Features]) -> Features:
+    """join() for more than fits in memory: pieces and types are written, part by part, to files without a name.
+
+    The system reads them back page by page when a row is asked for, and takes their room back when nobody can ask any
+    more. They lie in the folder for temporary files (TMPDIR).
+    """
+    small: list[Features] = []
+    with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as types:
+        for part in parts:
+            part.ids.astype(np.int32, casting="safe").tofile(ids)
+            part.types.astype(np.int16, casting="same_kind").tofile(types)
+            small.append(replace(part, ids=part.ids[:0], types=part.types[:0]))
+        whole = join(small)
+        return replace(whole, ids=mapped(ids, np.int32), types=mapped(types, np.int16))
+
+
+def mapped(file: BinaryIO, dtype: type) -> np.ndarray:
+    """The numbers in a file that was just written, which lives on as long as they do."""
+    file.flush()
+    size = os.fstat(file.fileno()).st_size
+    return np.memmap(file, dtype, "r") if size else np.zeros(0, dtype)
 
 
 # ------------------------------------------------------------------------------------ texts of words, a label a word

@@ -296,6 +296,18 @@ def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) ->
             **{f"micro_{c}": whole[c] for c in COLUMNS}, "support": there.total(), "relations": rows}
 
 
+def ranking_scores(places: Sequence[int]) -> dict[str, Any]:
+    """Of the place, from 1, that the first right answer of each question has: recall at 1 and at 5, and MRR.
+
+    MRR is the mean of one over the place.
+
+    >>> ranking_scores([1, 2, 4, 10])
+    {'recall_1': 0.25, 'recall_5': 0.75, 'mrr': 0.4625, 'support': 4}
+    """
+    within = {f"recall_{k}": _ratio(sum(place <= k for place in places), len(places)) for k in (1, 5)}
+    return {**within, "mrr": _ratio(sum(1 / place for place in places), len(places)), "support": len(places)}
+
+
 def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
     """How well numbers were guessed: Pearson's and Spearman's correlation (0 where a side is constant), mean square.
 

@@ -80,6 +80,35 @@ def linear_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dx, dw, db
 
 
+# ---------------------------------------------------------------------------- a text as one vector (docs/tasks/reply)
+
+
+def row_mean_forward(x: Tensor, row: Tensor, B: int) -> tuple[Tensor, Any]:
+    """[M,H], int64 [M] the row of each -> [B,H], the mean of each row, which has at least one."""
+    n = torch.bincount(row, minlength=B).to(x.dtype)[:, None]                 # [B,1]
+    out = x.new_zeros(B, x.shape[1]).index_add(0, row, x) / n                 # [POOL-1]
+    return out, (row, n)
+
+
+def row_mean_backward(dout: Tensor, cache: Any) -> Tensor:
+    """[B,H] -> dx [M,H]: each of n takes an n-th."""
+    row, n = cache
+    return (dout / n)[row]                                                    # [POOL-2]
+
+
+def unit_forward(x: Tensor) -> tuple[Tensor, Any]:
+    """[B,H] -> the same directions at length 1; a row of zeros stays one."""
+    length = (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)            # [B,1]
+    u = x / length                                                            # [UNIT-1]
+    return u, (u, length)
+
+
+def unit_backward(du: Tensor, cache: Any) -> Tensor:
+    """dx [B,H]: what points along the vector changes nothing, the rest shrinks by the length."""
+    u, length = cache
+    return (du - (du * u).sum(-1, keepdim=True) * u) / length                 # [UNIT-2]
+
+
 # -------------------------------------------------------------------------------------- softmax, attention (docs/02)
 
 

@@ -82,12 +82,16 @@ def once_more(update: dict[str, Any], folder: Path) -> Iterator[str]:
     for part in update["micro_batches"]:
         features, masks = part["rows"], DropoutMasks(settings["seed"], step, part["number"], part["process"])
         batch = collate(features, settings["layout"], model.tokenizer.pad, model.task.layout(features))
+        if len(update["micro_batches"]) > 1 and getattr(model.task, "coupled", False):
+            yield f"micro-batch {part['number']}: its loss reads the rows of all others; it is not repeated by itself"
+            continue
         where, losses = forward(model, batch, masks, settings["precision"])
         yield (f"process {part['process']}, micro-batch {part['number']}, {len(features)} rows, {batch.pieces} pieces: "
                f"loss {losses}; "
                + (f"first not finite: {where}" if where else "every tensor of the forward is finite"))
         yield from gradients(model, batch, masks)
-        yield from rows(model, features, settings)
+        if not getattr(model.task, "coupled", False):
+            yield from rows(model, features, settings)
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 WordPiece itself is the tokenizers library's; this file decides what a word is, that no word is ever lost, and that
 nothing is cut or padded behind our back.
 """
+import functools
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +112,22 @@ class Tokenizer:
             raise MinibertError(f"vocabulary without {piece}; is this the run folder of this task?")
         return found
 
+    def spell_out(self, ids: Sequence[int]) -> str:
+        """The text of pieces: ##s joined to what they continue, punctuation where it belongs; special pieces left out.
+
+        An uncased vocabulary gives no capitals. Blanks are set by rule: what stood there is not known.
+        """
+        pieces = [self.backend.id_to_token(i) or SPECIAL["unknown"] for i in ids
+                  if i not in (self.start, self.end, self.pad, self.mask)]
+        return with_punctuation(" ".join(pieces).replace(" ##", ""))
+
+    @functools.cached_property
+    def continuing(self) -> np.ndarray:
+        """bool [V]: which pieces continue a word (##s)."""
+        found = np.zeros(max(self.backend.get_vocab().values()) + 1, bool)
+        found[[number for piece, number in self.backend.get_vocab().items() if piece.startswith("##")]] = True
+        return found
+
     @property
     def size(self) -> int:
         """[V] pieces in the vocabulary."""
@@ -171,6 +189,18 @@ def wordpiece(vocabulary: Path, config: Path) -> Backend:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in SPECIAL.values() if p in pieces])
     return backend
+
+
+def with_punctuation(text: str) -> str:
+    """Words and signs with blanks between all of them -> blanks as they are usual.
+
+    >>> with_punctuation("it ' s a t - shirt ( red ) for $ 1 , 200 . 50 , isn ' t it ?")
+    "it's a t-shirt (red) for $1,200.50, isn't it?"
+    """
+    for pattern, result in ((r" ([.,!?;:%)\]}])", r"\1"), (r"([(\[{$€£#]) ", r"\1"), (r"(\w) (['’/-]) (?=\w)", r"\1\2"),
+                            (r"(\d), (?=\d{3}\b)", r"\1,"), (r"(\d)\. (?=\d)", r"\1.")):
+        text = re.sub(pattern, result, text)
+    return text
 
 
 # --------------------------------------------------------------------------------------------- raw text -> words

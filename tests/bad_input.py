@@ -47,7 +47,12 @@ from minibert.replay import read_update  # noqa: E402
 from minibert.resume import read_state  # noqa: E402
 from minibert.tasks.classify import Classify  # noqa: E402
 from minibert.tasks.match import Match  # noqa: E402
+from minibert.tasks.mlm import MLM  # noqa: E402
 from minibert.tasks.ner import NER  # noqa: E402
+from minibert.tasks.qa import QA  # noqa: E402
+from minibert.tasks.relation import Relation  # noqa: E402
+from minibert.tasks.reply import Reply  # noqa: E402
+from minibert.tasks.seq2seq import Translate  # noqa: E402
 from minibert.tokenizer import Tokenizer  # noqa: E402
 
 SECONDS, MEGABYTES, CHUNK = 10.0, 200, 1000        # CHUNK: inputs that hypothesis draws, and remembers, at a time
@@ -246,8 +251,8 @@ COMMANDS = st.lists(st.sampled_from(WORDS) | st.text(max_size=5), max_size=8).ma
 
 def readers(folder: Path) -> list[Reader]:
     """Every reader of the project, with good files of its own; `folder` is empty and may be written into."""
-    return [*model_readers(folder), *table_readers(), *run_readers(folder), *settings_readers(folder),
-            *fetch_readers(folder)]
+    return [*model_readers(folder), *table_readers(), *task_readers(), *run_readers(folder),
+            *settings_readers(folder), *fetch_readers(folder)]
 
 
 def model_readers(folder: Path) -> list[Reader]:
@@ -317,6 +322,48 @@ def table_readers() -> list[Reader]:
              (".txt", bars, tables(BARS, b"%s ||| q ||| p\n", VALUES))]
     return [Reader(f"{name} from {suffix}", good.encode(), inputs, f"train{suffix}", partial(read_all, tasks))
             for name, tasks in (("classify", classify), ("match", match)) for suffix, good, inputs in kinds]
+
+
+def task_readers() -> list[Reader]:
+    """Of the files that one task alone takes, and of tables by those that came later."""
+    squad = {"data": [{"title": "t", "paragraphs": [{"context": "Ada met Bruno in Oslo.", "qas": [
+        {"id": "1", "question": "Who met Bruno?", "answers": [{"text": "Ada", "answer_start": 0}]},
+        {"id": "2", "question": "Who left?", "answers": [], "is_impossible": True}]}]}]}
+    semeval = ('1\t"<e1>Ada</e1> left <e2>ACME</e2>."\nR(e2,e1)\nComment: hm\n\n'
+               '2\t"<e1>a</e1> <e2>b</e2>"\nOther\nComment:\n')
+    text = "Ada met Bruno in Oslo.\nIt rained.\n\nThe bank left.\n"
+    pairs = "".join(json.dumps({"first": a, "second": b}) + "\n" for a, b in (("one", "two"), ("three", "four, five")))
+    marks = [b"<e1>", b"</e1>", b"<e2>", b"</e2>", b'"', b"\t", b"Comment:", b"Other", b"R(e1,e2)", *ENDS, *VALUES]
+    spans = [*JSON, b'"answer_start": -1', b'"answer_start": 1e9', b'"answers": [{}]', b'"is_impossible": 1',
+             b'"text": ""',
+             b'"context": "\\ud800"', b'"qas": [[]]', b'"id": {}']
+
+    def learn(make: Callable[[], Any], place: Path) -> None:
+        task = make()
+        task.learn_labels(task.read(place))
+
+    def encode(place: Path) -> None:
+        task = MLM(MLM.Options())
+        for lines in task.read(place).values():
+            for line in lines.lines():
+                assert line == line.strip()
+
+    def candidates(place: Path) -> None:
+        Reply(Reply.Options()).read_candidates(place / "answers.txt")
+
+    def two(kind: type) -> Callable[[], Any]:
+        return lambda: kind(kind.Options(columns="first,second"))
+
+    objects = tables(JSON, b'{"first": "p", "second": %s}\n', LABELS)
+    return [
+        Reader("qa from .json", json.dumps(squad, indent=1).encode(), of(spans), "train.json",
+               partial(learn, lambda: QA(QA.Options()))),
+        Reader("relation from .txt", semeval.encode(), of(marks), "train.txt",
+               partial(learn, lambda: Relation(Relation.Options()))),
+        Reader("reply from .jsonl", pairs.encode(), objects, "train.jsonl", partial(learn, two(Reply))),
+        Reader("translate from .jsonl", pairs.encode(), objects, "train.jsonl", partial(learn, two(Translate))),
+        Reader("mlm from .txt", text.encode(), of(LINES), "train.txt", encode),
+        Reader("answers of reply", text.encode(), of(LINES), "answers.txt", candidates)]
 
 
 def run_readers(folder: Path) -> list[Reader]:

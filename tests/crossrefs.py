@@ -38,8 +38,8 @@ class Found:
 def scan(root: Path = ROOT) -> Found:
     """All labels of a checkout."""
     found = Found()
-    for file in sorted((root / "docs").glob("*.md")):
-        scan_chapter(file.name, file.read_text("utf-8"), found)
+    for file in pages(root):
+        scan_chapter(str(file.relative_to(root / "docs")), file.read_text("utf-8"), found)
     programs = [*sorted((root / "minibert").rglob("*.py")), root / "train.py"]
     tests = sorted((root / "tests").glob("test_*.py"))
     for file in [*programs, *(t for t in tests if t.name.startswith("test_eq_"))]:
@@ -54,6 +54,11 @@ def scan(root: Path = ROOT) -> Found:
                 have = next(v[label] for v in (found.docs, found.lines, found.tests) if label in v)
                 found.faults.append(f"[{label}] {fault}; it is in {have}")
     return found
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages of docs/, those of its folders last."""
+    return sorted((root / "docs").rglob("*.md"), key=lambda file: (len(file.parts), file))
 
 
 def sort_key(label: str) -> tuple[str, int]:
@@ -138,13 +143,13 @@ def scan_names(name: str, text: str, found: Found) -> None:
 def broken_references(root: Path = ROOT) -> list[str]:
     """Plain [LN-3] on a page, and file names in `docs/…` or `tests/…` form, that lead nowhere."""
     known, faults = set(scan(root).docs), []
-    for file in sorted((root / "docs").glob("*.md")):
-        text = file.read_text("utf-8")
-        faults += [f"{file.name}: [{m}] is defined nowhere" for m in sorted(set(MENTIONED.findall(text)) - known)]
+    for file in pages(root):
+        text, page = file.read_text("utf-8"), file.relative_to(root / "docs")
+        faults += [f"{page}: [{m}] is defined nowhere" for m in sorted(set(MENTIONED.findall(text)) - known)]
         for path in sorted(set(re.findall(r"\b(?:docs|tests|minibert|benchmarks)/[\w/.-]+\.(?:md|py)\b", text))):
-            faults += [] if (root / path).is_file() else [f"{file.name}: {path} is not there"]
+            faults += [] if (root / path).is_file() else [f"{page}: {path} is not there"]
         for link in sorted(set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text))):
-            faults += [] if (file.parent / link).exists() else [f"{file.name}: link to {link} leads nowhere"]
+            faults += [] if (file.parent / link).exists() else [f"{page}: link to {link} leads nowhere"]
     return faults
 
 

@@ -1,4 +1,4 @@
-// Every formula of docs/*.md and README.md through KaTeX: prints file:line of each that does not parse, exit code 1.
+// Every formula of docs/ and README.md through KaTeX: prints file:line of each that does not parse, exit code 1.
 // node tests/formulas.mjs [FILES]; katex is installed under .katex/ by `make formulas`.
 import { readFileSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -6,7 +6,7 @@ import { createRequire } from "node:module";
 const katex = createRequire(new URL("../.katex/package.json", import.meta.url))("katex");
 const root = new URL("../", import.meta.url);
 const files = process.argv.length > 2 ? process.argv.slice(2)
-  : ["README.md", ...readdirSync(new URL("docs/", root)).filter(f => f.endsWith(".md")).map(f => "docs/" + f)];
+  : ["README.md", ...readdirSync(new URL("docs/", root), { recursive: true }).filter(f => f.endsWith(".md")).map(f => "docs/" + f)];
 
 let count = 0, faults = 0;
 

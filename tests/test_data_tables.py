@@ -56,6 +56,18 @@ def semeval(file: Path) -> list[Row]:
     return rows
 
 
+def squad(file: Path) -> list[Row]:
+    """A reader of SQuAD's layout: a row a question, whose text stands with the first of its questions."""
+    rows = []
+    for article in json.loads(file.read_text("utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for i, q in enumerate(paragraph["qas"]):
+                assert all(paragraph["context"][a["answer_start"]:][:len(a["text"])] == a["text"] for a in q["answers"])
+                assert q["is_impossible"] == (not q["answers"])
+                rows.append((((paragraph["context"],) if not i else ()) + (q["question"],), ""))
+    return rows
+
+
 INTENTS = {"lost_card", "card_declined", "card_delivery", "change_pin", "transfer_delayed", "wrong_charge", "refund",
            "loan_question", "open_account", "close_account", "exchange_rate", "change_address"}
 SETS: dict[str, tuple[Callable[[Path], list[Row]], str, set[str], int]] = {    # reader, suffix, labels, words at most
@@ -67,7 +79,8 @@ SETS: dict[str, tuple[Callable[[Path], list[Row]], str, set[str], int]] = {    #
     "translate": (table("source", "target"), "csv", {""}, 40),
     "dialogue": (table("source", "target"), "csv", {""}, 60),
     "summarize": (objects, "jsonl", {""}, 80),
-    "mlm": (paragraphs, "txt", {""}, 120)}
+    "mlm": (paragraphs, "txt", {""}, 120),
+    "qa": (squad, "json", {""}, 440)}
 SETS = {name: row for name, row in SETS.items() if (DATA / name).is_dir()}
 
 

@@ -121,8 +121,8 @@ def test_a_pair_is_one_row_told_apart_by_types(tokenizer):
 def test_types_carry_case_shapes_too(tokenizer):
     first, second = texts(tokenizer, 5, 7)
     shaped = [type(p)(p.ids, p.words, p.spans, [shape] * len(p.ids)) for p, shape in ((first, 1), (second, 3))]
-    (_, types), = pair_rows(*shaped, tokenizer, 24, 6)
-    assert types.tolist() == [0, *[2] * 5, 0, *[7] * 7, 1]
+    row, = pair_rows(*shaped, tokenizer, 24, 6)
+    assert row.types.tolist() == [0, *[2] * 5, 0, *[7] * 7, 1]
 
 
 @pytest.mark.parametrize("first, second, rows", [(10, 11, 1), (0, 0, 1), (0, 21, 1), (21, 0, 1), (3, 60, 4), (60, 3, 4),
@@ -136,9 +136,11 @@ def test_every_piece_of_both_texts_meets_every_of_the_other(tokenizer, first, se
     found = pair_rows(a, b, tokenizer, 24, 4)
     assert len(found) == rows
     met = np.zeros((first, second), bool)
-    for ids, types in found:
-        assert len(ids) == len(types) <= 24
-        ids, end = ids.tolist(), tokenizer.end
+    for row in found:
+        types = row.types
+        assert len(row.ids) == len(types) <= 24
+        ids, end = row.ids.tolist(), tokenizer.end
+        assert ids[1:-1] == [*a.ids[slice(*row.first)], end, *b.ids[slice(*row.second)]]
         cut = ids.index(end)
         assert ids[0] == tokenizer.start and ids[-1] == end and ids.count(end) == 2
         assert types.tolist() == [0] * (cut + 1) + [1] * (len(ids) - cut - 1)

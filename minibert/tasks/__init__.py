@@ -10,8 +10,12 @@ from minibert.batching import Batch, Feature
 from minibert.config import BertConfig
 from minibert.tasks.classify import Classify
 from minibert.tasks.match import Match
+from minibert.tasks.mlm import MLM
 from minibert.tasks.ner import NER
+from minibert.tasks.qa import QA
 from minibert.tasks.relation import Relation
+from minibert.tasks.reply import Reply
+from minibert.tasks.seq2seq import Dialogue, Summarize, Translate
 from minibert.tokenizer import Tokenizer
 
 
@@ -20,7 +24,13 @@ class Task(Protocol):
 
     For data by the million a task may have two members more. `Examples`: the class of the sequences that read() gives,
     whose arrays() and from_arrays(file, arrays) let the cache keep them. `encode_many(examples, tokenizer, max_pieces,
-    overlap)`: the features of all of such a sequence, as parts for features.join. Features are kept for any task.
+    overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
+    features.spill. Features are kept for any task.
+
+    Three more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
+    of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
+    of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
+    not enough; score(features) gives the scores of any features, and has the model and its precision.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate
@@ -94,4 +104,6 @@ class Task(Protocol):
         """A result as text for a person."""
 
 
-TASKS: dict[str, type[Task]] = {"ner": NER, "classify": Classify, "match": Match, "relation": Relation}
+TASKS: dict[str, type[Task]] = {"ner": NER, "classify": Classify, "match": Match, "relation": Relation,
+                               "qa": QA, "reply": Reply, "mlm": MLM, "translate": Translate, "summarize": Summarize,
+                               "dialogue": Dialogue}

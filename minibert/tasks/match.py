@@ -131,8 +131,8 @@ class Match:
         """[CLS] first [SEP] second [SEP], read at [CLS]; of texts too long for a row, each window with each."""
         words = [[text[a:b] for a, b in split_words(text)] for text in (example.first, example.second)]
         start, (label, target) = np.zeros(1, np.int64), self.numbers(example.label)
-        return [Feature(number, ids, types, start, label, target)
-                for ids, types in pair_rows(*tokenizer.pieces(words), tokenizer, max_pieces, overlap)]
+        return [Feature(number, row.ids, row.types, start, label, target)
+                for row in pair_rows(*tokenizer.pieces(words), tokenizer, max_pieces, overlap)]
 
     def numbers(self, label: str | float | None) -> tuple[np.ndarray, np.ndarray]:
         """(the class [1], -1: not known, no loss; the score [1], the bits of its float64 as a whole number)."""

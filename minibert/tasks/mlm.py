@@ -1,0 +1,341 @@
+"""Masked words: the training that everything else starts from, on plain text of any size.
+
+Some pieces of a row are hidden, and the model says what stood there from what is left on both sides (Devlin et al.
+2019, section 3.1). No labels are needed, so a file of text is enough; it is read as a stream, and its pieces lie on the
+disk, packed into rows without padding.
+"""
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert import ops
+from minibert.batching import Batch, Feature, row_generator, word_features
+from minibert.config import BertConfig, option
+from minibert.datafiles import read_lines, split_files
+from minibert.errors import MinibertError
+from minibert.features import Features, compact, ragged, running
+from minibert.tokenizer import Tokenizer, split_words
+from minibert.wordhead import WordHead
+
+HIDDEN = "[MASK]"
+BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
+ROWS = 64                                          # rows that are scored at a time: [picks,V] numbers are many
+TOP = 5                                            # pieces that a prediction names
+
+
+@dataclass(frozen=True)
+class Options:
+    """Masked words' own options."""
+    hide: float = option(0.15, "share of the pieces that the model has to find")
+    whole_words: bool = option(False, "hide all pieces of a word or none")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hide < 1:
+            raise MinibertError(f"--hide is {self.hide}; it must be between 0 and 1")
+
+
+class Lines(Sequence[str]):
+    """The first `count` lines of a file that are not empty, read when asked for."""
+
+    def __init__(self, file: Path, count: int):
+        self.file, self.count = file, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int | slice) -> "str | Lines":
+        if isinstance(i, slice):
+            if i.start or (i.step or 1) != 1:
+                raise IndexError("only the first lines can be taken")
+            return Lines(self.file, len(range(self.count)[i]))
+        return next(itertools.islice((line for line in self.lines() if line), range(self.count)[i], None))
+
+    def lines(self) -> Iterator[str]:
+        """The lines without blanks at their ends; of several empty ones one, which parts two documents."""
+        left, before = self.count, ""
+        for line in read_lines(self.file):
+            line = line.strip()
+            if line or before:
+                yield line
+            before, left = line, left - bool(line)
+            if not left:
+                return
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the cache keeps."""
+        return {"count": np.array([self.count])}
+
+    @classmethod
+    def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "Lines":
+        """What arrays() gave, and the file they came from."""
+        return cls(file, int(arrays["count"][0]))
+
+
+class MLM:
+    """The task; see tasks.Task for what each member is."""
+    name = "mlm"
+    defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
+    best = ("perplexity", "min")
+    architecture, problem_type = "BertForMaskedLM", None
+    new_pieces: tuple[str, ...] = ()
+    trial = f"Paris is the capital of {HIDDEN}."
+    on_disk = True
+    Options, Examples = Options, Lines
+
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels), []
+        self.tokenizer: Tokenizer | None = None    # the last one that encoded; pieces are named by it
+
+    @property
+    def outputs(self) -> list[str]:
+        """The scores are those of the vocabulary, which has a file of its own."""
+        return []
+
+    # --------------------------------------------------------------------------------------------- text -> examples
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of datafiles.SPLITS."""
+        return split_files(path, (".txt",))
+
+    def read(self, path: Path) -> dict[str, Lines]:
+        """Plain text. Raises MinibertError with file:line for bytes that are none."""
+        found = {}
+        for split, file in self.files(Path(path)).items():
+            count = sum(bool(line.strip()) for line in read_lines(file))
+            if not count:
+                raise MinibertError(f"{file}: no text in it")
+            found[split] = Lines(file, count)
+        return found
+
+    def learn_labels(self, splits: dict[str, Lines]) -> None:
+        """There are none: the text is its own label."""
+
+    def note_unseen(self, splits: dict[str, Lines]) -> None:
+        """Nothing can be unseen: every text has pieces of the vocabulary."""
+
+    def example(self, text: str) -> str:
+        """Raw text with [MASK] where a piece is wanted."""
+        if HIDDEN not in text:
+            raise MinibertError(f"{text[:60]!r}: expected {HIDDEN} in it")
+        return text
+
+    # ----------------------------------------------------------------------------------- examples -> scores and loss
+
+    def encode(self, number: int, example: str, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
+        """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most.
+
+        `targets`: for each pick where its [MASK] begins in the text.
+        """
+        self.tokenizer = tokenizer
+        if tokenizer.mask is None:
+            raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
+        spans = words_and_masks(example)
+        pieces, = tokenizer.pieces([[example[a:b] for a, b in spans]])
+        wanted = {i for i, (a, b) in enumerate(spans) if example[a:b] == HIDDEN}
+        features = []
+        for f in word_features(number, pieces, tokenizer, max_pieces, overlap, [-1] * len(spans)):
+            here = [k for k, word in enumerate(f.targets.tolist()) if word in wanted]
+            types = f.types.copy()
+            types[f.picks[here]] = 0               # the letter case of "[MASK]" says nothing
+            features.append(Feature(number, f.ids, types, f.picks[here], f.labels[here],
+                                    np.array([spans[f.targets[k]][0] for k in here], np.int64)))
+        return features
+
+    def encode_many(self, examples: Lines, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> Iterator[Features]:
+        """Full rows [CLS] pieces [SEP] of the whole text, with a [SEP] between documents; nothing is hidden yet."""
+        self.tokenizer = tokenizer
+        if tokenizer.mask is None:
+            raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
+        room, number = max_pieces - 2, 0
+        left = np.zeros((2, 0), np.int64)          # what does not fill a row yet
+        for block in stream(examples, tokenizer):
+            left = np.concatenate([left, block], 1)
+            n = left.shape[1] // room
+            full, left = left[:, :n * room].reshape(2, n, room), left[:, n * room:]
+            yield as_rows(*full, tokenizer, number)
+            number += n
+        if left.shape[1]:
+            yield as_rows(*left[:, None], tokenizer, number)                   # the last row may be short
+
+    def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
+        """The features with pieces hidden, in every epoch others."""
+        return [self.hidden(f, draw(i)) for i, f in enumerate(features)]
+
+    def hidden(self, f: Feature, draw: np.random.Generator) -> Feature:
+        """A row with some of its pieces hidden, as hide_pieces() does; the head reads those."""
+        tokenizer = self.tokenizer
+        special = [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask]
+        free = ~np.isin(f.ids, special)
+        words = np.cumsum(~tokenizer.continuing[f.ids]) if self.options.whole_words else np.arange(len(f.ids))
+        ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.size, draw)
+        types = f.types.copy()
+        types[picks[ids[picks] != f.ids[picks]]] = 0                           # letter case would tell of the word
+        return Feature(f.example, ids, types, picks, f.ids[picks])
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Published as `cls.predictions`."""
+        return WordHead(config)
+
+    def layout(self, features: Sequence[Feature]) -> None:
+        """All within a row attend to all."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Hidden pieces."""
+        return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,V] -> the sum of −log softmax at the piece that stood there."""
+        return {"pieces": ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)[0]}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,V] -> the gradient of the sum by them."""
+        return {"pieces": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
+
+    # ---------------------------------------------------------------------------------------- scores -> text and score
+
+    def infer(self, score: Callable[[Sequence[Feature]], list[np.ndarray]], examples: Sequence[str],
+              features: Sequence[Feature]) -> list[Any]:
+        """Of raw text decode(); of a file's rows hits(), the same pieces hidden every time."""
+        if not isinstance(examples, Lines):
+            return self.decode(examples, features, score(features))
+        predictions = []
+        for start in range(0, len(features), ROWS):
+            rows = [self.hidden(features[i], row_generator(0, 0, i))
+                    for i in range(start, min(start + ROWS, len(features)))]
+            predictions += map(hits, rows, score(rows))
+        return predictions
+
+    def decode(self, examples: Sequence[str], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[dict[int, list[tuple[str, float]]]]:
+        """Of raw text {where a [MASK] begins: [(piece, probability)], the best first}."""
+        found: list[dict[int, list[tuple[str, float]]]] = [{} for _ in examples]
+        for f, z in zip(features, scores, strict=True):
+            best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]) if len(z) else 0)
+            for place, numbers, ps in zip(f.targets.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
+                found[f.example][place] = [(self.tokenizer.backend.id_to_token(n), p)
+                                           for n, p in zip(numbers, ps, strict=True)]
+        return found
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[str]) -> dict[str, Any]:
+        """Perplexity, e to the mean of −log p; the share of pieces found; how many were hidden."""
+        losses, right, hidden = (sum(p[i] for p in predictions) for i in range(3))
+        mean = losses / max(1, hidden)
+        return {"perplexity": math.exp(min(mean, 700)), "loss_a_piece": mean, "accuracy": right / max(1, hidden),
+                "support": hidden}
+
+    def collapsed(self, predictions: Sequence[Any], examples: Sequence[str]) -> str | None:
+        """The one piece that was guessed everywhere."""
+        given = set().union(*(p[3] for p in predictions))
+        return self.tokenizer.backend.id_to_token(given.pop()) if len(given) == 1 else None
+
+    def report(self, predictions: Sequence[Any], examples: Sequence[str]) -> str:
+        """The scores, one a line."""
+        s = self.score(predictions, examples)
+        return (f"perplexity    {s['perplexity']:12,.2f}\nloss a piece  {s['loss_a_piece']:12.3f}\n"
+                f"accuracy      {s['accuracy']:12.3f}\nhidden        {s['support']:12,}")
+
+    def result(self, example: str, prediction: dict[int, list[tuple[str, float]]]) -> dict[str, Any]:
+        """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
+        masks = [{"start": a, "end": a + len(HIDDEN), "pieces": [{"piece": s, "probability": p} for s, p in best]}
+                 for a, best in sorted(prediction.items())]
+        return {"text": example, "masks": masks}
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """The text, and for each [MASK] its five pieces."""
+        lines = [result["text"]]
+        for mask in result["masks"]:
+            best = "  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"])
+            lines.append(f"  \033[36m{best}\033[0m" if colour else f"  {best}")
+        return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------- hiding pieces
+
+
+def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: float, mask: int, V: int,
+                draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [T] pieces -> (pieces with some hidden, int64 [M] which), a pure function of its arguments.
+
+    Of the n pieces that are `free` [T] about share · n are chosen, one at least, words (`words` [T]: its number for
+    each piece) in random order and whole. Of those 80 % become `mask`, 10 % any piece of the vocabulary's V, and 10 %
+    stay: at a piece that is read, the model cannot know whether it is the right one, so it has to think about all.
+    """
+    wanted = max(1, round(share * int(free.sum())))
+    numbers = np.unique(words[free])
+    order = numbers[np.argsort(draw.random(len(numbers)), kind="stable")]
+    sizes = np.bincount(words[free], minlength=int(words.max(initial=0)) + 1)[order]
+    fitting = np.cumsum(sizes) <= wanted           # the words that come first, as long as they fit
+    fitting[:1] = True
+    picks = np.flatnonzero(free & np.isin(words, order[fitting]))
+    fate, others = draw.random(len(picks)), draw.integers(0, V, len(picks))
+    changed = ids.copy()
+    changed[picks] = np.where(fate < 0.8, mask, np.where(fate < 0.9, others, ids[picks]))  # [HIDE-1]
+    return changed, picks
+
+
+def hits(f: Feature, z: np.ndarray) -> tuple[float, int, int, set[int]]:
+    """A row with hidden pieces and its scores [M,V] -> (sum of −log p, pieces found, pieces hidden, all guesses)."""
+    labels, logs = torch.from_numpy(f.labels), torch.from_numpy(z).log_softmax(-1)
+    if not len(labels):
+        return 0.0, 0, 0, set()
+    guess = logs.argmax(-1)
+    loss = -float(logs.gather(1, labels[:, None]).double().sum())
+    return loss, int((guess == labels).sum()), len(labels), set(guess.tolist())
+
+
+# ----------------------------------------------------------------------------------------------------- text -> rows
+
+
+def words_and_masks(text: str) -> list[tuple[int, int]]:
+    """Character spans of the words of raw text, each [MASK] being one."""
+    spans, at = [], 0
+    for part in text.split(HIDDEN):
+        spans += [(at + a, at + b) for a, b in split_words(part)] + [(at + len(part), at + len(part) + len(HIDDEN))]
+        at += len(part) + len(HIDDEN)
+    return spans[:-1]                              # behind the last part there is none
+
+
+def stream(examples: Lines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """int64 [2,n] blocks of pieces and case shapes: the whole text, one [SEP] where a document ends."""
+    chunks: list[str] = []
+    for line in examples.lines():
+        chunks += line.split() or [""]
+        if len(chunks) >= BLOCK:
+            yield spelt(chunks, tokenizer)
+            chunks = []
+    yield spelt(chunks, tokenizer)
+
+
+def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """int64 [2,n]: pieces and case shapes of stretches without blanks, each distinct one spelt once; "" is [SEP]."""
+    known: dict[str, int] = {}
+    numbers = np.array([known.setdefault(chunk, len(known)) for chunk in chunks], np.int64)
+    words = [[chunk[a:b] for a, b in split_words(chunk)] for chunk in known]
+    spelling = tokenizer.spell([word for chunk in words for word in chunk])
+    ends = spelling.ends[running(np.array([len(chunk) for chunk in words], np.int64))]   # of the chunks' pieces
+    begins, counts = ends[numbers], np.diff(ends)[numbers]
+    place = ragged(begins, counts)
+    shapes = np.repeat(spelling.shapes, np.diff(spelling.ends))
+    pieces = np.stack([spelling.ids[place], shapes[place]])
+    gaps = np.flatnonzero(numbers == known.get("", -1))                        # a chunk without pieces
+    return np.insert(pieces, np.cumsum(counts)[gaps], np.array([[tokenizer.end], [0]]), axis=1)
+
+
+def as_rows(ids: np.ndarray, shapes: np.ndarray, tokenizer: Tokenizer, number: int) -> Features:
+    """int64 [n,C] pieces and case shapes -> n features [CLS] pieces [SEP], numbered from `number`."""
+    n, C = ids.shape
+    whole = np.full((n, C + 2), tokenizer.end, np.int64)
+    whole[:, 0], whole[:, 1:-1] = tokenizer.start, ids
+    types = np.zeros((n, C + 2), np.int64)
+    types[:, 1:-1] = tokenizer.types * shapes
+    nothing = np.zeros(0, np.int64)
+    return compact(np.arange(number, number + n), (C + 2) * np.arange(n + 1), np.zeros(n + 1, np.int64),
+                   np.zeros(n + 1, np.int64), ids=whole.ravel(), types=types.ravel(), picks=nothing, labels=nothing,
+                   targets=nothing)

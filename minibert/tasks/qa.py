@@ -1,0 +1,366 @@
+"""A question and a text -> the answer, a slice of the text by character offset, or that the text has none.
+
+Question and text stand in one row, [CLS] question [SEP] text [SEP]. One linear map gives every piece of the text two
+scores, that the answer starts there and that it ends there; both at [CLS] say that the row has no answer (Devlin et al.
+2019, section 4.3). A long text has several rows.
+"""
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert import ops, textscores
+from minibert.batching import Batch, Feature, PairRow, pair_rows
+from minibert.config import BertConfig, option
+from minibert.datafiles import encodable, read_lines, split_files
+from minibert.errors import MinibertError
+from minibert.layout import moved
+from minibert.pooled import softmax
+from minibert.tokenizer import Pieces, Tokenizer, split_words
+
+BAR = "|||"                                        # between question and text that come as one
+STARTS, ENDS = 1, 2                                # bits of a piece's label: the answer starts here, ends here
+NOWHERE = -1                                       # character of a piece at whose edge no answer can begin or end
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, a text, its right answers (text, first character), none if it has no answer; None: not known."""
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...] | None
+    where: str                                     # file:line
+
+
+@dataclass(frozen=True)
+class Options:
+    """Question answering's own options."""
+    answers: str = option("some", "some: a question may be without an answer, as in SQuAD 2.0; all: every one has one",
+                          ("some", "all"))
+    longest: int = option(30, "most pieces of an answer")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.longest <= 10 ** 6:
+            raise MinibertError(f"--longest is {self.longest}; it must be between 1 and 1,000,000")
+
+
+class SpanHead(nn.Module):
+    """One linear map to two scores a piece, without dropout: published as BertForQuestionAnswering."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+        """[P,H] -> scores [M,2] of the batch's picks: start, end."""
+        return self.qa_outputs(hidden.index_select(0, batch.picks))
+
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
+        """forward() with what backward_by_hand needs: [P,H] -> scores [M,2], cache."""
+        picked, lookup = ops.embedding_forward(batch.picks, hidden)
+        scores, linear = ops.linear_forward(picked, self.qa_outputs.weight, self.qa_outputs.bias)
+        return scores, (lookup, linear)
+
+    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+        """[M,2] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
+        lookup, linear = cache
+        dpicked, dw, db = ops.linear_backward(dscores, linear)
+        return ops.embedding_backward(dpicked, lookup), [(self.qa_outputs.weight, dw), (self.qa_outputs.bias, db)]
+
+
+class QA:
+    """The task; see tasks.Task for what each member is."""
+    name = "qa"
+    defaults: dict[str, Any] = {"epochs": 8, "max_pieces": 384, "batch_size": 16}
+    best = ("f1", "max")
+    architecture, problem_type = "BertForQuestionAnswering", None
+    new_pieces: tuple[str, ...] = ()
+    trial = f"Who built the tower? {BAR} The tower, finished in 1911, was built by Anna Lindqvist."
+    Options = Options
+
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels) or ["start", "end"], []
+
+    @property
+    def outputs(self) -> list[str]:
+        """The two scores of a piece."""
+        return self.labels
+
+    # --------------------------------------------------------------------------------------------- text -> examples
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of datafiles.SPLITS."""
+        return split_files(path, (".json",))
+
+    def read(self, path: Path) -> dict[str, list[Example]]:
+        """Files in the layout of SQuAD, 1.1 or 2.0."""
+        return {split: list(read_squad(file)) for split, file in self.files(Path(path)).items()}
+
+    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
+        """There are none to learn; --answers must suit the questions."""
+        self.note_unseen(splits)
+        without = sum(not e.answers for e in splits["train"])
+        if not without and self.options.answers == "some":
+            self.notices.append("no question of train is without an answer; --answers all would answer every one")
+
+    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
+        """Count the questions without an answer that --answers all must miss."""
+        for split, examples in splits.items():
+            if (without := sum(e.answers == () for e in examples)) and self.options.answers == "all":
+                self.notices.append(f"{split} has {without} questions without an answer, which --answers all must miss")
+
+    def example(self, text: str) -> Example:
+        """Raw text, "question ||| text"."""
+        question, bar, context = text.partition(BAR)
+        if not bar or not question.strip() or not context.strip():
+            raise MinibertError(f"{text[:60]!r}: expected a question and a text with {BAR} between")
+        return Example(question.strip(), context.strip(), None, "text")
+
+    # ----------------------------------------------------------------------------------- examples -> scores and loss
+
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
+        """[CLS] question [SEP] window of the text [SEP], read at [CLS] and the text's pieces.
+
+        `targets` has the character where an answer may start for each pick, then where it may end; NOWHERE: it cannot.
+        """
+        question, context = ([text[a:b] for a, b in split_words(text)] for text in (example.question, example.context))
+        asked, pieces = tokenizer.pieces([question, context])
+        starts, ends = edges(example.context, pieces, tokenizer)
+        answer = first_answer(example, starts, ends)
+        return [window(number, row, starts, ends, answer) for row in pair_rows(asked, pieces, tokenizer, max_pieces,
+                                                                               overlap)]
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Published as `qa_outputs`."""
+        return SpanHead(config)
+
+    def layout(self, features: Sequence[Feature]) -> None:
+        """All within a row attend to all."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Rows whose answer is known; that it is not in the row is an answer too."""
+        return {"rows": float(sum(f.labels[0] >= 0 for f in batch.features))}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,2] -> the sum over rows of the mean of −log softmax at start and at end."""
+        table, y, _ = by_row(ops.at_least_fp32(scores), batch)
+        return {"rows": ops.cross_entropy_forward(table, y)[0] / 2}           # [SPAN-2]
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,2] -> the gradient of the sum by them."""
+        table, y, cells = by_row(ops.at_least_fp32(scores), batch)
+        dtable = ops.cross_entropy_backward(0.5, (table, y))                  # [SPAN-3]
+        return {"rows": dtable.reshape(2, -1)[:, cells].T}
+
+    # ---------------------------------------------------------------------------------------- scores -> text and score
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """{"start", "end", "probability"}, characters of the text; start and end are None for no answer.
+
+        Of all spans of all windows that may be an answer, the one that leads farthest before its window's "no answer".
+        """
+        best: list[tuple[float, dict[str, Any]]] = [(-np.inf, {})] * len(examples)
+        for feature, z in zip(features, scores, strict=True):
+            found = best_span(feature, z.astype(np.float64), self.options.longest, self.options.answers == "all")
+            best[feature.example] = max(best[feature.example], found, key=lambda pair: pair[0])
+        return [prediction for _, prediction in best]
+
+    def score(self, predictions: Sequence[dict[str, Any]], examples: Sequence[Example]) -> dict[str, Any]:
+        """textscores.answer_scores."""
+        said = ["" if p["start"] is None else e.context[p["start"]:p["end"]]
+                for p, e in zip(predictions, examples, strict=True)]
+        return textscores.answer_scores([[text for text, _ in e.answers or ()] for e in examples], said)
+
+    def collapsed(self, predictions: Sequence[dict[str, Any]], examples: Sequence[Example]) -> str | None:
+        """"no answer", if that is what all questions were given though some have one."""
+        silent = any(e.answers for e in examples) and all(p["start"] is None for p in predictions)
+        return "no answer" if silent else None
+
+    def report(self, predictions: Sequence[dict[str, Any]], examples: Sequence[Example]) -> str:
+        """Exact matches and F1 of all questions, of those with an answer and of those without."""
+        return textscores.answer_report(self.score(predictions, examples))
+
+    def result(self, example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
+        """{"question", "text", "answer": {"text", "start", "end"} or None, "probability"}."""
+        a, b = prediction["start"], prediction["end"]
+        answer = None if a is None else {"text": example.context[a:b], "start": a, "end": b}
+        return {"question": example.question, "text": example.context, "answer": answer,
+                "probability": prediction["probability"]}
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """The answer, its probability and where it stands, then the question."""
+        answer, p = result["answer"], f"{result['probability']:.3f}"
+        said = "no answer" if answer is None else answer["text"]
+        place = "" if answer is None else f"  characters {answer['start']} to {answer['end']}"
+        said = f"\033[36m{said}\033[0m" if colour else said
+        return f"{said}  {p}{place}\n  {result['question']}"
+
+
+# ------------------------------------------------------------------------------------------------ pieces and rows
+
+
+def edges(context: str, pieces: Pieces, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] each: the character where each piece begins and where it ends; NOWHERE inside a word.
+
+    A piece that continues another (##s) begins no answer, and what it continues ends none.
+    """
+    words = split_words(context)
+    spans = np.array([(words[w][0] + a, words[w][0] + b) for w, (a, b) in zip(pieces.words, pieces.spans, strict=True)],
+                     np.int64).reshape(-1, 2)
+    inside = np.append(tokenizer.continuing[pieces.ids], False)
+    return np.where(inside[:-1], NOWHERE, spans[:, 0]), np.where(inside[1:], NOWHERE, spans[:, 1])
+
+
+def first_answer(example: Example, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
+    """First and last piece of the first right answer, widened to whole words; (-1, -1): none; None: not known."""
+    if not example.answers:
+        return None if example.answers is None else (-1, -1)
+    text, a = example.answers[0]
+    begins, stops = np.flatnonzero(starts != NOWHERE), np.flatnonzero(ends != NOWHERE)
+    first = np.searchsorted(starts[begins], a, side="right") - 1              # the last that begins at a or before
+    last = np.searchsorted(ends[stops], a + len(text))                        # the first that ends there or behind
+    return int(begins[max(first, 0)]), int(stops[min(last, len(stops) - 1)])
+
+
+def window(number: int, row: PairRow, starts: np.ndarray, ends: np.ndarray, answer: tuple[int, int] | None) -> Feature:
+    """One row as a feature: the answer is learnt where all of it is there, elsewhere that there is none."""
+    begin, stop = row.second
+    places = np.arange(begin, stop) + len(row.ids) - 1 - stop                 # [CLS] question [SEP] stand before
+    labels = np.zeros(1 + stop - begin, np.int64)
+    if answer is None:
+        labels[:] = -1
+    else:
+        there = begin <= answer[0] and answer[1] < stop
+        first, last = (answer[0] - begin + 1, answer[1] - begin + 1) if there else (0, 0)
+        labels[first] += STARTS
+        labels[last] += ENDS
+    targets = np.concatenate([[NOWHERE], starts[begin:stop], [NOWHERE], ends[begin:stop]])
+    return Feature(number, row.ids, row.types, np.concatenate([[0], places]), labels, targets)
+
+
+def by_row(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [M,2] -> (table [2B,W], int64 [2B] labels, int64 [M] cells).
+
+    A row of the table has the start scores of all picks of one row of the batch, in the second half the end scores; it
+    is filled up with −∞, whose probability is 0. A label is a column, -1 where it is not known. Pick m stands in cell
+    cells[m] of either half.
+    """
+    counts = np.array([len(f.picks) for f in batch.features])
+    B, W = len(counts), int(counts.max())
+    live = np.arange(W) < counts[:, None]
+    cells = moved(torch.from_numpy(np.flatnonzero(live)), z.device)
+    table = z.new_full((B * W, 2), -torch.inf).index_copy(0, cells, z)        # [SPAN-1]
+    bits = batch.labels.new_zeros(B * W).index_copy(0, cells, batch.labels).view(B, W)
+    y = torch.stack([(bits & bit).argmax(1) for bit in (STARTS, ENDS)])
+    y = torch.where(bits[:, 0] >= 0, y, -1)
+    return table.T.reshape(2 * B, W), y.flatten(), cells
+
+
+def best_span(feature: Feature, z: np.ndarray, longest: int, always: bool) -> tuple[float, dict[str, Any]]:
+    """Scores [M,2] of a window -> (its lead before "no answer", the prediction).
+
+    The lead is log (p(start) p(end)) − log (p([CLS]) p([CLS])), in which the window's normaliser cancels: so leads of
+    several windows may be compared. Unless `always`, a lead below 0 is no answer.
+    """
+    starts, ends = feature.targets.reshape(2, -1)
+    n = len(starts)
+    start, end = np.where(starts == NOWHERE, -np.inf, z[:, 0]), np.where(ends == NOWHERE, -np.inf, z[:, 1])
+    none = z[0].sum()
+    # only the `longest` pieces from each start are looked at: [n, longest], past the text -inf
+    reach = min(longest, n)
+    ahead = np.lib.stride_tricks.sliding_window_view(np.append(end, np.full(reach - 1, -np.inf)), reach)
+    sums = start[:, None] + ahead
+    first, more = divmod(int(sums.argmax()), reach)
+    lead = float(sums[first, more] - none)                                    # [SPAN-4] -inf in a window without a word
+    p = softmax(z.T)
+    if lead == -np.inf or (lead < 0 and not always):
+        return lead, {"start": None, "end": None, "probability": float(p[0, 0] * p[1, 0])}
+    return lead, {"start": int(starts[first]), "end": int(ends[first + more]),
+                  "probability": float(p[0, first] * p[1, first + more])}
+
+
+# ------------------------------------------------------------------------------------------------------ the files
+
+
+def read_squad(file: Path) -> Iterator[Example]:
+    """The examples of a file in the layout of SQuAD. Raises MinibertError with file:line."""
+    text = "".join(read_lines(file))
+    try:
+        whole = json.loads(text)
+    except ValueError as e:
+        line = getattr(e, "lineno", 1)
+        raise MinibertError(f"{file}:{line}: not JSON ({e}); expected the layout of SQuAD") from None
+    except RecursionError:
+        raise MinibertError(f"{file}:1: JSON nested too deeply; expected the layout of SQuAD") from None
+    if "\\ud" in text.lower() and not encodable(whole):
+        raise MinibertError(f"{file}: \\ud... is half of a pair that UTF-8 cannot write; mend the file")
+    lines, empty = Lines(text), True
+    for article in member(whole, "data", list, f"{file}:1"):
+        for paragraph in member(article, "paragraphs", list, f"{file}:{lines.now}"):
+            context = member(paragraph, "context", str, f"{file}:{lines.now}")
+            for question in member(paragraph, "qas", list, f"{file}:{lines.now}"):
+                where = f"{file}:{lines.of(question)}"
+                yield read_question(question, context, where)
+                empty = False
+    if empty:
+        raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
+
+
+class Lines:
+    """The line of each question of a JSON file, which a parser forgets: ids are looked for in their order."""
+
+    def __init__(self, text: str):
+        self.text, self.at, self.now = text, 0, 1
+
+    def of(self, question: Any) -> int:
+        """The line that has the question's id, or the last one found."""
+        number = question.get("id") if isinstance(question, dict) else None
+        forms = [json.dumps(number, ensure_ascii=ascii) for ascii in (False, True)] if number is not None else []
+        found = min((at for form in forms if (at := self.text.find(form, self.at)) >= 0), default=None)
+        if found is not None:
+            self.now += self.text.count("\n", self.at, found)
+            self.at = found + 1
+        return self.now
+
+
+def read_question(question: Any, context: str, where: str) -> Example:
+    """One entry of "qas"."""
+    asked = member(question, "question", str, where)
+    for name, words in (("question", asked), ("context", context)):
+        if not words.strip():
+            raise MinibertError(f"{where}: the {name} is empty")
+    without = question.get("is_impossible", False)
+    if not isinstance(without, bool):
+        raise MinibertError(f"{where}: is_impossible is {repr(without)[:40]}, neither true nor false")
+    answers = [] if without else member(question, "answers", list, where)
+    if not answers and "is_impossible" not in question:
+        raise MinibertError(f'{where}: no answer; a question without one says "is_impossible": true')
+    return Example(asked, context, tuple(read_answer(answer, context, where) for answer in answers), where)
+
+
+def read_answer(answer: Any, context: str, where: str) -> tuple[str, int]:
+    """(text, first character). Raises MinibertError unless it is a slice of the text."""
+    text, start = member(answer, "text", str, where), member(answer, "answer_start", int, where)
+    there = context[start:start + len(text)] if start >= 0 else ""
+    if not text.strip() or there != text:
+        raise MinibertError(f"{where}: the answer {text[:40]!r} is not at character {start}, where the text has "
+                            f"{there[:40]!r}; answer_start counts characters from 0")
+    blank = len(text) - len(text.lstrip())
+    return text.strip(), start + blank
+
+
+def member(holder: Any, name: str, kind: type, where: str) -> Any:
+    """holder[name], of this kind. Raises MinibertError where it is not there."""
+    names = {list: "a list", str: "a text", int: "a whole number"}
+    value = holder.get(name) if isinstance(holder, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise MinibertError(f"{where}: {name} is not {names[kind]}; expected the layout of SQuAD: data, paragraphs, "
+                            "context, qas, question, answers, text, answer_start")
+    return value

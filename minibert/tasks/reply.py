@@ -1,0 +1,421 @@
+"""A question -> the best of a list of answers: customer service as retrieval.
+
+The encoder reads each text by itself; the mean of its pieces' states, of length 1, is the text's vector, and a question
+is near its answer. Such vectors of all answers are made once, so many answers cost little. The best of them are then
+read again together with the question, by the same encoder and the head of a pair, which sees how the two fit word by
+word. Both are learnt at once: a question's answer against those of the other questions of the batch, and one pair that
+fits against one that does not.
+"""
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert import metrics, ops
+from minibert.batching import Batch, Feature
+from minibert.config import BertConfig, option
+from minibert.datafiles import TABLES, column_names, read_lines, read_table, split_files
+from minibert.errors import MinibertError
+from minibert.layout import moved
+from minibert.pooled import PooledHead
+from minibert.tokenizer import Tokenizer, split_words
+
+BAR = "|||"                                        # between a question and answers that come as one text
+QUESTION, ANSWER, PAIR = 0, 1, 2                   # what a row of a batch is
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, its answer (None: not known), and the answers to choose from (none: those of all examples)."""
+    question: str
+    answer: str | None
+    candidates: tuple[str, ...]
+    where: str                                     # file:line
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choosing replies has these options."""
+    columns: str = option("question,answer", "names of the columns that hold a question and its answer")
+    temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers")
+    rerank: int = option(10, "so many of the nearest answers are read again together with the question (0: none, and "
+                             "nothing of it is learnt)")
+
+    def __post_init__(self) -> None:
+        column_names(self.columns, type(self).columns)         # refuses what cannot be
+        if not 0 < self.temperature < float("inf"):
+            raise MinibertError(f"--temperature is {self.temperature}; it must be above 0")
+        if not 0 <= self.rerank <= 10 ** 6:
+            raise MinibertError(f"--rerank is {self.rerank}; it must be between 0 and 1,000,000")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns. Raises MinibertError where they cannot be such."""
+        return column_names(self.columns, type(self).columns)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All candidates of a question, the best first."""
+    answers: Sequence[str]                         # those there were, shared by many questions
+    order: np.ndarray                              # int64: numbers of answers
+    near: np.ndarray                               # float64: the cosine of each answer, by its number
+    fits: dict[int, float] = field(default_factory=dict)       # probability, of those that were read again
+
+
+class TowerHead(PooledHead):
+    """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair."""
+    one_a_row = True
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config, 1)
+
+    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+        """[P,H] -> [B,H+1]: H numbers of the vector, one score."""
+        row, first = rows_of_picks(batch)
+        mean, _ = ops.row_mean_forward(ops.at_least_fp32(hidden.index_select(0, batch.picks)), row, len(first))
+        score = super().forward(hidden, OnlyPicks(batch.picks[first]), masks)
+        return torch.cat([ops.unit_forward(mean)[0], score.to(mean.dtype)], 1)
+
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
+        """forward() with what backward_by_hand needs: [P,H] -> [B,H+1], cache."""
+        row, first = rows_of_picks(batch)
+        picked, lookup = ops.embedding_forward(batch.picks, hidden)
+        mean, means = ops.row_mean_forward(ops.at_least_fp32(picked), row, len(first))
+        vector, unit = ops.unit_forward(mean)
+        score, pooled = super().forward_by_hand(hidden, OnlyPicks(batch.picks[first]), masks)
+        return torch.cat([vector, score.to(mean.dtype)], 1), (lookup, picked.dtype, means, unit, score.dtype, pooled)
+
+    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+        """[B,H+1] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
+        lookup, dtype, means, unit, score_dtype, pooled = cache
+        dmean = ops.unit_backward(dscores[:, :-1], unit)
+        dhidden = ops.embedding_backward(ops.row_mean_backward(dmean, means).to(dtype), lookup)
+        dfirst, pairs = super().backward_by_hand(dscores[:, -1:].to(score_dtype), pooled)
+        return dhidden + dfirst, pairs
+
+
+@dataclass(frozen=True)
+class OnlyPicks:
+    """What the head of a pair reads of a batch."""
+    picks: Tensor
+
+
+def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """int64: the row of each pick [M]; the first pick of each row [B]."""
+    counts = np.array([len(f.picks) for f in batch.features])
+    row = np.repeat(np.arange(len(counts)), counts)
+    return moved(torch.from_numpy(row), batch.picks.device), moved(torch.from_numpy(np.cumsum(counts) - counts),
+                                                                   batch.picks.device)
+
+
+class Reply:
+    """The task; see tasks.Task for what each member is."""
+    name = "reply"
+    defaults: dict[str, Any] = {"epochs": 8}
+    best = ("mrr", "max")
+    architecture, problem_type = "BertForSequenceClassification", "multi_label_classification"
+    new_pieces: tuple[str, ...] = ()
+    trial = f"My card is gone, what now? {BAR} Block it in the app at once. {BAR} A transfer takes one working day."
+    coupled = True                                 # every question is set against the answers of all others
+    Options = Options
+
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels) or ["fits"], []
+        self.candidates: tuple[str, ...] = ()      # to choose from where a raw question names none
+
+    @property
+    def outputs(self) -> list[str]:
+        """The score of a pair."""
+        return self.labels
+
+    # --------------------------------------------------------------------------------------------- text -> examples
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of datafiles.SPLITS."""
+        return split_files(path, TABLES)
+
+    def read(self, path: Path) -> dict[str, list[Example]]:
+        """Tables of questions and answers."""
+        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
+
+    def read_file(self, file: Path) -> Iterator[Example]:
+        """The examples of one file. Raises MinibertError with file:line."""
+        for where, texts in read_table(file, self.options.names):
+            for text in texts:
+                if not isinstance(text, str) or not text.strip():
+                    raise MinibertError(f"{where}: {text!r} is no text; expected a question and its answer")
+            yield Example(*texts, (), where)
+
+    def read_candidates(self, file: Path) -> None:
+        """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers."""
+        if file.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+            found = [str(text).strip() for _, (text,) in read_table(file, self.options.names[1:])]
+        else:
+            found = [line.strip() for line in read_lines(file)]
+        self.candidates = tuple(dict.fromkeys(text for text in found if text))
+        if not self.candidates:
+            raise MinibertError(f"{file}: no answers in it; expected one a line")
+
+    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
+        """There are none; two answers at least must differ."""
+        if len({e.answer for e in splits["train"]}) < 2:
+            raise MinibertError(f"{splits['train'][0].where}: all training questions have the same answer; expected at "
+                                "least two (is --limit too small?)")
+
+    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
+        """Answers of other splits are new by nature."""
+
+    def example(self, text: str) -> Example:
+        """Raw text, "question ||| answer ||| answer ...", or a question alone where read_candidates() gave answers."""
+        question, *answers = (part.strip() for part in text.split(BAR))
+        candidates = tuple(dict.fromkeys(filter(None, answers))) or self.candidates
+        if not question or not candidates:
+            raise MinibertError(f"{text[:60]!r}: expected a question {BAR} answer {BAR} answer ..., or a question and "
+                                "--answers FILE")
+        return Example(question, None, candidates, "text")
+
+    # ----------------------------------------------------------------------------------- examples -> scores and loss
+
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
+        """One feature holds the rows of both texts, [CLS] question [SEP] and [CLS] answer [SEP]; rows() takes it apart.
+
+        A raw question has one feature, without an answer, and then one of each candidate. `targets`: pieces of the
+        question's row, the numbers of both texts, the longest row, what a second text adds to types. A text longer than
+        a row keeps its first pieces.
+        """
+        texts = [example.question, *([example.answer] if example.answer else example.candidates)]
+        pieces = tokenizer.pieces([[text[a:b] for a, b in split_words(text)] for text in texts])
+        rows = [(np.array([tokenizer.start, *p.ids[:max_pieces - 2], tokenizer.end], np.int64),
+                 tokenizer.types * np.array([0, *p.shapes[:max_pieces - 2], 0], np.int64)) for p in pieces]
+        nothing = (np.zeros(0, np.int64),) * 2
+        pairs = [(0, 1)] if example.answer else [(0, None), *((None, i) for i in range(1, len(rows)))]
+        features = []
+        for q, a in pairs:
+            (ids, types), (more, kinds) = (nothing if i is None else rows[i] for i in (q, a))
+            targets = [len(ids), *(-1 if i is None else text_number(texts[i]) for i in (q, a)), max_pieces,
+                       1 if tokenizer.types > 1 else 0]
+            features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
+                                    np.zeros(1, np.int64), np.array([0 if example.answer else -1]), np.array(targets)))
+        return features
+
+    def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
+        """What an update reads: all questions, all answers, the pairs that fit, the pairs that do not.
+
+        A pair that does not fit has the other answer of the update that shares most pieces with the question's own.
+        """
+        questions, answers = [question_row(f) for f in features], [answer_row(f) for f in features]
+        if not self.options.rerank:
+            return questions + answers
+        others = nearest_others(features)
+        return [*questions, *answers, *(pair_row(f, f, 1) for f in features),
+                *(pair_row(f, features[j], 0) for f, j in zip(features, others, strict=True) if j >= 0)]
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Vectors by the encoder alone; the pair's score is published as `classifier`, on the pooler."""
+        return TowerHead(config)
+
+    def layout(self, features: Sequence[Feature]) -> None:
+        """All within a row attend to all."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Questions with an answer, and pairs."""
+        kinds = [f.targets[0] for f in batch.features]
+        counts = {"answers": float(kinds.count(QUESTION))}
+        return {**counts, "pairs": float(kinds.count(PAIR))} if self.options.rerank else counts
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """[B,H+1] -> the sum over questions of half of −log softmax both ways, and the pairs' cross-entropies."""
+        near, y, *_ = self.nearness(scores, batch)
+        both = ops.cross_entropy_forward(near, y)[0] + ops.cross_entropy_forward(near.T, y)[0]
+        sums = {"answers": both / 2}                                          # [NEG-2]
+        if self.options.rerank:
+            sums["pairs"] = ops.bce_forward(*self.pairs(scores, batch)[:2])[0]
+        return sums
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """[B,H+1] -> the gradients of the sums by them."""
+        near, y, q, a = self.nearness(scores, batch)
+        dnear = ops.cross_entropy_backward(0.5, (near, y)) + ops.cross_entropy_backward(0.5, (near.T, y)).T  # [NEG-3]
+        danswers = torch.zeros_like(scores)
+        with in_full(scores):
+            danswers[q, :-1] = dnear @ scores[a, :-1] / self.options.temperature  # [NEG-4]
+            danswers[a, :-1] = dnear.T @ scores[q, :-1] / self.options.temperature  # [NEG-5]
+        if not self.options.rerank:
+            return {"answers": danswers}
+        z, y, there = self.pairs(scores, batch)
+        dpairs = torch.zeros_like(scores)
+        dpairs[there, -1] = ops.bce_backward(1.0, (z, y))
+        return {"answers": danswers, "pairs": dpairs}
+
+    def nearness(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(near [n,n] of question i and answer j, int64 labels [n], rows [n] of questions, of answers)."""
+        q, a = (places(batch, kind, scores.device) for kind in (QUESTION, ANSWER))
+        keys = np.array([f.targets[1:] for f in batch.features if f.targets[0] == QUESTION]).reshape(-1, 2)
+        as_right = ((keys[:, None] == keys[None]).any(-1) & ~np.eye(len(keys), dtype=bool))
+        with in_full(scores):
+            near = scores[q, :-1] @ scores[a, :-1].T / self.options.temperature  # [NEG-1]
+        near = near.masked_fill(moved(torch.from_numpy(as_right), scores.device), -torch.inf)
+        return near, torch.arange(len(keys), device=scores.device), q, a
+
+    def pairs(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(scores [n], targets [n], rows [n]) of the pairs."""
+        there = places(batch, PAIR, scores.device)
+        fits = torch.tensor([float(f.labels[0]) for f in batch.features if f.targets[0] == PAIR])
+        return scores[there, -1], fits.to(scores), there
+
+    # ---------------------------------------------------------------------------------------- scores -> text and score
+
+    def infer(self, score: Callable[[Sequence[Feature]], list[np.ndarray]], examples: Sequence[Example],
+              features: Sequence[Feature]) -> list[Ranking]:
+        """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
+        asked = {f.example: f for f in features if f.targets[0]}
+        known = {int(f.targets[2]): f for f in features if f.targets[2] >= 0}  # each answer once
+        rows = [*map(question_row, asked.values()), *map(answer_row, known.values())]
+        rankings = self.decode(examples, rows, score(rows))
+        if not self.options.rerank:
+            return rankings
+        again = [(i, int(n)) for i, ranking in enumerate(rankings) for n in ranking.order[:self.options.rerank]]
+        pairs = [pair_row(asked[i], known[text_number(rankings[i].answers[n])], -1) for i, n in again]
+        fits: dict[int, dict[int, float]] = defaultdict(dict)
+        for (i, n), row in zip(again, score(pairs), strict=True):
+            fits[i][n] = float(row[0, -1])
+        return [self.reordered(ranking, fits[i]) for i, ranking in enumerate(rankings)]
+
+    def reordered(self, ranking: Ranking, scores: dict[int, float]) -> Ranking:
+        """The nearest by nearness and fit together, log-odds added; the others stay behind them."""
+        value = {n: z + float(ranking.near[n]) / self.options.temperature for n, z in scores.items()}
+        front = sorted(scores, key=lambda n: -value[n])
+        order = np.array([*front, *ranking.order[len(front):]], np.int64)
+        return Ranking(ranking.answers, order, ranking.near, {n: float(1 / (1 + np.exp(-scores[n]))) for n in front})
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[Ranking]:
+        """Rows of questions and of distinct answers with their vectors -> all candidates of each question by cosine."""
+        asked = {f.example: z[0, :-1] for f, z in zip(features, scores, strict=True) if f.targets[0] == QUESTION}
+        known = {int(f.targets[2]): z[0, :-1] for f, z in zip(features, scores, strict=True) if f.targets[0] == ANSWER}
+        tables: dict[tuple[str, ...], np.ndarray] = {}                         # vectors of a list of candidates
+        everyone = tuple(dict.fromkeys(e.answer for e in examples if e.answer))
+        rankings = []
+        for i, example in enumerate(examples):
+            answers = example.candidates or everyone
+            if answers not in tables:
+                tables[answers] = np.stack([known[text_number(text)] for text in answers]).astype(np.float64)
+            near = tables[answers] @ asked[i].astype(np.float64)
+            rankings.append(Ranking(answers, np.argsort(-near, kind="stable"), near))
+        return rankings
+
+    def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> dict[str, Any]:
+        """metrics.ranking_scores, and of the vectors alone; every answer of an equal question is right."""
+        right: dict[str, set[str]] = defaultdict(set)
+        for example in examples:
+            right[example.question].add(example.answer)
+
+        def places_of(order: Callable[[Ranking], np.ndarray]) -> list[int]:
+            return [1 + next(i for i, n in enumerate(order(p)) if p.answers[n] in right[e.question])
+                    for p, e in zip(predictions, examples, strict=True)]
+
+        return {**metrics.ranking_scores(places_of(lambda p: p.order)),
+                "vectors": metrics.ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
+
+    def collapsed(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str | None:
+        """The one answer that all questions were given, if there are several."""
+        given = {p.answers[p.order[0]] for p in predictions}
+        return given.pop() if len(given) == 1 and len({e.answer for e in examples}) > 1 else None
+
+    def report(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str:
+        """Recall at 1 and 5 and MRR, of vectors alone and in the end."""
+        scores = self.score(predictions, examples)
+        rows = {"vectors alone": scores["vectors"], **({"read together": scores} if self.options.rerank else {})}
+        lines = [f"{name:13}  {s['recall_1']:9.3f}  {s['recall_5']:9.3f}  {s['mrr']:9.3f}  {s['support']:9,}"
+                 for name, s in rows.items()]
+        return "\n".join([f"{'':13}  {'recall@1':>9}  {'recall@5':>9}  {'MRR':>9}  {'questions':>9}", *lines])
+
+    def result(self, example: Example, prediction: Ranking) -> dict[str, Any]:
+        """{"question", "answers": [{"text", "similarity"} and, of those read again, "probability"]}, five at most."""
+        best = [{"text": prediction.answers[n], "similarity": float(prediction.near[n]),
+                 **({"probability": prediction.fits[n]} if n in prediction.fits else {})}
+                for n in prediction.order[:5].tolist()]
+        return {"question": example.question, "answers": best}
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """The question, then three answers, the best first."""
+        lines = [f"\033[36m{result['question']}\033[0m" if colour else result["question"]]
+        for answer in result["answers"][:3]:
+            fits = f", fits {answer['probability']:.3f}" if "probability" in answer else ""
+            lines.append(f"  {answer['similarity']:.3f}{fits}  {answer['text']}")
+        return "\n".join(lines)
+
+
+def in_full(x: Tensor) -> torch.autocast:
+    """Products in the format of x, whatever the run's: divided by the temperature, a cosine has 16 bits too few."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
+def text_number(text: str) -> int:
+    """A whole number that stands for a text: the same for equal texts, for others another one (2^-62 by chance)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def question_row(f: Feature) -> Feature:
+    """The question of a feature, every piece of it read."""
+    n, q, a = f.targets[:3]
+    return Feature(f.example, f.ids[:n], f.types[:n], np.arange(n), np.full(n, -1), np.array([QUESTION, q, a]))
+
+
+def answer_row(f: Feature) -> Feature:
+    """The answer of a feature, every piece of it read."""
+    n, q, a = f.targets[:3]
+    T = len(f.ids) - n
+    return Feature(f.example, f.ids[n:], f.types[n:], np.arange(T), np.full(T, -1), np.array([ANSWER, q, a]))
+
+
+def pair_row(question: Feature, answer: Feature, label: int) -> Feature:
+    """[CLS] question [SEP] answer [SEP], read at [CLS]; where both do not fit, each keeps its first pieces."""
+    n, longest, second = question.targets[[0, 3, 4]].tolist()
+    begin = int(answer.targets[0]) + 1             # past its [CLS]
+    room, of_answer = longest - 3, len(answer.ids) - begin - 1
+    of_question = min(n - 2, max(room - of_answer, room // 2))
+    of_answer = min(of_answer, room - of_question)
+    first, end = slice(0, 1 + of_question), slice(n - 1, n)                    # [CLS] question, [SEP]
+    then, last = slice(begin, begin + of_answer), slice(len(answer.ids) - 1, len(answer.ids))
+    ids = np.concatenate([question.ids[first], question.ids[end], answer.ids[then], answer.ids[last]])
+    types = np.concatenate([question.types[first], question.types[end], answer.types[then] + second,
+                            answer.types[last] + second])
+    return Feature(question.example, ids, types, np.zeros(1, np.int64), np.array([label]),
+                   np.array([PAIR, question.targets[1], answer.targets[2]]))
+
+
+def places(batch: Batch, kind: int, device: torch.device) -> Tensor:
+    """int64: the rows of this kind."""
+    return moved(torch.tensor([i for i, f in enumerate(batch.features) if f.targets[0] == kind], dtype=torch.int64),
+                 device)
+
+
+def nearest_others(features: Sequence[Feature]) -> list[int]:
+    """For each feature the one whose answer shares most pieces with its own (Jaccard), and is not right too; -1: none.
+
+    Pieces that many answers of the update have count less: each weighs one over their number.
+    """
+    sets = [set(f.ids[f.targets[0] + 1:-1].tolist()) for f in features]
+    pieces = {piece: column for column, piece in enumerate(sorted(set().union(*sets)))}
+    table = np.zeros((len(sets), len(pieces)))
+    for row, there in zip(table, sets, strict=True):
+        row[[pieces[p] for p in there]] = 1.0
+    shared = (table / np.maximum(table.sum(0), 1)) @ table.T
+    size = np.diag(shared)
+    likeness = shared / np.maximum(size[:, None] + size - shared, 1e-9)
+    keys = np.array([f.targets[1:3] for f in features])
+    likeness[(keys[:, None] == keys[None]).any(-1)] = -1.0
+    best = likeness.argmax(1)
+    return [int(j) if likeness[i, j] >= 0 else -1 for i, j in enumerate(best)]

@@ -1,0 +1,252 @@
+"""A text -> another text, written by the encoder itself: translations, summaries, replies in a dialogue.
+
+Source and target stand in one row, [CLS] source [SEP] target [SEP]. The source's pieces see each other both ways, a
+piece of the target sees the source and what stands before it, and the head of masked words says at each piece which one
+follows (Dong et al. 2019, section 2.3). So one encoder, with another mask, learns to write; generate.py writes with it.
+"""
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert import ops, textscores
+from minibert.batching import Batch, Feature
+from minibert.config import BertConfig, option
+from minibert.datafiles import TABLES, column_names, read_table, split_files
+from minibert.errors import MinibertError
+from minibert.generate import write
+from minibert.tokenizer import Tokenizer, split_words
+from minibert.wordhead import WordHead
+
+ROWS = 64                                          # texts written, rows scored at a time
+
+
+@dataclass(frozen=True)
+class Example:
+    """A source and its target; None: not known."""
+    source: str
+    target: str | None
+    where: str                                     # file:line
+
+
+@dataclass(frozen=True)
+class Options:
+    """Writing's own options."""
+    columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it")
+    longest: int = option(64, "most pieces that are written for one text")
+    beams: int = option(1, "beginnings that are followed side by side (1: the most probable piece each time)")
+    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided")
+
+    def __post_init__(self) -> None:
+        column_names(self.columns, type(self).columns)         # refuses what cannot be
+        for name, value, least, most in (("longest", self.longest, 1, 10 ** 6), ("beams", self.beams, 1, 1000),
+                                         ("length-penalty", self.length_penalty, -100, 100)):
+            if not least <= value <= most:
+                raise MinibertError(f"--{name} is {value}; it must be between {least:,} and {most:,}")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns. Raises MinibertError where they cannot be such."""
+        return column_names(self.columns, type(self).columns)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written for a source, and how probable its target was: (sum of −log p, pieces), (0, 0) without one."""
+    text: str
+    loss: float
+    pieces: int
+
+
+class Seq2Seq:
+    """What the three tasks share; see tasks.Task for what each member is."""
+    name: str
+    defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
+    best = ("loss_a_piece", "min")
+    architecture, problem_type = "BertForMaskedLM", None
+    new_pieces: tuple[str, ...] = ()
+    trial: str
+    Options = Options
+
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels), []
+        self.tokenizer: Tokenizer | None = None    # the last one that encoded; what is written is spelt by it
+
+    @property
+    def outputs(self) -> list[str]:
+        """The scores are those of the vocabulary, which has a file of its own."""
+        return []
+
+    # --------------------------------------------------------------------------------------------- text -> examples
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of datafiles.SPLITS."""
+        return split_files(path, TABLES)
+
+    def read(self, path: Path) -> dict[str, list[Example]]:
+        """Tables of sources and targets."""
+        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
+
+    def read_file(self, file: Path) -> Iterator[Example]:
+        """The examples of one file. Raises MinibertError with file:line."""
+        for where, texts in read_table(file, self.options.names):
+            for text in texts:
+                if not isinstance(text, str) or not text.strip():
+                    raise MinibertError(f"{where}: {str(text)[:60]!r} is no text; expected a source and its target")
+            yield Example(*texts, where)
+
+    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
+        """There are none: the targets are their own labels."""
+
+    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
+        """Nothing can be unseen: every text has pieces of the vocabulary."""
+
+    def example(self, text: str) -> Example:
+        """Raw text is a source."""
+        if not text.strip():
+            raise MinibertError("'': expected a text to write from")
+        return Example(text, None, "text")
+
+    # ----------------------------------------------------------------------------------- examples -> scores and loss
+
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
+        """[CLS] source [SEP] target [SEP], read from the source's [SEP] on: each piece says the one that follows.
+
+        `targets`: pieces of the source's part, most pieces that can be written. Half of a row at most, and --longest at
+        most, is for the target; where a text does not fit, its first pieces are kept, of a target without its [SEP].
+        Only the source has case shapes: of what is not written yet nobody knows them.
+        """
+        self.tokenizer = tokenizer
+        limit = min(self.options.longest, (max_pieces - 3) // 2)
+        texts = [example.source] if example.target is None else [example.source, example.target]
+        source, *target = tokenizer.pieces([[t[a:b] for a, b in split_words(t)] for t in texts])
+        room = max_pieces - 3 - limit
+        first = [tokenizer.start, *source.ids[:room], tokenizer.end]
+        types = [0, *(tokenizer.types * s for s in source.shapes[:room]), 0]
+        then = [*target[0].ids, tokenizer.end][:limit + 1] if target else []
+        labels = then if target else [-1]
+        picks = len(first) - 1 + np.arange(len(labels))
+        return [Feature(number, np.array(first + then, np.int64), np.array(types + [self.kind] * len(then), np.int64),
+                        picks, np.array(labels, np.int64), np.array([len(first), limit]))]
+
+    @property
+    def kind(self) -> int:
+        """The token type of what is written."""
+        return 1 if self.tokenizer.types > 1 else 0
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Published as `cls.predictions`."""
+        return WordHead(config)
+
+    def layout(self, features: Sequence[Feature]) -> Tensor:
+        """int64 [B]: so many columns of each row are source, seen by all; the rest sees what stands before it."""
+        return torch.tensor([int(f.targets[0]) for f in features])
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Pieces of the targets, their [SEP] included."""
+        return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,V] -> the sum of −log softmax at the piece that follows."""
+        return {"pieces": ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)[0]}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,V] -> the gradient of the sum by them."""
+        return {"pieces": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
+
+    # ---------------------------------------------------------------------------------------- scores -> text and score
+
+    def infer(self, score: Callable[[Sequence[Feature]], list[np.ndarray]], examples: Sequence[Example],
+              features: Sequence[Feature]) -> list[Written]:
+        """Targets scored as they are, then texts written from the sources alone; sources of like length together."""
+        order = sorted(range(len(features)), key=lambda i: -int(features[i].targets[0]))
+        found: list[Written] = [Written("", 0.0, 0)] * len(examples)
+        for start in range(0, len(order), ROWS):
+            part = [features[i] for i in order[start:start + ROWS]]
+            losses = [(0.0, 0)] * len(part)
+            if all(f.labels[0] >= 0 for f in part):
+                losses = [(target_loss(f, z), len(f.labels)) for f, z in zip(part, score(part), strict=True)]
+            texts = write(score.model, [source_row(f) for f in part], [int(f.targets[1]) for f in part],
+                          self.tokenizer.end, self.kind, self.options.beams, self.options.length_penalty,
+                          score.precision)
+            for f, ids, (loss, pieces) in zip(part, texts, losses, strict=True):
+                found[f.example] = Written(self.tokenizer.spell_out(ids), loss, pieces)
+        return found
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[Written]:
+        """Targets scored as they are, nothing written: writing needs the model."""
+        return [Written("", target_loss(f, z), len(f.labels)) for f, z in zip(features, scores, strict=True)]
+
+    def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> dict[str, Any]:
+        """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case."""
+        gold, said = ([t.lower() for t in texts] for texts in ([e.target for e in examples],
+                                                               [p.text for p in predictions]))
+        loss = sum(p.loss for p in predictions) / max(1, sum(p.pieces for p in predictions))
+        exact = sum(words_of(g) == words_of(p) for g, p in zip(gold, said, strict=True)) / max(1, len(gold))
+        return {"loss_a_piece": loss, "perplexity": math.exp(min(loss, 700)), "exact": exact,
+                "bleu": textscores.bleu(gold, said), "rouge": textscores.rouge(gold, said), "support": len(gold)}
+
+    def collapsed(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str | None:
+        """The one text that was written for all."""
+        given = {p.text for p in predictions}
+        return given.pop()[:60] if len(given) == 1 and len({e.target for e in examples}) > 1 else None
+
+    def report(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str:
+        """The scores, one a line."""
+        s = self.score(predictions, examples)
+        rows = {"loss a piece": s["loss_a_piece"], "perplexity": s["perplexity"], "exact": s["exact"],
+                "BLEU": s["bleu"], **{f"ROUGE-{k}": v["f1"] for k, v in s["rouge"].items()}}
+        lines = [f"{name:13}{value:12,.3f}" for name, value in rows.items()]
+        return "\n".join([*lines, f"{'texts':13}{s['support']:8,}"])
+
+    def result(self, example: Example, prediction: Written) -> dict[str, Any]:
+        """{"source", "text"}."""
+        return {"source": example.source, "text": prediction.text}
+
+    def render(self, result: dict[str, Any], colour: bool) -> str:
+        """What was written."""
+        return f"\033[36m{result['text']}\033[0m" if colour else result["text"]
+
+
+class Translate(Seq2Seq):
+    """From one language into another."""
+    name = "translate"
+    best = ("bleu", "max")
+    trial = "Der Zug nach Hamburg hat heute Verspätung."
+
+
+class Summarize(Seq2Seq):
+    """A text, and the gist of it."""
+    name = "summarize"
+    trial = ("The bakery in the old mill closed on Friday after forty years. The owner said that flour and rent had "
+             "become too dear, and that none of her three children wanted the shop.")
+
+
+class Dialogue(Seq2Seq):
+    """What was said so far, with | between turns, and what is said next."""
+    name = "dialogue"
+    trial = "Did you feed the cat this morning?"
+
+
+def source_row(f: Feature) -> Feature:
+    """The source's part of a row."""
+    n = int(f.targets[0])
+    return Feature(f.example, f.ids[:n], f.types[:n], f.picks[:0], f.labels[:0])
+
+
+def target_loss(f: Feature, z: np.ndarray) -> float:
+    """Scores [M,V] of a target -> the sum of −log p."""
+    logs = torch.from_numpy(z).log_softmax(-1)
+    return -float(logs.gather(1, torch.from_numpy(f.labels)[:, None]).double().sum())
+
+
+def words_of(text: str) -> list[str]:
+    """What is compared where texts are to be right word for word: blanks and where they stand do not count."""
+    return [text[a:b] for a, b in split_words(text)]

@@ -1,0 +1,76 @@
+"""mlm against transformers' BertForMaskedLM, on checkpoints with everything random and on run folders."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+import minibert
+import train
+from minibert import byhand, weights
+from minibert.batching import Feature, collate
+from minibert.model import Model
+from minibert.tasks.mlm import MLM
+from minibert.wordhead import WordHead
+
+
+@pytest.mark.parametrize("shape", [0, 1, 2])
+def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape):
+    """A checkpoint that transformers wrote, everything in it random, its bias too; the word vectors are tied."""
+    theirs = random_bert(hf.BertForMaskedLM, shape, seed=shape).double()
+    theirs.save_pretrained(tmp_path)
+    config = weights.read_config(tmp_path)
+    head = WordHead(config)
+    bert, _ = weights.load(tmp_path, head)
+    model = Model(bert, head).double()
+    draw = torch.Generator().manual_seed(5)
+    B, T = 6, 21
+    ids = torch.randint(5, config.vocab_size, (B, T), generator=draw)
+    hidden = torch.rand(B, T, generator=draw) < 0.2
+    labels = torch.randint(5, config.vocab_size, (B, T), generator=draw)
+    rows = [Feature(i, ids[i].numpy(), np.zeros(T, np.int64), hidden[i].nonzero()[:, 0].numpy(),
+                    labels[i][hidden[i]].numpy()) for i in range(B)]
+    batch, task = collate(rows), MLM(MLM.Options())
+    found = theirs(ids, labels=labels.masked_fill(~hidden, -100))
+    count = task.counts(batch)["pieces"]
+    (count * found.loss).backward()
+    sums, gradients = byhand.loss_and_gradients(model, batch, task=task)
+    with torch.no_grad():
+        assert torch.allclose(model(batch), found.logits[hidden], rtol=0, atol=1e-10)
+    assert float(sums["pieces"]) == pytest.approx(count * float(found.loss), rel=1e-12)
+    wanted = {name.removeprefix("bert."): p.grad for name, p in theirs.named_parameters()}
+    published = {f"bert.{n.ours}": n.published for n in weights.name_table(config, pooler=False)}
+    for name, dw in gradients.items():
+        dw_theirs = wanted[published.get(name, name.removeprefix("head."))]
+        assert float((dw - dw_theirs).abs().max()) <= 1e-10 * max(1.0, float(dw_theirs.abs().max())), name
+    assert len(gradients) == len(wanted)
+
+
+@pytest.fixture(scope="module")
+def run(minilm, tmp_path_factory) -> Path:
+    """A run folder after two updates."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "data").mkdir()
+    (folder / "data" / "train.txt").write_text("The harbour of Oslo was closed in winter.\n" * 9, encoding="utf-8")
+    return train.train(["--task", "mlm", "--weights", str(minilm), "--data", str(folder / "data"), "--output",
+                        str(folder / "run"), "--max-steps", "2", "--max-pieces", "60", "--cache", "off", "--precision",
+                        "fp32", "--case-shapes", "off"])
+
+
+def test_transformers_opens_the_folder_and_computes_the_same_scores(run):
+    theirs, info = hf.AutoModelForMaskedLM.from_pretrained(run, output_loading_info=True)
+    assert type(theirs) is hf.BertForMaskedLM
+    assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"))
+    model = minibert.load(run)
+    texts = ["Paris is the capital of [MASK].", "[MASK] sold it for 1,200.50 € in [MASK]", "it closed [MASK] " * 9]
+    ids, mask, types = model.features(texts)
+    with torch.no_grad():
+        wanted = theirs.eval()(ids, attention_mask=mask, token_type_ids=types).logits
+        hidden, _ = model.bert.encode(ids, mask, types)
+        ours = model.head.words(hidden)
+    live = mask.bool()
+    assert float((ours[live] - wanted[live]).abs().max()) <= 1e-4 * float(wanted[live].abs().max())
+    tokenizer = hf.AutoTokenizer.from_pretrained(run)
+    for text, row, there in zip(texts, ids, mask, strict=True):
+        assert tokenizer(text)["input_ids"] == row[there.bool()].tolist()
