@@ -196,8 +196,11 @@ def with_punctuation(text: str) -> str:
 
     >>> with_punctuation("it ' s a t - shirt ( red ) for $ 1 , 200 . 50 , isn ' t it ?")
     "it's a t-shirt (red) for $1,200.50, isn't it?"
+    >>> with_punctuation("the skaters ' coach left at two o ' clock")
+    "the skaters' coach left at two o'clock"
     """
-    for pattern, result in ((r" ([.,!?;:%)\]}])", r"\1"), (r"([(\[{$€£#]) ", r"\1"), (r"(\w) (['’/-]) (?=\w)", r"\1\2"),
+    for pattern, result in ((r" ([.,!?;:%)\]}])", r"\1"), (r"([(\[{$€£#]) ", r"\1"), (r"(\w) ([/-]) (?=\w)", r"\1\2"),
+                            (r"(\ws) (['’]) (?!(?:s|t|d|m|ll|re|ve)\b)", r"\1\2 "), (r"(\w) (['’]) (?=\w)", r"\1\2"),
                             (r"(\d), (?=\d{3}\b)", r"\1,"), (r"(\d)\. (?=\d)", r"\1.")):
         text = re.sub(pattern, result, text)
     return text
