@@ -68,6 +68,13 @@ def test_blocks_that_are_none(tmp_path, text, line, said):
         task().read(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_sentences(tmp_path, text):
+    (tmp_path / "train.txt").write_text(text)
+    with refused(f"{tmp_path}/train.txt", "no sentences"):
+        task().read(tmp_path)
+
+
 @pytest.mark.parametrize("row", ['{"text": 5, "label": "a"}', '{"text": "a", "label": null}',
                                  '{"text": "a", "label": " "}'])
 def test_rows_that_are_none(tmp_path, row):

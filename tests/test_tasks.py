@@ -81,6 +81,12 @@ def test_every_engine_runs_in_16_bits(folder, tmp_path, run, engine):
     assert losses(tmp_path / "bf16") != losses(tmp_path / "fp32")
 
 
+# what has no gradient but rounding: a key's bias (chapter 02), and with qa, where all scores of a softmax come from one
+# map, what is added to all of them alike
+KEYS = {f"bert.blocks.{i}.attention.key.bias" for i in (0, 1)}
+NONE = {"qa": {"bert.blocks.1.feedforward_norm.bias", "head.qa_outputs.bias"}}
+
+
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
 def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, run):
     """In float64, dropout off: 1 × 32, 4 × 8 and 32 × 1 rows."""
@@ -99,12 +105,14 @@ def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, run):
 
     loss, wanted = gradient(1)
     assert len(wanted) > 30
+    largest = max(dw.norm() for dw in wanted.values())
+    assert {n for n, dw in wanted.items() if dw.norm() < 1e-13 * largest} - KEYS == NONE.get(run[0], set())
     for parts in (4, 32):
         found, gradients = gradient(parts)
         assert found == pytest.approx(loss, rel=1e-12) and gradients.keys() == wanted.keys()
-        for n, dw in wanted.items():               # a key bias has none: see chapter 02
-            size = wanted[n.replace("key.bias", "query.bias")].norm()
-            assert size > 0 and (gradients[n] - dw).norm() <= 1e-12 * size, n
+        for n, dw in wanted.items():
+            size = dw.norm() if dw.norm() >= 1e-13 * largest else largest
+            assert (gradients[n] - dw).norm() <= 1e-12 * size, n
 
 
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)

@@ -234,7 +234,7 @@ def read_semeval(file: Path) -> Iterator[tuple[str, str, str]]:
 
     NUMBER, a tab, the text in quotes; in the next line the label; then a comment or nothing.
     """
-    lines = enumerate(read_lines(file), 1)
+    lines, empty = enumerate(read_lines(file), 1), True
     for number, line in lines:
         if not line.strip():
             continue
@@ -247,6 +247,9 @@ def read_semeval(file: Path) -> Iterator[tuple[str, str, str]]:
         if not (comment := next(lines, (0, "Comment:"))[1].strip()).startswith("Comment:") and comment:
             raise MinibertError(f"{where}: the second line after it is {comment[:60]!r}; expected Comment: or nothing")
         yield parts[1].strip().removeprefix('"').removesuffix('"'), label, where
+        empty = False
+    if empty:
+        raise MinibertError(f"{file}: no sentences in it; expected a number, a tab and a text in quotes, then a label")
 
 
 def with_marks(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
