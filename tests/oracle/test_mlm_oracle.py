@@ -38,7 +38,7 @@ def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape)
     sums, gradients = byhand.loss_and_gradients(model, batch, task=task)
     with torch.no_grad():
         assert torch.allclose(model(batch), found.logits[hidden], rtol=0, atol=1e-10)
-    assert float(sums["pieces"]) == pytest.approx(count * float(found.loss), rel=1e-12)
+    assert float(sums["pieces"]) == pytest.approx(count * float(found.loss.detach()), rel=1e-12)
     wanted = {name.removeprefix("bert."): p.grad for name, p in theirs.named_parameters()}
     published = {f"bert.{n.ours}": n.published for n in weights.name_table(config, pooler=False)}
     for name, dw in gradients.items():
@@ -61,7 +61,8 @@ def run(minilm, tmp_path_factory) -> Path:
 def test_transformers_opens_the_folder_and_computes_the_same_scores(run):
     theirs, info = hf.AutoModelForMaskedLM.from_pretrained(run, output_loading_info=True)
     assert type(theirs) is hf.BertForMaskedLM
-    assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"))
+    assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "error_msgs"))
+    assert set(info["unexpected_keys"]) <= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}   # minilm-l6 has one
     model = minibert.load(run)
     texts = ["Paris is the capital of [MASK].", "[MASK] sold it for 1,200.50 € in [MASK]", "it closed [MASK] " * 9]
     ids, mask, types = model.features(texts)

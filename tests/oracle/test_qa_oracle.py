@@ -38,7 +38,8 @@ def folder(minilm, tmp_path_factory) -> Path:
 def opened(folder: Path):
     theirs, info = hf.AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
     assert type(theirs) is hf.BertForQuestionAnswering
-    assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"))
+    assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "error_msgs"))
+    assert set(info["unexpected_keys"]) <= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}   # minilm-l6 has one
     return theirs.eval()
 
 
