@@ -64,6 +64,9 @@ def read_splits(task, path: Path, folder: str) -> Splits:
 
 def encode_splits(task, splits: Splits, tokenizer, max_pieces: int, overlap: int) -> dict[str, Features]:
     """encode_all of every split, from the cache where it is there, and kept in it where the examples have a key."""
+    if hasattr(task, "tokenizer"):                 # it names pieces by it, also those of features from the cache
+        task.tokenizer = tokenizer
+
     def encode() -> dict[str, Features]:
         return {split: encode_all(task, examples, tokenizer, max_pieces, overlap) for split, examples in splits.items()}
 

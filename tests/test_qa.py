@@ -276,6 +276,12 @@ def test_of_several_windows_the_largest_lead_wins():
     assert task().result(examples[0], found)["answer"] == {"text": "ccc", "start": 8, "end": 11}
 
 
+def test_a_text_of_one_word_longer_than_a_row_has_no_answer():
+    row = feature([NOWHERE, 0, NOWHERE], [NOWHERE, NOWHERE, NOWHERE])
+    found, = task(answers="all").decode([Example("q", "aaa", (), "")], [row], [np.zeros((3, 2))])
+    assert found["start"] is None
+
+
 def test_what_is_said_of_no_answer():
     e = Example("who?", "Ada", (("Ada", 0),), "")
     nothing = {"start": None, "end": None, "probability": 0.75}

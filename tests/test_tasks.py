@@ -166,6 +166,14 @@ def test_it_predicts_what_it_scored(folder, tmp_path, run, capsys):
             assert "\n" not in str(e) and "expected" in str(e)
 
 
+@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+def test_features_from_the_cache_train_alike(folder, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("minibert.prepare.WORTH", 0)
+    for name in ("first", "second"):
+        train.train([*arguments(run, folder, tmp_path / name, "--max-steps", "2"), "--cache", str(tmp_path / "cache")])
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+
+
 TOY = '''
 from minibert.tasks.classify import Classify
 

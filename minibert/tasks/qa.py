@@ -166,7 +166,8 @@ class QA:
 
         Of all spans of all windows that may be an answer, the one that leads farthest before its window's "no answer".
         """
-        best: list[tuple[float, dict[str, Any]]] = [(-np.inf, {})] * len(examples)
+        nothing = {"start": None, "end": None, "probability": 1.0}             # no window has a whole word
+        best: list[tuple[float, dict[str, Any]]] = [(-np.inf, nothing)] * len(examples)
         for feature, z in zip(features, scores, strict=True):
             found = best_span(feature, z.astype(np.float64), self.options.longest, self.options.answers == "all")
             best[feature.example] = max(best[feature.example], found, key=lambda pair: pair[0])
