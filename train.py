@@ -289,9 +289,7 @@ class Run(Resumable):
         if not self.processes.first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
         self.task = TASKS[settings.task](options)
-        if self.processes.size > 1 and getattr(self.task, "coupled", False):
-            raise MinibertError(f"--task {settings.task} with {self.processes.size} processes: each would set its rows "
-                                "against its own alone; start one process (--accumulate saves memory)")
+        refuse_uncoupled(self.task, settings, self.processes)
         self.splits = read_data(self.task, settings)
         folder = fetch_weights(settings.weights)
         entry = hub.recommended(folder)
@@ -389,6 +387,18 @@ class Run(Resumable):
                 raise MinibertError(f"{self.output}: the best model is not as it was written; --resume brings it back")
             weights.load_into(self.output, self.model)
         return {split: p.best[1:] if split == "dev" and p.best else self.evaluate(split) for split in self.scored}
+
+
+def refuse_uncoupled(task: Task, settings: TrainConfig, processes: Processes) -> None:
+    """Raise MinibertError where rows whose loss reads those of others would not meet them."""
+    if not getattr(task, "coupled", False):
+        return
+    if processes.size > 1:
+        raise MinibertError(f"--task {settings.task} with {processes.size} processes: each would set its rows against "
+                            "its own alone; start one process (--accumulate saves memory)")
+    if settings.batch_size < 2:
+        raise MinibertError(f"--batch-size is {settings.batch_size}; --task {settings.task} learns from the other rows "
+                            "of an update: 2 or more, better 32 (--accumulate saves memory)")
 
 
 def fetch_weights(name: str) -> Path:

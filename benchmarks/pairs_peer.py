@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,36 +60,47 @@ def decay_groups(model: Any) -> list[dict[str, Any]]:
             for skipped, decay in ((False, 0.01), (True, 0.0))]
 
 
-def main() -> int:
-    """Train, score dev after every epoch, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(what: str, epochs: int, learning_rate: float) -> argparse.Namespace:
+    """The command line of a peer, whose recipe has these defaults."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=0)
-    o = parser.parse_args()
-    set_seed(o.seed)
-    tokenizer = AutoTokenizer.from_pretrained(o.weights)
-    train, dev = (read(o.data / f"{split}.csv", tokenizer) for split in ("train", "dev"))
-    model = AutoModelForSequenceClassification.from_pretrained(o.weights, num_labels=1, problem_type="regression")
-    collate = DataCollatorWithPadding(tokenizer)
-    sampler = LengthGroupedSampler(BATCH, lengths=[len(row["input_ids"]) for row in train],
+    return parser.parse_args()
+
+
+def epochs(model: Any, rows: list[dict[str, Any]], collate: Any, batch: int, o: argparse.Namespace) -> Iterator[int]:
+    """Train, and hand back after each epoch, 1, 2, ...: batches of similar length, fused AdamW, warm-up, clipping."""
+    sampler = LengthGroupedSampler(batch, lengths=[len(row["input_ids"]) for row in rows],
                                    generator=torch.Generator().manual_seed(o.seed))
-    batches = DataLoader(train, batch_size=BATCH, sampler=sampler, collate_fn=collate)
+    batches = DataLoader(rows, batch_size=batch, sampler=sampler, collate_fn=collate)
     optimizer = torch.optim.AdamW(decay_groups(model), lr=o.learning_rate, fused=True)
     total = len(batches) * o.epochs
-    schedule, best = get_linear_schedule_with_warmup(optimizer, total // 10, total), {"pearson": -1.0}
+    schedule = get_linear_schedule_with_warmup(optimizer, total // 10, total)
     model.train()
     for epoch in range(1, o.epochs + 1):
-        for batch in batches:
+        for part in batches:
             with torch.autocast("cpu", torch.bfloat16):
-                loss = model(**batch).loss
+                loss = model(**part).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+        yield epoch
+
+
+def main() -> int:
+    """Train, score dev after every epoch, print."""
+    o = options(__doc__.splitlines()[0], 4, 1e-4)
+    set_seed(o.seed)
+    tokenizer = AutoTokenizer.from_pretrained(o.weights)
+    train, dev = (read(o.data / f"{split}.csv", tokenizer) for split in ("train", "dev"))
+    model = AutoModelForSequenceClassification.from_pretrained(o.weights, num_labels=1, problem_type="regression")
+    collate, best = DataCollatorWithPadding(tokenizer), {"pearson": -1.0}
+    for epoch in epochs(model, train, collate, BATCH, o):
         scores = evaluate(model, dev, collate)
         print(f"epoch {epoch}: dev {scores}", flush=True)
         best = max(best, scores, key=lambda s: s["pearson"])

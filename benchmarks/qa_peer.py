@@ -7,23 +7,19 @@ pieces with a stride of 96, batches of 16 of similar length, fused AdamW, linear
 the answer is the stretch of at most 30 pieces with the largest sum of scores over all windows; the epoch with the best
 F1 on dev counts. One JSON line at the end.
 """
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from pairs_peer import decay_groups
-from torch.utils.data import DataLoader
+from pairs_peer import epochs, options
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
     DataCollatorWithPadding,
-    get_linear_schedule_with_warmup,
     set_seed,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minibert.textscores import answer_scores  # noqa: E402 (this checkout's, whatever else is installed)
@@ -82,36 +78,15 @@ def evaluate(model: Any, questions: list[tuple], rows: list[dict[str, Any]], col
 
 def main() -> int:
     """Train, score dev after every epoch and test with the best one's, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    o = parser.parse_args()
+    o = options(__doc__.splitlines()[0], 8, 2e-4)
     set_seed(o.seed)
     tokenizer = AutoTokenizer.from_pretrained(o.weights)
     questions = {split: read(o.data / f"{split}.json") for split in ("train", "dev", "test")}
     rows = {split: rows_of(asked, tokenizer) for split, asked in questions.items()}
     model = AutoModelForQuestionAnswering.from_pretrained(o.weights)
-    collate = DataCollatorWithPadding(tokenizer)
+    collate, best = DataCollatorWithPadding(tokenizer), (-1.0, {})
     learnt = [{k: v for k, v in row.items() if k not in ("question", "offsets")} for row in rows["train"]]
-    sampler = LengthGroupedSampler(BATCH, lengths=[len(row["input_ids"]) for row in learnt],
-                                   generator=torch.Generator().manual_seed(o.seed))
-    batches = DataLoader(learnt, batch_size=BATCH, sampler=sampler, collate_fn=collate)
-    optimizer = torch.optim.AdamW(decay_groups(model), lr=o.learning_rate, fused=True)
-    total = len(batches) * o.epochs
-    schedule, best = get_linear_schedule_with_warmup(optimizer, total // 10, total), (-1.0, {})
-    model.train()
-    for epoch in range(1, o.epochs + 1):
-        for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(**batch).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    for epoch in epochs(model, learnt, collate, BATCH, o):
         scores = {split: evaluate(model, questions[split], rows[split], collate) for split in ("dev", "test")}
         print(f"epoch {epoch}: dev {scores['dev']['f1']:.4f}, test {scores['test']['f1']:.4f}", flush=True)
         best = max(best, (scores["dev"]["f1"], {"epoch": epoch, **scores}), key=lambda pair: pair[0])

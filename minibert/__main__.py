@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from minibert.commandline import OneLineParser
 from minibert.errors import MinibertError
@@ -92,9 +93,18 @@ def run_predict(arguments: argparse.Namespace) -> None:
         model.task.read_candidates(arguments.answers)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
-        for result in model.predict(texts):
+        for result in one_by_one(model.predict, texts):
             print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour))
         sys.stdout.flush()
+
+
+def one_by_one(predict: Callable[[list[str]], list[Any]], texts: list[str]) -> Iterator[Any]:
+    """predict(texts); where one of them is refused, the results of those before it come first."""
+    try:
+        yield from predict(texts)
+    except MinibertError:
+        for text in texts:                         # the refusal comes again, in its place
+            yield from predict([text])
 
 
 def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:

@@ -64,6 +64,31 @@ def column_names(columns: str, example: str) -> list[str]:
     return names
 
 
+class Columns:
+    """Options whose field `columns` names columns with commas between; its default says how many there are."""
+    columns: str
+
+    def __post_init__(self) -> None:
+        column_names(self.columns, type(self).columns)         # refuses what cannot be
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns. Raises MinibertError where they cannot be such."""
+        return column_names(self.columns, type(self).columns)
+
+
+class FromTables:
+    """A task whose files are tables: it has read_file(file), the examples of one."""
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """One file is the test split; a folder has those of SPLITS."""
+        return split_files(path, TABLES)
+
+    def read(self, path: Path) -> dict[str, list[Any]]:
+        """{split: examples}. Raises MinibertError with file:line."""
+        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
+
+
 def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     """("file:line", the values of `columns`) of every row of a table.
 

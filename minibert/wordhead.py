@@ -1,4 +1,5 @@
 """The head that says which piece stands at a place, published as cls.predictions: masked words and all that writes."""
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from minibert import ops
 from minibert.batching import Batch
 from minibert.config import ACTIVATIONS, BertConfig
 from minibert.model import ACTIVATE, Bert
+from minibert.tokenizer import Tokenizer
 
 
 class Transform(nn.Module):
@@ -77,3 +79,40 @@ class WordHead(nn.Module):
         return ops.embedding_backward(dpicked, lookup), [
             (words, dwords), (bias, dbias), (norm.weight, dw_norm), (norm.bias, db_norm), (dense.weight, dw),
             (dense.bias, db)]
+
+
+class PieceTask:
+    """A task whose labels are pieces of the vocabulary: its head and its loss."""
+    architecture, problem_type = "BertForMaskedLM", None
+    new_pieces: tuple[str, ...] = ()
+
+    def __init__(self, options: Any, labels: Sequence[str] = ()):
+        self.options, self.labels, self.notices = options, list(labels), []
+        self.tokenizer: Tokenizer | None = None    # the last one that encoded; pieces are named by it
+
+    @property
+    def outputs(self) -> list[str]:
+        """The scores are those of the vocabulary, which has a file of its own."""
+        return []
+
+    def learn_labels(self, splits: Any) -> None:
+        """There are none: the text is its own label."""
+
+    def note_unseen(self, splits: Any) -> None:
+        """Nothing can be unseen: every text has pieces of the vocabulary."""
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Published as `cls.predictions`."""
+        return WordHead(config)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Pieces that are to be said."""
+        return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,V] -> the sum of −log softmax at the right piece."""
+        return {"pieces": ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)[0]}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scores [M,V] -> the gradient [M,V] of the sum by them."""
+        return {"pieces": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}

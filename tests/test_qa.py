@@ -9,6 +9,7 @@ import torch
 from refusing import refused
 
 from minibert import textscores, weights
+from minibert.__main__ import one_by_one
 from minibert.batching import Feature, collate
 from minibert.predict import read_tokenizer
 from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, Example, best_span, by_row, edges, first_answer
@@ -66,6 +67,7 @@ def test_impossible_questions_keep_no_plausible_answer(tmp_path):
     (squad(asked("a", "Bruno", True)), 10, "answer_start is not a whole number"),
     (squad(asked("a", " ", 3)), 10, "is not at character 3"), (squad(asked("a", None)), 10, "no answer"),
     (squad(asked("a", None, is_impossible="no")), 10, "is_impossible"),
+    (squad(asked("a", None, is_impossible=False)), 10, "no answer"),
     (squad(asked("a", "Ada", 0, question=" ")), 10, "the question is empty"),
     (squad(asked("a", "x", 0), context=" "), 10, "the context is empty"),
     (squad(asked("\ud800", "Ada", 0)), 0, "half of a pair")])
@@ -280,6 +282,17 @@ def test_a_text_of_one_word_longer_than_a_row_has_no_answer():
     row = feature([NOWHERE, 0, NOWHERE], [NOWHERE, NOWHERE, NOWHERE])
     found, = task(answers="all").decode([Example("q", "aaa", (), "")], [row], [np.zeros((3, 2))])
     assert found["start"] is None
+
+
+def test_good_lines_come_before_a_bad_one():
+    def predict(texts: list[str]) -> list[str]:
+        return [task().example(text).question for text in texts]
+
+    found = one_by_one(predict, ["a? ||| b", "c? ||| d", "no bar", "e? ||| f"])
+    assert [next(found), next(found)] == ["a?", "c?"]
+    with refused("'no bar'"):
+        next(found)
+    assert list(one_by_one(predict, ["a? ||| b"])) == ["a?"]
 
 
 def test_what_is_said_of_no_answer():

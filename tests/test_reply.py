@@ -88,6 +88,9 @@ def test_options_that_cannot_be():
 
 def test_raw_text_and_files_of_answers(tmp_path):
     assert task().example("a? ||| b ||| c ||| b") == Example("a?", None, ("b", "c"), "text")
+    (tmp_path / "bad.jsonl").write_text('{"answer": null}\n')
+    with refused("bad.jsonl:1", "expected an answer"):
+        task().read_candidates(tmp_path / "bad.jsonl")
     for text in ("", "a?", "||| b", "a? |||"):
         with refused("expected a question"):
             task().example(text)
@@ -146,12 +149,19 @@ def test_an_update_reads_questions_answers_and_two_pairs_each(tokenizer):
 
 
 def test_the_wrong_answer_is_the_most_alike_that_is_not_right_too(tokenizer):
-    """The second has the first's answer in other words, the third the same answer, the fourth the same question."""
+    """The second has the first's answer in other words, the third the same answer, the fourth the same question.
+
+    So the third's answer is right for the fourth's question, though their rows have no text in common.
+    """
     pairs = [("a", "ada met bruno"), ("b", "ada met clara"), ("c", "ada met bruno"), ("a", "ada met keller in oslo"),
              ("d", "rain"), ("e", "old acme")]
-    found = nearest_others(features(tokenizer, pairs))
-    assert found[0] == 1 and found[2] == 1 and found[1] in (0, 2) and found[3] in (1, 2)
-    assert nearest_others(features(tokenizer, [("a", "x y"), ("a", "z")])) == [-1, -1]
+    found = nearest_others(features(tokenizer, pairs), {})
+    assert found[0] == 1 and found[2] == 1 and found[1] in (0, 2) and found[3] == 1
+    assert nearest_others(features(tokenizer, [("a", "x y"), ("a", "z")]), {}) == [-1, -1]
+    known = task()
+    known.learn_labels({"train": [Example(q, a, (), "") for q, a in [*pairs, ("a", "ada met clara")]]})
+    found = nearest_others(features(tokenizer, pairs), known.right)            # in train, though not in this update
+    assert found[0] not in (1, 2, 3) and found[3] not in (0, 1, 2) and found[2] == 1
 
 
 # ------------------------------------------------------------------------------------- vectors and their gradients
@@ -197,8 +207,9 @@ def batch_of(*rows: tuple[int, int, int, int]) -> Batch:
                             np.array([kind, q, a])) for i, (kind, q, a, label) in enumerate(rows)])
 
 
-# five questions; the third has the first's answer, the fourth repeats the second question
-KEYS = [(11, 21), (12, 22), (13, 21), (12, 24), (15, 25)]
+# five rows; the third has the first's answer, the fourth repeats the second question, the last has both: so the first
+# answer is right for the second question too, in two rows that share neither text
+KEYS = [(11, 21), (12, 22), (13, 21), (12, 24), (12, 21)]
 ROWS = [*((QUESTION, q, a, -1) for q, a in KEYS), *((ANSWER, q, a, -1) for q, a in KEYS), (PAIR, 11, 21, 1),
         (PAIR, 11, 22, 0), (PAIR, 12, 22, 1)]
 
@@ -209,13 +220,15 @@ def scores_of(seed: int, rows=ROWS) -> torch.Tensor:
 
 def test_the_loss_by_hand_NEG_1_NEG_2():
     """Question by question with math.exp; what is right too is no wrong answer, on either side."""
+    def right(i: int, j: int) -> bool:
+        return (KEYS[i][0], KEYS[j][1]) in KEYS
+
     z, tau = scores_of(5), 0.3
     near = [[float(z[i, :-1] @ z[5 + j, :-1]) / tau for j in range(5)] for i in range(5)]
     wanted = 0.0
     for i in range(5):
-        rivals = [j for j in range(5) if j == i or (KEYS[i][0] != KEYS[j][0] and KEYS[i][1] != KEYS[j][1])]
-        wanted += math.log(sum(math.exp(near[i][j]) for j in rivals)) - near[i][i]
-        wanted += math.log(sum(math.exp(near[j][i]) for j in rivals)) - near[i][i]
+        wanted += math.log(sum(math.exp(near[i][j]) for j in range(5) if j == i or not right(i, j))) - near[i][i]
+        wanted += math.log(sum(math.exp(near[j][i]) for j in range(5) if j == i or not right(j, i))) - near[i][i]
     sums = task(temperature=tau).loss(z, batch_of(*ROWS))
     assert float(sums["answers"]) == pytest.approx(wanted / 2, rel=1e-12)
     pairs = sum(math.log(1 + math.exp(-s * float(v))) for s, v in zip((1, -1, 1), z[10:, -1], strict=True))
@@ -288,6 +301,13 @@ def test_the_first_pass_has_the_dropout_masks_of_the_second(tiny_folder, tmp_pat
     monkeypatch.setattr(coupled.Part, "loss", loss)
     train.train(command)
     assert seen == [0.0, 0.0]
+
+
+def test_a_batch_of_one_row_has_nothing_to_learn_from(tiny_folder, tmp_path, capsys):
+    command = ["--task", "reply", "--weights", str(tiny_folder), "--data", str(write(tmp_path / "d")), "--output",
+               str(tmp_path / "r"), "--batch-size", "1"]
+    assert train.main(command) == 2 and "--batch-size is 1" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
 def test_what_is_random_about_a_row_is_a_function_of_seed_epoch_and_number():

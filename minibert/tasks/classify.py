@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, column_names, read_table, split_files
+from minibert.datafiles import Columns, FromTables, read_table
 from minibert.errors import MinibertError
 from minibert.pooled import PooledHead, mean_scores, softmax
 from minibert.tokenizer import Tokenizer, split_words
@@ -31,7 +31,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Columns):
     """Classification's own options."""
     columns: str = option("text,label", "names of the columns that hold the text and its label")
     choice: str = option("one", "one: one of K classes, by a softmax; yes-no: one of two, by a sigmoid; several: any "
@@ -41,19 +41,14 @@ class Options:
     label_smoothing: float = option(0.0, "share of a target that is spread over all classes")
 
     def __post_init__(self) -> None:
-        column_names(self.columns, type(self).columns)         # refuses what cannot be
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise MinibertError(f"--label-smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.class_weights != "none" and self.choice != "one":
             raise MinibertError(f"--class-weights is {self.class_weights}; with --choice {self.choice} it must be none")
 
-    @property
-    def names(self) -> list[str]:
-        """Of the columns. Raises MinibertError where they cannot be such."""
-        return column_names(self.columns, type(self).columns)
 
-
-class Classify:
+class Classify(FromTables):
     """The task; see tasks.Task for what each member is."""
     name = "classify"
     defaults: dict[str, Any] = {"epochs": 8}
@@ -70,14 +65,6 @@ class Classify:
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the classes, from training texts
 
     # --------------------------------------------------------------------------------------------- text -> examples
-
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, TABLES)
-
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """Tables as datafiles.read_table() takes them."""
-        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
 
     def read_file(self, file: Path) -> Iterator[Example]:
         """The examples of one file. Raises MinibertError with file:line."""

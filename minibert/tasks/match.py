@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature, pair_rows
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, column_names, read_table, split_files
+from minibert.datafiles import Columns, FromTables, read_table
 from minibert.errors import MinibertError
 from minibert.pooled import PooledHead, mean_scores, softmax
 from minibert.tokenizer import Tokenizer, split_words
@@ -35,22 +35,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Columns):
     """Matching's own options."""
     columns: str = option("first,second,label", "names of the columns that hold the two texts and their label")
     answer: str = option("class", "class: one of K labels, such as same and different; score: a number",
                          ("class", "score"))
 
-    def __post_init__(self) -> None:
-        column_names(self.columns, type(self).columns)         # refuses what cannot be
 
-    @property
-    def names(self) -> list[str]:
-        """Of the columns. Raises MinibertError where they cannot be such."""
-        return column_names(self.columns, type(self).columns)
-
-
-class Match:
+class Match(FromTables):
     """The task; see tasks.Task for what each member is."""
     name = "match"
     defaults: dict[str, Any] = {"epochs": 8}
@@ -71,14 +63,6 @@ class Match:
         return self.labels
 
     # --------------------------------------------------------------------------------------------- text -> examples
-
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, TABLES)
-
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """Tables as datafiles.read_table() takes them."""
-        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
 
     def read_file(self, file: Path) -> Iterator[Example]:
         """The examples of one file. Raises MinibertError with file:line."""

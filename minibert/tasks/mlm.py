@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from minibert import ops
-from minibert.batching import Batch, Feature, row_generator, word_features
-from minibert.config import BertConfig, option
+from minibert.batching import Feature, row_generator, word_features
+from minibert.config import option
 from minibert.datafiles import read_lines, split_files
 from minibert.errors import MinibertError
 from minibert.features import Features, compact, ragged, running
 from minibert.tokenizer import Tokenizer, split_words
-from minibert.wordhead import WordHead
+from minibert.wordhead import PieceTask
 
 HIDDEN = "[MASK]"
 BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
@@ -78,25 +76,14 @@ class Lines(Sequence[str]):
         return cls(file, int(arrays["count"][0]))
 
 
-class MLM:
+class MLM(PieceTask):
     """The task; see tasks.Task for what each member is."""
     name = "mlm"
     defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
     best = ("perplexity", "min")
-    architecture, problem_type = "BertForMaskedLM", None
-    new_pieces: tuple[str, ...] = ()
     trial = f"Paris is the capital of {HIDDEN}."
     on_disk = True
     Options, Examples = Options, Lines
-
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels), []
-        self.tokenizer: Tokenizer | None = None    # the last one that encoded; pieces are named by it
-
-    @property
-    def outputs(self) -> list[str]:
-        """The scores are those of the vocabulary, which has a file of its own."""
-        return []
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
@@ -113,12 +100,6 @@ class MLM:
                 raise MinibertError(f"{file}: no text in it")
             found[split] = Lines(file, count)
         return found
-
-    def learn_labels(self, splits: dict[str, Lines]) -> None:
-        """There are none: the text is its own label."""
-
-    def note_unseen(self, splits: dict[str, Lines]) -> None:
-        """Nothing can be unseen: every text has pieces of the vocabulary."""
 
     def example(self, text: str) -> str:
         """Raw text with [MASK] where a piece is wanted."""
@@ -179,24 +160,8 @@ class MLM:
         types[picks[ids[picks] != f.ids[picks]]] = 0                           # letter case would tell of the word
         return Feature(f.example, ids, types, picks, f.ids[picks])
 
-    def head(self, config: BertConfig) -> nn.Module:
-        """Published as `cls.predictions`."""
-        return WordHead(config)
-
     def layout(self, features: Sequence[Feature]) -> None:
         """All within a row attend to all."""
-
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """Hidden pieces."""
-        return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
-
-    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the sum of −log softmax at the piece that stood there."""
-        return {"pieces": ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)[0]}
-
-    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the gradient of the sum by them."""
-        return {"pieces": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 

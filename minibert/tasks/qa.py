@@ -321,9 +321,9 @@ class Lines:
         self.text, self.at, self.now = text, 0, 1
 
     def of(self, question: Any) -> int:
-        """The line that has the question's id, or the last one found."""
+        """The line that has the question's id, a text; of other ids the last one found."""
         number = question.get("id") if isinstance(question, dict) else None
-        forms = [json.dumps(number, ensure_ascii=ascii) for ascii in (False, True)] if number is not None else []
+        forms = [json.dumps(number, ensure_ascii=ascii) for ascii in (False, True)] if isinstance(number, str) else []
         found = min((at for form in forms if (at := self.text.find(form, self.at)) >= 0), default=None)
         if found is not None:
             self.now += self.text.count("\n", self.at, found)
@@ -341,7 +341,7 @@ def read_question(question: Any, context: str, where: str) -> Example:
     if not isinstance(without, bool):
         raise MinibertError(f"{where}: is_impossible is {repr(without)[:40]}, neither true nor false")
     answers = [] if without else member(question, "answers", list, where)
-    if not answers and "is_impossible" not in question:
+    if not answers and not without:
         raise MinibertError(f'{where}: no answer; a question without one says "is_impossible": true')
     return Example(asked, context, tuple(read_answer(answer, context, where) for answer in answers), where)
 

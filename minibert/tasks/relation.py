@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, column_names, read_lines, read_table, split_files
+from minibert.datafiles import Columns, FromTables, read_lines, read_table
 from minibert.errors import MinibertError
 from minibert.model import draw, dropout
 from minibert.pooled import mean_scores, softmax
@@ -36,18 +36,10 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Columns):
     """Relation extraction's own options."""
     columns: str = option("text,label", "names of the columns that hold the marked text and its relation")
     none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score")
-
-    def __post_init__(self) -> None:
-        column_names(self.columns, type(self).columns)         # refuses what cannot be
-
-    @property
-    def names(self) -> list[str]:
-        """Of the columns. Raises MinibertError where they cannot be such."""
-        return column_names(self.columns, type(self).columns)
 
 
 class PairHead(nn.Module):
@@ -80,7 +72,7 @@ class PairHead(nn.Module):
         return ops.embedding_backward(dpicked, lookup), [(self.classifier.weight, dw), (self.classifier.bias, db)]
 
 
-class Relation:
+class Relation(FromTables):
     """The task; see tasks.Task for what each member is."""
     name = "relation"
     defaults: dict[str, Any] = {"epochs": 12}
@@ -100,14 +92,10 @@ class Relation:
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, TABLES)
-
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it."""
-        return {split: [marked(text, label, where) for text, label, where in self.read_rows(file)]
-                for split, file in self.files(Path(path)).items()}
+    def read_file(self, file: Path) -> Iterator[Example]:
+        """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it; errors have file:line."""
+        for text, label, where in self.read_rows(file):
+            yield marked(text, label, where)
 
     def read_rows(self, file: Path) -> Iterator[tuple[str, str, str]]:
         """(marked text, label, "file:line"). Raises MinibertError with file:line."""

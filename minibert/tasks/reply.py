@@ -1,14 +1,14 @@
 """A question -> the best of a list of answers: customer service as retrieval.
 
 The encoder reads each text by itself; the mean of its pieces' states, of length 1, is the text's vector, and a question
-is near its answer. Such vectors of all answers are made once, so many answers cost little. The best of them are then
-read again together with the question, by the same encoder and the head of a pair, which sees how the two fit word by
-word. Both are learnt at once: a question's answer against those of the other questions of the batch, and one pair that
-fits against one that does not.
+is near its answer. Such vectors are made once for many questions, so many answers cost little. The best of them are
+then read again with the question, by the same encoder and the head of a pair, which sees how the two fit word by word.
+Both are learnt at once: a question's answer against those of the other questions of the batch, and one pair that fits
+against one that does not.
 """
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minibert import metrics, ops
 from minibert.batching import Batch, Feature
 from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, column_names, read_lines, read_table, split_files
+from minibert.datafiles import Columns, FromTables, read_lines, read_table
 from minibert.errors import MinibertError
 from minibert.layout import moved
 from minibert.pooled import PooledHead
@@ -40,7 +40,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Columns):
     """Choosing replies has these options."""
     columns: str = option("question,answer", "names of the columns that hold a question and its answer")
     temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers")
@@ -48,16 +48,11 @@ class Options:
                              "nothing of it is learnt)")
 
     def __post_init__(self) -> None:
-        column_names(self.columns, type(self).columns)         # refuses what cannot be
+        super().__post_init__()
         if not 0 < self.temperature < float("inf"):
             raise MinibertError(f"--temperature is {self.temperature}; it must be above 0")
         if not 0 <= self.rerank <= 10 ** 6:
             raise MinibertError(f"--rerank is {self.rerank}; it must be between 0 and 1,000,000")
-
-    @property
-    def names(self) -> list[str]:
-        """Of the columns. Raises MinibertError where they cannot be such."""
-        return column_names(self.columns, type(self).columns)
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
                                                                    batch.picks.device)
 
 
-class Reply:
+class Reply(FromTables):
     """The task; see tasks.Task for what each member is."""
     name = "reply"
     defaults: dict[str, Any] = {"epochs": 8}
@@ -129,6 +124,7 @@ class Reply:
     def __init__(self, options: Options, labels: Sequence[str] = ()):
         self.options, self.labels, self.notices = options, list(labels) or ["fits"], []
         self.candidates: tuple[str, ...] = ()      # to choose from where a raw question names none
+        self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
     @property
     def outputs(self) -> list[str]:
@@ -136,14 +132,6 @@ class Reply:
         return self.labels
 
     # --------------------------------------------------------------------------------------------- text -> examples
-
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, TABLES)
-
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """Tables of questions and answers."""
-        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
 
     def read_file(self, file: Path) -> Iterator[Example]:
         """The examples of one file. Raises MinibertError with file:line."""
@@ -156,7 +144,11 @@ class Reply:
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers."""
         if file.suffix.lower() in (".csv", ".tsv", ".jsonl"):
-            found = [str(text).strip() for _, (text,) in read_table(file, self.options.names[1:])]
+            found = []
+            for where, (text,) in read_table(file, self.options.names[1:]):
+                if not isinstance(text, str):
+                    raise MinibertError(f"{where}: {text!r} is no text; expected an answer")
+                found.append(text.strip())
         else:
             found = [line.strip() for line in read_lines(file)]
         self.candidates = tuple(dict.fromkeys(text for text in found if text))
@@ -164,10 +156,13 @@ class Reply:
             raise MinibertError(f"{file}: no answers in it; expected one a line")
 
     def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
-        """There are none; two answers at least must differ."""
+        """There are none; two answers at least must differ, and all right answers of a question are remembered."""
         if len({e.answer for e in splits["train"]}) < 2:
             raise MinibertError(f"{splits['train'][0].where}: all training questions have the same answer; expected at "
                                 "least two (is --limit too small?)")
+        self.right = {}
+        for example in splits["train"]:
+            self.right.setdefault(text_number(example.question), set()).add(text_number(example.answer))
 
     def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
         """Answers of other splits are new by nature."""
@@ -214,7 +209,7 @@ class Reply:
         questions, answers = [question_row(f) for f in features], [answer_row(f) for f in features]
         if not self.options.rerank:
             return questions + answers
-        others = nearest_others(features)
+        others = nearest_others(features, self.right)
         return [*questions, *answers, *(pair_row(f, f, 1) for f in features),
                 *(pair_row(f, features[j], 0) for f, j in zip(features, others, strict=True) if j >= 0)]
 
@@ -259,7 +254,7 @@ class Reply:
         """(near [n,n] of question i and answer j, int64 labels [n], rows [n] of questions, of answers)."""
         q, a = (places(batch, kind, scores.device) for kind in (QUESTION, ANSWER))
         keys = np.array([f.targets[1:] for f in batch.features if f.targets[0] == QUESTION]).reshape(-1, 2)
-        as_right = ((keys[:, None] == keys[None]).any(-1) & ~np.eye(len(keys), dtype=bool))
+        as_right = right_too(keys, self.right)
         with in_full(scores):
             near = scores[q, :-1] @ scores[a, :-1].T / self.options.temperature  # [NEG-1]
         near = near.masked_fill(moved(torch.from_numpy(as_right), scores.device), -torch.inf)
@@ -402,7 +397,20 @@ def places(batch: Batch, kind: int, device: torch.device) -> Tensor:
                  device)
 
 
-def nearest_others(features: Sequence[Feature]) -> list[int]:
+def right_too(numbers: np.ndarray, known: Mapping[int, set[int]]) -> np.ndarray:
+    """int64 [n,2], question and answer of each row -> bool [n,n]: answer j is right for question i, and not its own.
+
+    Right are the answers that stand with the question here, and those that `known` has for it.
+    """
+    right: dict[int, set[int]] = defaultdict(set)
+    for question, answer in numbers.tolist():
+        right[question] |= {answer} | known.get(question, set())
+    answers = numbers[:, 1].tolist()
+    table = np.array([[a in right[q] for a in answers] for q in numbers[:, 0].tolist()], bool)
+    return table.reshape(len(numbers), len(numbers)) & ~np.eye(len(numbers), dtype=bool)
+
+
+def nearest_others(features: Sequence[Feature], known: Mapping[int, set[int]]) -> list[int]:
     """For each feature the one whose answer shares most pieces with its own (Jaccard), and is not right too; -1: none.
 
     Pieces that many answers of the update have count less: each weighs one over their number.
@@ -415,7 +423,7 @@ def nearest_others(features: Sequence[Feature]) -> list[int]:
     shared = (table / np.maximum(table.sum(0), 1)) @ table.T
     size = np.diag(shared)
     likeness = shared / np.maximum(size[:, None] + size - shared, 1e-9)
-    keys = np.array([f.targets[1:3] for f in features])
-    likeness[(keys[:, None] == keys[None]).any(-1)] = -1.0
+    likeness[right_too(np.array([f.targets[1:3] for f in features]), known)] = -1.0
+    np.fill_diagonal(likeness, -1.0)
     best = likeness.argmax(1)
     return [int(j) if likeness[i, j] >= 0 else -1 for i, j in enumerate(best)]

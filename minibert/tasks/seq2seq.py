@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minibert import ops, textscores
-from minibert.batching import Batch, Feature
-from minibert.config import BertConfig, option
-from minibert.datafiles import TABLES, column_names, read_table, split_files
+from minibert import textscores
+from minibert.batching import Feature
+from minibert.config import option
+from minibert.datafiles import Columns, FromTables, read_table
 from minibert.errors import MinibertError
 from minibert.generate import write
 from minibert.tokenizer import Tokenizer, split_words
-from minibert.wordhead import WordHead
+from minibert.wordhead import PieceTask
 
 ROWS = 64                                          # texts written, rows scored at a time
 
@@ -35,7 +35,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Columns):
     """Writing's own options."""
     columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it")
     longest: int = option(64, "most pieces that are written for one text")
@@ -43,16 +43,11 @@ class Options:
     length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided")
 
     def __post_init__(self) -> None:
-        column_names(self.columns, type(self).columns)         # refuses what cannot be
+        super().__post_init__()
         for name, value, least, most in (("longest", self.longest, 1, 10 ** 6), ("beams", self.beams, 1, 1000),
                                          ("length-penalty", self.length_penalty, -100, 100)):
             if not least <= value <= most:
                 raise MinibertError(f"--{name} is {value}; it must be between {least:,} and {most:,}")
-
-    @property
-    def names(self) -> list[str]:
-        """Of the columns. Raises MinibertError where they cannot be such."""
-        return column_names(self.columns, type(self).columns)
 
 
 @dataclass(frozen=True)
@@ -63,34 +58,15 @@ class Written:
     pieces: int
 
 
-class Seq2Seq:
+class Seq2Seq(FromTables, PieceTask):
     """What the three tasks share; see tasks.Task for what each member is."""
     name: str
     defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
     best = ("loss_a_piece", "min")
-    architecture, problem_type = "BertForMaskedLM", None
-    new_pieces: tuple[str, ...] = ()
     trial: str
     Options = Options
 
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels), []
-        self.tokenizer: Tokenizer | None = None    # the last one that encoded; what is written is spelt by it
-
-    @property
-    def outputs(self) -> list[str]:
-        """The scores are those of the vocabulary, which has a file of its own."""
-        return []
-
     # --------------------------------------------------------------------------------------------- text -> examples
-
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, TABLES)
-
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """Tables of sources and targets."""
-        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
 
     def read_file(self, file: Path) -> Iterator[Example]:
         """The examples of one file. Raises MinibertError with file:line."""
@@ -99,12 +75,6 @@ class Seq2Seq:
                 if not isinstance(text, str) or not text.strip():
                     raise MinibertError(f"{where}: {str(text)[:60]!r} is no text; expected a source and its target")
             yield Example(*texts, where)
-
-    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
-        """There are none: the targets are their own labels."""
-
-    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
-        """Nothing can be unseen: every text has pieces of the vocabulary."""
 
     def example(self, text: str) -> Example:
         """Raw text is a source."""
@@ -140,25 +110,9 @@ class Seq2Seq:
         """The token type of what is written."""
         return 1 if self.tokenizer.types > 1 else 0
 
-    def head(self, config: BertConfig) -> nn.Module:
-        """Published as `cls.predictions`."""
-        return WordHead(config)
-
     def layout(self, features: Sequence[Feature]) -> Tensor:
         """int64 [B]: so many columns of each row are source, seen by all; the rest sees what stands before it."""
         return torch.tensor([int(f.targets[0]) for f in features])
-
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """Pieces of the targets, their [SEP] included."""
-        return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
-
-    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the sum of −log softmax at the piece that follows."""
-        return {"pieces": ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)[0]}
-
-    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the gradient of the sum by them."""
-        return {"pieces": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
