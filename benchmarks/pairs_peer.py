@@ -60,14 +60,16 @@ def decay_groups(model: Any) -> list[dict[str, Any]]:
             for skipped, decay in ((False, 0.01), (True, 0.0))]
 
 
-def options(what: str, epochs: int, learning_rate: float) -> argparse.Namespace:
-    """The command line of a peer, whose recipe has these defaults."""
+def options(what: str, epochs: int, learning_rate: float, **more: str) -> argparse.Namespace:
+    """The command line of a peer, whose recipe has these defaults; `more`: options of its own with their defaults."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=0)
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", default=default)
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Public sets in the form that train.py reads, where it does not read them as published.
 
     python benchmarks/sets.py phrasebank|sts|banking77-10|bank_faq|xquad|multi30k|scitldr|
-                              gutenberg SOURCE OUTPUT [--seed N]
+                              gutenberg|wikitext2 SOURCE OUTPUT [--seed N]
 
 SOURCE is the folder of the set as published (each function below names its files), OUTPUT a new folder. sst5 needs
 nothing, banking77 only `--columns text,category`. Nothing of the sets is part of this project.
@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -97,6 +98,17 @@ def gutenberg(source: Path, seed: int) -> Files:
             for split, texts in splits.items()}
 
 
+def wikitext2(source: Path, seed: int) -> Files:
+    """dev.txt and test.txt, without the marks of unknown words, hyphens and points of numbers joined again."""
+    files = {}
+    for split in ("dev", "test"):
+        text = (source / f"{split}.txt").read_text("utf-8").replace("<unk>", "")
+        text = re.sub(r" @([-,.])@ ", r"\1", text)
+        lines = [" ".join(line.split()) for line in text.split("\n")]
+        files[f"{split}.txt"] = "\n".join(lines) + "\n", sum(map(bool, lines))
+    return files
+
+
 def read(file: Path, names: Sequence[str], delimiter: str = ",") -> list[Row]:
     """The columns `names` of a published table, without blanks at the ends; its line ends become \\n."""
     with open(file, encoding="utf-8-sig") as f:
@@ -116,7 +128,7 @@ def tables(columns: str, splits: dict[str, list[Row]]) -> Files:
 
 SETS: dict[str, Callable[[Path, int], Files]] = {"phrasebank": phrasebank, "sts": sts, "banking77-10": banking77_10,
                                                  "bank_faq": bank_faq, "xquad": xquad, "multi30k": multi30k,
-                                                 "scitldr": scitldr, "gutenberg": gutenberg}
+                                                 "scitldr": scitldr, "gutenberg": gutenberg, "wikitext2": wikitext2}
 
 
 def main() -> int:

@@ -268,8 +268,9 @@ def holds_head_of(folder: Path, task: Any) -> bool:
     """
     config = read_json(folder / "config.json")
     kind = config.get("problem_type") or task.problem_type                     # some leave it to be guessed
-    return ((read_labels(folder), read_outputs(folder), kind, config.get("architectures"))
-            == (task.labels, task.outputs, task.problem_type, [task.architecture]))
+    known = [[name] for name in (task.architecture, *getattr(task, "also_held_by", ()))]
+    return config.get("architectures") in known and ((read_labels(folder), read_outputs(folder), kind)
+                                                     == (task.labels, task.outputs, task.problem_type))
 
 
 def load_into(folder: Path, model: Model) -> None:

@@ -84,6 +84,7 @@ class WordHead(nn.Module):
 class PieceTask:
     """A task whose labels are pieces of the vocabulary: its head and its loss."""
     architecture, problem_type = "BertForMaskedLM", None
+    also_held_by = ("BertForPreTraining",)
     new_pieces: tuple[str, ...] = ()
 
     def __init__(self, options: Any, labels: Sequence[str] = ()):
@@ -105,14 +106,20 @@ class PieceTask:
         """Published as `cls.predictions`."""
         return WordHead(config)
 
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """{term: labels [M], -1 at picks that are none of it}."""
+        return {"pieces": batch.labels}
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Pieces that are to be said."""
         return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the sum of −log softmax at the right piece."""
-        return {"pieces": ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)[0]}
+        """Scores [M,V] -> the sums of −log softmax at the right piece."""
+        z = ops.at_least_fp32(scores)
+        return {term: ops.cross_entropy_forward(z, y)[0] for term, y in self.terms(batch).items()}
 
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the gradient [M,V] of the sum by them."""
-        return {"pieces": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
+        """Scores [M,V] -> the gradients [M,V] of the sums by them."""
+        z = ops.at_least_fp32(scores)
+        return {term: ops.cross_entropy_backward(1.0, (z, y)) for term, y in self.terms(batch).items()}

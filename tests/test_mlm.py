@@ -238,9 +238,9 @@ def test_a_uniform_guess_has_the_perplexity_of_the_vocabulary():
     f = task().rows([], None)
     assert f == []
     loss = 7 * math.log(95)
-    scores = task().score([(loss, 1, 7, {3})], ["x"])
+    scores = task().score([(loss, 1, 7, {3}, None)], ["x"])
     assert scores["perplexity"] == pytest.approx(95) and scores["accuracy"] == pytest.approx(1 / 7)
-    assert "perplexity" in task().report([(loss, 1, 7, {3})], ["x"])
+    assert "perplexity" in task().report([(loss, 1, 7, {3}, None)], ["x"])
 
 
 def test_hits_are_those_of_the_scores(tokenizer):
@@ -248,9 +248,9 @@ def test_hits_are_those_of_the_scores(tokenizer):
     from minibert.tasks.mlm import hits
     z = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32))
     f = Feature(0, np.zeros(4, np.int64), np.zeros(4, np.int64), np.array([1, 2]), np.array([1, 2]))
-    loss, right, hidden, guesses = hits(f, z)
+    loss, right, hidden, guesses, answer = hits(f, z)
     assert loss == pytest.approx(-math.log(0.25) - math.log(0.7), rel=1e-6)
-    assert (right, hidden, guesses) == (1, 2, {0, 2})
+    assert (right, hidden, guesses, answer) == (1, 2, {0, 2}, None)
 
 
 # -------------------------------------------------------------------------------------------------- run and predict

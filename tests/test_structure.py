@@ -121,8 +121,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"config", "files", "model"}, "batching": {"tokenizer"},
     "adapt": {"model"}, "checkpoint": {"config", "files", "optim"},
     "tasks": {"batching", "datafiles", "features", "metrics", "model", "ops", "tasks.*"},
-    "tasks.*": {"batching", "datafiles", "features", "generate", "metrics", "model", "ops", "pooled", "textscores",
-                "wordhead", "words"},
+    "tasks.*": {"batching", "datafiles", "features", "generate", "metrics", "model", "nextsentence", "ops", "pooled",
+                "textscores", "wordhead", "words"},
+    "nextsentence": {"features", "pooled", "wordhead"},
     "pooled": {"batching", "config", "model", "ops"}, "wordhead": {"batching", "config", "model", "ops"},
     "generate": {"batching", "model", "precision"}, "coupled": {"batching", "precision"},
     "scratch": {"config", "datafiles", "tokenizer", "weights"},
@@ -220,7 +221,8 @@ def test_the_map_draws_every_arrow_downwards():
     assert beside == {("fast", "byhand"), ("features", "batching"), ("resume", "replay"), ("tasks.classify", "pooled"),
                       ("tasks.match", "pooled"), ("tasks.relation", "pooled"), ("tasks.qa", "pooled"),
                       ("tasks.reply", "pooled"), ("tasks.mlm", "wordhead"), ("tasks.seq2seq", "wordhead"),
-                      ("tasks.seq2seq", "generate")}
+                      ("tasks.seq2seq", "generate"), ("tasks.mlm", "nextsentence"), ("nextsentence", "pooled"),
+                      ("nextsentence", "wordhead")}
 
 
 def test_the_table_has_no_circle():

@@ -27,10 +27,11 @@ class Task(Protocol):
     overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
     features.spill. Features are kept for any task.
 
-    Three more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
+    Four more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
     of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
     of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
-    not enough; score(features) gives the scores of any features, and has the model and its precision.
+    not enough; score(features) gives the scores of any features, and has the model and its precision. `also_held_by`:
+    architectures with a larger head that holds this task's under the same names.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate

@@ -6,21 +6,23 @@ disk, packed into rows without padding.
 """
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from minibert.batching import Feature, row_generator, word_features
-from minibert.config import option
+from minibert.batching import Batch, Feature, row_generator, word_features
+from minibert.config import BertConfig, option
 from minibert.datafiles import read_lines, split_files
 from minibert.errors import MinibertError
 from minibert.features import Features, compact, ragged, running
+from minibert.nextsentence import NextSentenceHead, firsts, halves
 from minibert.tokenizer import Tokenizer, split_words
-from minibert.wordhead import PieceTask
+from minibert.wordhead import PieceTask, WordHead
 
 HIDDEN = "[MASK]"
 BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
@@ -33,6 +35,7 @@ class Options:
     """Masked words' own options."""
     hide: float = option(0.15, "share of the pieces that the model has to find")
     whole_words: bool = option(False, "hide all pieces of a word or none")
+    next_sentence: bool = option(False, "also learn whether the second half of a row follows the first")
 
     def __post_init__(self) -> None:
         if not 0 < self.hide < 1:
@@ -85,6 +88,11 @@ class MLM(PieceTask):
     on_disk = True
     Options, Examples = Options, Lines
 
+    def __init__(self, options: Options, labels: Sequence[str] = ()):
+        super().__init__(options, labels)
+        if options.next_sentence:
+            self.architecture = "BertForPreTraining"
+
     # --------------------------------------------------------------------------------------------- text -> examples
 
     def files(self, path: Path) -> dict[str, Path]:
@@ -130,27 +138,24 @@ class MLM(PieceTask):
         return features
 
     def encode_many(self, examples: Lines, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> Iterator[Features]:
-        """Full rows [CLS] pieces [SEP] of the whole text, with a [SEP] between documents; nothing is hidden yet."""
+        """The whole text as rows, packed() or with --next-sentence halves(); nothing is hidden yet."""
         self.tokenizer = tokenizer
         if tokenizer.mask is None:
             raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
-        room, number = max_pieces - 2, 0
-        left = np.zeros((2, 0), np.int64)          # what does not fill a row yet
-        for block in stream(examples, tokenizer):
-            left = np.concatenate([left, block], 1)
-            n = left.shape[1] // room
-            full, left = left[:, :n * room].reshape(2, n, room), left[:, n * room:]
-            yield as_rows(*full, tokenizer, number)
-            number += n
-        if left.shape[1]:
-            yield as_rows(*left[:, None], tokenizer, number)                   # the last row may be short
+        cut = halves if self.options.next_sentence else packed
+        rows = 0
+        for part in cut(stream(examples, tokenizer), tokenizer, max_pieces):
+            rows += len(part)
+            yield part
+        if not rows:
+            raise MinibertError(f"{examples.file}: no document of two pieces or more (an empty line parts documents)")
 
     def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
         """The features with pieces hidden, in every epoch others."""
         return [self.hidden(f, draw(i)) for i, f in enumerate(features)]
 
     def hidden(self, f: Feature, draw: np.random.Generator) -> Feature:
-        """A row with some of its pieces hidden, as hide_pieces() does; the head reads those."""
+        """A row with some of its pieces hidden, as hide_pieces() does; the head reads those too."""
         tokenizer = self.tokenizer
         special = [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask]
         free = ~np.isin(f.ids, special)
@@ -158,7 +163,25 @@ class MLM(PieceTask):
         ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.size, draw)
         types = f.types.copy()
         types[picks[ids[picks] != f.ids[picks]]] = 0                           # letter case would tell of the word
-        return Feature(f.example, ids, types, picks, f.ids[picks])
+        return Feature(f.example, ids, types, np.append(f.picks, picks), np.append(f.labels, f.ids[picks]))
+
+    def head(self, config: BertConfig) -> nn.Module:
+        """Published as `cls.predictions`, with --next-sentence `cls.seq_relationship` beside it."""
+        return (NextSentenceHead if self.options.next_sentence else WordHead)(config)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Labels [M] of the hidden pieces; with --next-sentence also those of the rows' halves."""
+        if not self.options.next_sentence:
+            return super().terms(batch)
+        y, first = batch.labels, firsts(batch)
+        return {"pieces": y.index_fill(0, first, -1), "next": torch.full_like(y, -1).index_copy(0, first, y[first])}
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Hidden pieces; with --next-sentence also rows."""
+        if not self.options.next_sentence:
+            return super().counts(batch)
+        rows = len(firsts(batch))
+        return {"pieces": super().counts(batch)["pieces"] - rows, "next": float(rows)}
 
     def layout(self, features: Sequence[Feature]) -> None:
         """All within a row attend to all."""
@@ -188,23 +211,25 @@ class MLM(PieceTask):
                                            for n, p in zip(numbers, ps, strict=True)]
         return found
 
-    def score(self, predictions: Sequence[Any], examples: Sequence[str]) -> dict[str, Any]:
-        """Perplexity, e to the mean of −log p; the share of pieces found; how many were hidden."""
+    def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Any]:
+        """Perplexity, e to the mean of −log p; the share of pieces found; how many were hidden; the share of halves."""
         losses, right, hidden = (sum(p[i] for p in predictions) for i in range(3))
         mean = losses / max(1, hidden)
+        answers = [p[4] for p in predictions if p[4] is not None]
         return {"perplexity": math.exp(min(mean, 700)), "loss_a_piece": mean, "accuracy": right / max(1, hidden),
-                "support": hidden}
+                "support": hidden, **({"next_sentence": sum(answers) / len(answers)} if answers else {})}
 
-    def collapsed(self, predictions: Sequence[Any], examples: Sequence[str]) -> str | None:
+    def collapsed(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str | None:
         """The one piece that was guessed everywhere."""
         given = set().union(*(p[3] for p in predictions))
         return self.tokenizer.backend.id_to_token(given.pop()) if len(given) == 1 else None
 
-    def report(self, predictions: Sequence[Any], examples: Sequence[str]) -> str:
+    def report(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str:
         """The scores, one a line."""
         s = self.score(predictions, examples)
-        return (f"perplexity    {s['perplexity']:12,.2f}\nloss a piece  {s['loss_a_piece']:12.3f}\n"
+        text = (f"perplexity    {s['perplexity']:12,.2f}\nloss a piece  {s['loss_a_piece']:12.3f}\n"
                 f"accuracy      {s['accuracy']:12.3f}\nhidden        {s['support']:12,}")
+        return text + (f"\nhalves        {s['next_sentence']:12.3f}" if "next_sentence" in s else "")
 
     def result(self, example: str, prediction: dict[int, list[tuple[str, float]]]) -> dict[str, Any]:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
@@ -245,14 +270,18 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
     return changed, picks
 
 
-def hits(f: Feature, z: np.ndarray) -> tuple[float, int, int, set[int]]:
-    """A row with hidden pieces and its scores [M,V] -> (sum of −log p, pieces found, pieces hidden, all guesses)."""
+def hits(f: Feature, z: np.ndarray) -> tuple[float, int, int, set[int], bool | None]:
+    """A row with hidden pieces and its scores [M,V] -> what score() adds up.
+
+    (sum of −log p, pieces found, pieces hidden, all guesses, whether the answer at its [CLS] is right).
+    """
     labels, logs = torch.from_numpy(f.labels), torch.from_numpy(z).log_softmax(-1)
-    if not len(labels):
-        return 0.0, 0, 0, set()
-    guess = logs.argmax(-1)
-    loss = -float(logs.gather(1, labels[:, None]).double().sum())
-    return loss, int((guess == labels).sum()), len(labels), set(guess.tolist())
+    guess, answer = logs.argmax(-1) if len(labels) else labels, None
+    if len(labels) and f.picks[0] == 0:
+        answer = bool(guess[0] == labels[0])
+        labels, logs, guess = labels[1:], logs[1:], guess[1:]
+    loss = -float(logs.gather(1, labels[:, None]).double().sum()) if len(labels) else 0.0
+    return loss, int((guess == labels).sum()), len(labels), set(guess.tolist()), answer
 
 
 # ----------------------------------------------------------------------------------------------------- text -> rows
@@ -265,6 +294,20 @@ def words_and_masks(text: str) -> list[tuple[int, int]]:
         spans += [(at + a, at + b) for a, b in split_words(part)] + [(at + len(part), at + len(part) + len(HIDDEN))]
         at += len(part) + len(HIDDEN)
     return spans[:-1]                              # behind the last part there is none
+
+
+def packed(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) -> Iterator[Features]:
+    """int64 [2,n] blocks of pieces and case shapes -> full rows [CLS] pieces [SEP], the last perhaps short."""
+    room, number = max_pieces - 2, 0
+    left = np.zeros((2, 0), np.int64)              # what does not fill a row yet
+    for block in blocks:
+        left = np.concatenate([left, block], 1)
+        n = left.shape[1] // room
+        full, left = left[:, :n * room].reshape(2, n, room), left[:, n * room:]
+        yield as_rows(*full, tokenizer, number)
+        number += n
+    if left.shape[1]:
+        yield as_rows(*left[:, None], tokenizer, number)
 
 
 def stream(examples: Lines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ import train
 from minibert import byhand, weights
 from minibert.batching import Feature, collate
 from minibert.model import Model
+from minibert.nextsentence import NextSentenceHead, firsts
 from minibert.tasks.mlm import MLM
 from minibert.wordhead import WordHead
 
@@ -45,6 +46,63 @@ def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape)
         dw_theirs = wanted[published.get(name, name.removeprefix("head."))]
         assert float((dw - dw_theirs).abs().max()) <= 1e-10 * max(1.0, float(dw_theirs.abs().max())), name
     assert len(gradients) == len(wanted)
+
+
+@pytest.mark.parametrize("shape", [0, 1, 2])
+def test_next_sentence_scores_losses_and_every_gradient_are_theirs(random_bert, tmp_path, shape):
+    """BertForPreTraining adds the mean over hidden pieces and the mean over rows; so do we."""
+    theirs = random_bert(hf.BertForPreTraining, shape, seed=shape).double()
+    theirs.save_pretrained(tmp_path)
+    config = weights.read_config(tmp_path)
+    head = NextSentenceHead(config)
+    bert, _ = weights.load(tmp_path, head)
+    model = Model(bert, head).double()
+    draw = torch.Generator().manual_seed(7)
+    B, T = 6, 21
+    ids = torch.randint(5, config.vocab_size, (B, T), generator=draw)
+    types = (torch.arange(T) > 9).long().expand(B, T)
+    hidden = torch.rand(B, T, generator=draw) < 0.2
+    hidden[:, 0] = False
+    labels, answers = torch.randint(5, config.vocab_size, (B, T), generator=draw), torch.tensor([0, 1, 1, 0, 1, 0])
+    rows = [Feature(i, ids[i].numpy(), types[i].numpy(), np.append(0, hidden[i].nonzero()[:, 0].numpy()),
+                    np.append(answers[i], labels[i][hidden[i]].numpy())) for i in range(B)]
+    batch, task = collate(rows), MLM(MLM.Options(next_sentence=True))
+    found = theirs(ids, token_type_ids=types, labels=labels.masked_fill(~hidden, -100), next_sentence_label=answers)
+    found.loss.backward()
+    factors = {term: 1 / count for term, count in task.counts(batch).items()}
+    sums, gradients = byhand.loss_and_gradients(model, batch, task=task, factors=factors)
+    with torch.no_grad():
+        scores, first = model(batch), firsts(batch)
+        assert torch.allclose(scores[first, :2], found.seq_relationship_logits, rtol=0, atol=1e-10)
+        rest = torch.ones(len(scores), dtype=torch.bool).index_fill(0, first, False)
+        assert torch.allclose(scores[rest], found.prediction_logits[hidden], rtol=0, atol=1e-10)
+    assert sum(float(sums[t]) * factors[t] for t in sums) == pytest.approx(float(found.loss.detach()), rel=1e-12)
+    wanted = {name.removeprefix("bert."): p.grad for name, p in theirs.named_parameters()}
+    published = {f"bert.{n.ours}": n.published for n in weights.name_table(config)}
+    for name, dw in gradients.items():
+        dw_theirs = wanted[published.get(name, name.removeprefix("head."))]
+        assert float((dw - dw_theirs).abs().max()) <= 1e-10 * max(1.0, float(dw_theirs.abs().max())), name
+    assert len(gradients) == len(wanted)
+
+
+def test_transformers_opens_a_run_with_next_sentences(minilm, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.txt").write_text("The harbour of Oslo was closed in winter.\n" * 99, encoding="utf-8")
+    run = train.train(["--task", "mlm", "--next-sentence", "--weights", str(minilm), "--data", str(tmp_path / "d"),
+                       "--output", str(tmp_path / "r"), "--max-steps", "2", "--max-pieces", "60", "--cache", "off",
+                       "--precision", "fp32", "--case-shapes", "off"])
+    theirs, info = hf.AutoModelForPreTraining.from_pretrained(run, output_loading_info=True)
+    assert type(theirs) is hf.BertForPreTraining and not any(map(len, info.values()))
+    model = minibert.load(run)
+    rows = [Feature(i, np.arange(1000, 1000 + n), (np.arange(n) > 7).astype(np.int64), np.array([0, 3]),
+                    np.array([0, 5])) for i, n in enumerate((17, 31, 12))]
+    with torch.no_grad():
+        scores = model(collate(rows)).view(3, 2, -1)
+        for f, z in zip(rows, scores, strict=True):
+            found = theirs.eval()(torch.tensor(f.ids)[None], token_type_ids=torch.tensor(f.types)[None])
+            size = float(found.prediction_logits.abs().max())
+            assert float((z[0, :2] - found.seq_relationship_logits[0]).abs().max()) <= 1e-4
+            assert float((z[1] - found.prediction_logits[0, 3]).abs().max()) <= 1e-4 * size
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,150 @@
+"""Does the second half of a row follow the first in the text? Rows of two halves, and the head that says so.
+
+The question that BERT was trained on beside the masked words (Devlin et al. 2019, section 3.1), published as
+cls.seq_relationship on the pooler.
+"""
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert.batching import Batch, row_generator
+from minibert.config import BertConfig
+from minibert.features import Features, compact, ragged, running
+from minibert.layout import moved
+from minibert.model import Bert
+from minibert.pooled import PooledHead
+from minibert.tokenizer import Tokenizer
+from minibert.wordhead import WordHead
+
+FOLLOWS, OTHER = 0, 1                              # the published numbers of both answers
+
+
+class NextSentenceHead(WordHead):
+    """WordHead; and where a row's first pick is its [CLS], that pick's scores are the two answers, the others −∞.
+
+    So the softmax over the vocabulary is there a softmax over two, and one loss serves both.
+    """
+    uses_pooler = True
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        reader = PooledHead(config, 2)
+        reader.p = 0.0                             # the published class has no dropout here
+        self.cls["seq_relationship"] = reader.classifier
+        self.__dict__["reader"] = reader           # past nn.Module: all its weights are listed already
+
+    def attach(self, bert: Bert) -> None:
+        """Use this encoder's word vectors and its pooler."""
+        super().attach(bert)
+        self.reader.attach(bert)
+
+    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+        """[P,H] -> scores [M,V] of the batch's picks."""
+        first = firsts(batch)
+        answers = self.reader(hidden, replace(batch, picks=batch.picks[first]))
+        return with_answers(super().forward(hidden, batch), first, answers)
+
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
+        """forward() with what backward_by_hand needs: [P,H] -> scores [M,V], cache."""
+        first = firsts(batch)
+        answers, pooled = self.reader.forward_by_hand(hidden, replace(batch, picks=batch.picks[first]))
+        scores, words = super().forward_by_hand(hidden, batch)
+        return with_answers(scores, first, answers), (first, pooled, words)
+
+    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+        """[M,V] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
+        first, pooled, words = cache
+        dfirst, of_answers = self.reader.backward_by_hand(dscores[first, :2], pooled)
+        dhidden, of_words = super().backward_by_hand(dscores.index_fill(0, first, 0.0), words)
+        return dhidden + dfirst, of_words + of_answers
+
+
+def firsts(batch: Batch) -> Tensor:
+    """int64: of the batch's M picks those that are the [CLS] of their row."""
+    counts = np.array([len(f.picks) for f in batch.features])
+    there = [len(f.picks) > 0 and f.picks[0] == 0 for f in batch.features]
+    return moved(torch.from_numpy(running(counts)[:-1][there]), batch.picks.device)
+
+
+def with_answers(scores: Tensor, first: Tensor, answers: Tensor) -> Tensor:
+    """Scores [M,V] with rows `first` replaced by `answers` [B,2] and −∞; written in place."""
+    scores[first] = -torch.inf
+    scores[first, :2] = answers.to(scores.dtype)                              # [NEXT-1]
+    return scores
+
+
+# ----------------------------------------------------------------------------------------------------- text -> rows
+
+
+def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) -> Iterator[Features]:
+    """int64 [2,n] blocks of pieces and case shapes, a [SEP] where a document ends -> rows [CLS] half [SEP] half [SEP].
+
+    Documents are cut into stretches that fill a row, their last ones are shorter. Half of the rows, drawn by chance,
+    have the second half of another row of the same length; each half is read once. A single piece has no halves: it is
+    left out.
+    """
+    left, number = np.zeros((2, 0), np.int64), 0
+    for block in itertools.chain(blocks, [np.array([[tokenizer.end], [0]])]):
+        pieces = np.concatenate([left, block], 1)
+        begins, counts, rest = stretches(pieces[0], tokenizer.end, max_pieces - 3)
+        left, whole = pieces[:, rest:], counts > 1
+        begins, counts = begins[whole], counts[whole]
+        seconds = partners(counts, row_generator(1, 0, number))                # no update and no scoring draws from it
+        yield rows_of_halves(pieces, begins, counts, seconds, tokenizer, number)
+        number += len(begins)
+
+
+def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pieces [N] -> where stretches of at most `room` begin, how long each is, and where what is left over begins.
+
+    None goes across an `end`. Behind the last `end` a document is open: only full stretches are taken from it.
+    """
+    ends = np.flatnonzero(ids == end)
+    begin, stop = np.append(0, ends + 1), np.append(ends, len(ids))            # of documents
+    number = -(-(stop - begin) // room)
+    number[-1] = (stop[-1] - begin[-1]) // room
+    begins = np.repeat(begin, number) + room * ragged(np.zeros_like(number), number)
+    counts = np.minimum(room, np.repeat(stop, number) - begins)
+    return begins, counts, int(begin[-1] + room * number[-1])
+
+
+def partners(counts: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """For each row of `counts` [n] pieces whose second half it has: its own, or that of another row of equal length.
+
+    Of equal length, so that the length says nothing of the answer. A row without such another keeps its own.
+    """
+    n = len(counts)
+    swapped, keys = np.flatnonzero(draw.random(n) < 0.5), draw.random(n)
+    order = swapped[np.lexsort([keys[swapped], counts[swapped]])]              # by length, by chance within one
+    first = np.flatnonzero(np.diff(counts[order], prepend=-1))                 # where each length begins
+    last = np.append(first[1:], len(order)) - 1
+    seconds = np.arange(n)
+    seconds[order] = np.roll(order, -1)
+    seconds[order[last[:len(first)]]] = order[first]                           # each length is a ring
+    return seconds
+
+
+def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, seconds: np.ndarray,
+                   tokenizer: Tokenizer, number: int) -> Features:
+    """Stretches of int64 [2,N] pieces and shapes, n of them, and whose second half each has -> n features.
+
+    Each picks its [CLS], whose label is FOLLOWS or OTHER; they are numbered from `number`.
+    """
+    n, a = len(begins), counts // 2
+    b = counts - a
+    ends = running(counts + 3)
+    whole = np.full((2, ends[-1]), [[tokenizer.end], [0]])
+    whole[0, ends[:-1]] = tokenizer.start
+    middle = ends[:-1] + a + 2                                                 # past [CLS], a half and [SEP]
+    whole[:, ragged(ends[:-1] + 1, a)] = pieces[:, ragged(begins, a)]
+    whole[:, ragged(middle, b)] = pieces[:, ragged(begins[seconds] + a, b)]    # equal lengths have equal halves
+    types = tokenizer.types * whole[1]
+    types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
+    nothing = np.zeros(n + 1, np.int64)
+    return compact(np.arange(number, number + n), ends, np.arange(n + 1), nothing, ids=whole[0], types=types,
+                   picks=nothing[:n], labels=np.where(seconds == np.arange(n), FOLLOWS, OTHER), targets=nothing[:0])

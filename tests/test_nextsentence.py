@@ -1,0 +1,200 @@
+"""nextsentence.py and mlm --next-sentence: rows of two halves, the head, both losses, runs."""
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from refusing import refused
+
+import minibert
+import train
+from minibert import byhand, weights
+from minibert.batching import Feature, collate, row_generator
+from minibert.features import join
+from minibert.model import Model
+from minibert.nextsentence import FOLLOWS, OTHER, NextSentenceHead, firsts, halves, partners, stretches
+from minibert.predict import read_tokenizer
+from minibert.tasks.mlm import MLM, hits
+from minibert.weights import holds_head_of
+
+WORDS = "ada bruno clara oslo lima cairo the met rain old left visited".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder):
+    bert, _ = weights.load(tiny_folder)
+    return read_tokenizer(tiny_folder, bert)
+
+
+def task() -> MLM:
+    return MLM(MLM.Options(next_sentence=True, hide=0.3))
+
+
+def slow_stretches(documents: list[list[int]], room: int) -> list[list[int]]:
+    """Every document cut every `room` pieces."""
+    return [d[i:i + room] for d in documents for i in range(0, len(d), room)]
+
+
+@pytest.fixture
+def documents(tokenizer) -> list[list[int]]:
+    """Pieces, each document of another length: 0 to 57."""
+    draw = np.random.default_rng(3)
+    return [draw.integers(5, tokenizer.size, n).tolist() for n in (57, 1, 0, 23, 12, 31, 2, 11, 22, 44, 13, 1, 33)]
+
+
+@pytest.mark.parametrize("block", [7, 50, 1000])
+def test_halves_are_those_of_the_documents(tokenizer, documents, block):
+    """Against lists: the same stretches whatever the blocks, first halves in order, each second half once."""
+    flat = [p for d in documents for p in (*d, tokenizer.end)]
+    shapes = [p % 4 if p != tokenizer.end else 0 for p in flat]
+    both = np.array([flat, shapes])
+    blocks = [both[:, i:i + block] for i in range(0, len(flat), block)]
+    rows = join(halves(blocks, tokenizer, 14))
+    wanted = [s for s in slow_stretches(documents, 11) if len(s) > 1]
+    seconds = Counter(tuple(s[len(s) // 2:]) for s in wanted)
+    assert len(rows) == len(wanted)
+    for i, (f, s) in enumerate(zip(rows, wanted, strict=True)):
+        a = len(s) // 2
+        assert f.example == i and f.picks.tolist() == [0]
+        assert f.ids[0] == tokenizer.start and f.ids[a + 1] == f.ids[-1] == tokenizer.end
+        assert f.ids[1:a + 1].tolist() == s[:a]
+        second = f.ids[a + 2:-1].tolist()
+        assert len(second) == len(s) - a
+        assert f.labels.tolist() == [FOLLOWS if second == s[a:] else OTHER]
+        seconds[tuple(second)] -= 1
+        of_second = 1 if tokenizer.types > 1 else 0
+        types = [tokenizer.types * (p % 4) + of_second for p in second]
+        assert f.types.tolist() == [0, *(tokenizer.types * (p % 4) for p in s[:a]), 0, *types, of_second]
+    assert not +seconds and not -seconds
+    if block == 1000:
+        assert {OTHER, FOLLOWS} == {int(f.labels[0]) for f in rows}
+
+
+def test_an_open_document_waits():
+    """Room 4: five pieces of a document that is over, of the open one four of six."""
+    begins, counts, rest = stretches(np.array([9, 8, 7, 6, 5, 3, 9, 9, 9, 9, 8, 8]), 3, 4)
+    assert begins.tolist() == [0, 4, 6] and counts.tolist() == [4, 1, 4] and rest == 10
+    begins, counts, rest = stretches(np.array([3, 3]), 3, 4)
+    assert len(begins) == len(counts) == 0 and rest == 2
+
+
+def test_half_of_the_rows_have_a_half_of_another_of_their_length():
+    """Never their own by chance: 4,000 rows, sd of the share 0.008; what stands alone in its length keeps its own."""
+    counts = np.append(np.random.default_rng(1).integers(5, 12, 4000), 77)
+    seconds = partners(counts, row_generator(1, 0, 5))
+    assert sorted(seconds.tolist()) == list(range(4001)) and seconds[4000] == 4000
+    assert (counts[seconds] == counts).all()
+    for n in range(5, 12):
+        there = counts == n
+        assert 0.42 < (seconds != np.arange(4001))[there].mean() < 0.58       # whatever the length: about 3.7 sd
+    again = partners(counts, row_generator(1, 0, 5))
+    assert (again == seconds).all() and (partners(counts, row_generator(1, 0, 6)) != seconds).any()
+    assert partners(np.array([], int), row_generator(1, 0, 0)).tolist() == []
+
+
+@pytest.fixture
+def example(tiny_config, tokenizer, documents):
+    """(task, model in float64, batch): rows of two halves with pieces hidden, and one without, as predict has it."""
+    t = task()
+    t.tokenizer = tokenizer
+    flat = [p for d in documents for p in (*d, tokenizer.end)]
+    rows = list(join(halves([np.array([flat, [0] * len(flat)])], tokenizer, 14)))[:9]
+    rows = t.rows(rows, lambda i: row_generator(0, 1, i))
+    ids = np.array([tokenizer.start, 7, 8, tokenizer.mask, 9, tokenizer.end])
+    rows.insert(4, Feature(0, ids, np.zeros(6, np.int64), np.array([3]), np.array([11])))
+    bert = weights.random_bert(tiny_config, seed=3)
+    head = NextSentenceHead(tiny_config)
+    for i, p in enumerate(head.parameters()):
+        torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(i))
+    return t, Model(bert, head).double(), collate(rows)
+
+
+def test_scores_of_a_first_pick_are_two_and_nothing_NEXT_1(example):
+    t, model, batch = example
+    first = firsts(batch)
+    assert len(first) == 9 and batch.picks[first].tolist() == [14 * i for i in range(10) if i != 4]
+    with torch.no_grad():
+        hidden = model.bert(batch.ids, batch.types, batch.layout)
+        scores = model(batch)
+        answers = model.head.cls["seq_relationship"](model.bert.pooler(hidden[batch.picks[first]]))
+        words = model.head.words(hidden[batch.picks])
+    assert torch.equal(scores[first, :2], answers) and bool((scores[first, 2:] == -torch.inf).all())
+    others = [i for i in range(len(scores)) if i not in first.tolist()]
+    assert torch.equal(scores[others], words[others])
+
+
+def test_both_losses_by_hand_and_by_autograd_NEXT_1(example):
+    """The sums against torch's own cross-entropy over two columns; all gradients against autograd's, term by term."""
+    t, model, batch = example
+    first = firsts(batch)
+    counts = t.counts(batch)
+    assert counts == {"pieces": float(len(batch.picks) - 9), "next": 9.0}
+    scores = model(batch)
+    sums = t.loss(scores.detach(), batch)
+    rest = [i for i in range(len(scores)) if i not in first.tolist()]
+    whole = torch.nn.functional.cross_entropy
+    z, y = scores.detach(), batch.labels
+    wanted = {"next": whole(z[first, :2], y[first], reduction="sum"),
+              "pieces": whole(z[rest], y[rest], reduction="sum")}
+    assert {term: float(x) for term, x in sums.items()} == pytest.approx({t: float(x) for t, x in wanted.items()})
+    for weight in ({"pieces": 1.0, "next": 0.0}, {"pieces": 0.0, "next": 1.0}, {"pieces": 0.4, "next": 3.0}):
+        model.zero_grad()
+        sum(weight[term] * x for term, x in t.loss(model(batch), batch).items()).backward()
+        _, gradients = byhand.loss_and_gradients(model, batch, task=t, factors=weight)
+        for name, p in model.named_parameters():
+            wanted = torch.zeros_like(p) if p.grad is None else p.grad
+            assert torch.allclose(gradients[name], wanted, rtol=0, atol=1e-10), (name, weight)
+    assert float(gradients["head.cls.seq_relationship.weight"].norm()) > 1e-3
+    assert float(gradients["bert.pooler.dense.weight"].norm()) > 1e-3
+
+
+def test_hits_count_the_answer_apart():
+    z = np.full((3, 6), -np.inf, np.float32)
+    z[0, :2] = 0.0, 2.0
+    z[1:] = np.log([[0.5, 0.1, 0.1, 0.1, 0.1, 0.1], [0.05, 0.05, 0.05, 0.05, 0.05, 0.75]])
+    f = Feature(0, np.zeros(7, np.int64), np.zeros(7, np.int64), np.array([0, 3, 5]), np.array([1, 2, 5]))
+    loss, right, hidden, guesses, answer = hits(f, z)
+    assert loss == pytest.approx(-np.log(0.1) - np.log(0.75), rel=1e-6)
+    assert (right, hidden, guesses, answer) == (1, 2, {0, 5}, True)
+    scores = task().score([(loss, 1, 2, {0}, True), (0.0, 0, 0, set(), False), (0.0, 0, 0, set(), True)], ["x"])
+    assert scores["next_sentence"] == pytest.approx(2 / 3) and "halves" in task().report([(loss, 1, 2, {0}, True)], [])
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "d").mkdir()
+    draw = np.random.default_rng(2)
+    text = "\n\n".join(" ".join(WORDS[i] for i in draw.integers(0, len(WORDS), 19 + d)) for d in range(40))
+    for split in ("train", "dev"):
+        (folder / "d" / f"{split}.txt").write_text(text)
+    return train.train(["--task", "mlm", "--next-sentence", "--weights", str(tiny_folder), "--data", str(folder / "d"),
+                        "--output", str(folder / "r"), "--max-pieces", "16", "--epochs", "2", "--precision", "fp32",
+                        "--cache", "off", "--batch-size", "7"])
+
+
+def test_a_run_says_how_many_halves_were_told_apart(run, capsys):
+    metrics = minibert.config.read_json(run / "metrics.json")
+    assert 0 <= metrics["dev"]["next_sentence"] <= 1
+    model = minibert.load(run)
+    assert model.task.architecture == "BertForPreTraining"
+    said, = model.predict(["ada met [MASK]"])
+    assert len(said["masks"][0]["pieces"]) == 5
+
+
+def test_what_it_learnt_is_taken_over(run, tmp_path, capsys):
+    """Its head by mlm without the option, too; but a head without the answers is no head with them."""
+    assert holds_head_of(run, task()) and holds_head_of(run, MLM(MLM.Options()))
+    plain = train.train(["--task", "mlm", "--weights", str(run), "--data", str(run.parent / "d"), "--output",
+                         str(tmp_path / "r"), "--max-pieces", "16", "--max-steps", "1", "--precision", "fp32",
+                         "--cache", "off"])
+    assert "newly initialised" not in capsys.readouterr().out
+    assert holds_head_of(plain, MLM(MLM.Options())) and not holds_head_of(plain, task())
+
+
+def test_text_without_two_pieces_in_a_document(tiny_folder, tmp_path):
+    (tmp_path / "train.txt").write_text("ada\n\nbruno\n")
+    with refused("train.txt", "no document of two pieces"):
+        train.train(["--task", "mlm", "--next-sentence", "--weights", str(tiny_folder), "--data", str(tmp_path),
+                     "--output", str(tmp_path / "r"), "--precision", "fp32", "--max-pieces", "16"])
+    assert not (tmp_path / "r").exists()
