@@ -56,6 +56,7 @@ def resolve_settings(argv: list[str]) -> tuple[TrainConfig, Any, set[str]]:
     """(settings, the task's own options, names that were chosen rather than left at TrainConfig's default)."""
     name = task_name(argv)
     kind = TASKS[name]
+    refuse_options_of_others(argv, name)
     given = parse(argv, TrainConfig, kind.Options, description=__doc__.splitlines()[0])
     if "config" in given:
         given = read_settings(given.pop("config"), TrainConfig, kind.Options) | given
@@ -79,6 +80,18 @@ def task_name(argv: list[str]) -> str:
     if name not in TASKS:
         raise MinibertError(f"--task is {name!r}; known: {', '.join(TASKS)}")
     return name
+
+
+def refuse_options_of_others(argv: list[str], name: str) -> None:
+    """Raise MinibertError for an option that this task does not have and another one has."""
+    known = {f.name for kind in (TrainConfig, TASKS[name].Options) for f in dataclasses.fields(kind)}
+    for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
+        option = word[2:].replace("-", "_")
+        having = [task for task, kind in TASKS.items()
+                  if {option, option.removeprefix("no_")} & {f.name for f in dataclasses.fields(kind.Options)}]
+        if having and not {option, option.removeprefix("no_")} & known:
+            raise MinibertError(f"{word} is an option of --task {', '.join(having)}, not of --task {name}; leave it "
+                                "out, or name the task that is meant")
 
 
 # ----------------------------------------------------------------------------------------------------------- data

@@ -8,6 +8,7 @@ What differs from byhand.py, and nothing else does:
 - In 16 bits, matrices are cast once an update and activations stay in 16 bits. Softmax and the backward of LayerNorm
   are fp32.
 - The last block, after its attention, works on the pieces that the head reads.
+- Of scores for a whole vocabulary one softmax gives both the loss and its gradient.
 - The gradient of the word vectors is sparse: the rows that the batch uses.
 - Dropout masks are drawn ahead of the forward, in threads.
 - The activation of the feed-forward is computed again in the backward, and not kept.
@@ -124,14 +125,13 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     kept = model.__dict__.setdefault("_kept", Kept())
     kept.refresh(model, precision)
     gradients, settling = Sums(model), kept.settles(len(batch.ids))
-    read = Read(batch)
+    read = Read(batch, wide=getattr(model.head, "wide", False))
     if settling:
         give_back()
     hidden, caches = bert_forward(model, batch, read, masks, gradients, kept)
     with autocast(precision, hidden.device):
         scores, head_cache = model.head.forward_by_hand(hidden, read.batch, masks)
-        sums = task.loss(scores, batch)
-        dscores = sum(factors[term] * dterm for term, dterm in task.loss_backward(scores, batch).items())
+        sums, dscores = loss_and_gradient(task, scores, read.batch, factors)
         dhidden, pairs = model.head.backward_by_hand(dscores.to(scores.dtype), head_cache)
     gradients.add(*pairs)
     if settling:
@@ -140,14 +140,41 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     return sums
 
 
+def loss_and_gradient(task: Any, scores: Tensor, batch: Any, factors: Mapping[str, float],
+                      ) -> tuple[dict[str, Tensor], Tensor]:
+    """-> ({term: sum of losses}, the gradient of Σ factor · sum by the scores)."""
+    if hasattr(task, "terms"):
+        return cross_entropy(scores, task.terms(batch), factors)
+    sums = task.loss(scores, batch)
+    return sums, sum(factors[term] * dterm for term, dterm in task.loss_backward(scores, batch).items())
+
+
+def cross_entropy(z: Tensor, labels: Mapping[str, Tensor], factors: Mapping[str, float],
+                  ) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores [M,K], {term: labels [M], -1 for none; a row has one in one term at most} -> as loss_and_gradient().
+
+    One softmax is both: p less the one-hot label is the gradient, and since the largest score's p, which is
+    1/K or more, cannot underflow, lse z = max z - log max p without another pass of exponentials.
+    """
+    p = torch.softmax(z, -1, dtype=torch.promote_types(z.dtype, torch.float32))
+    top, best = z.max(-1, keepdim=True)
+    known, y = {term: of >= 0 for term, of in labels.items()}, torch.stack([*labels.values()]).amax(0)[:, None]
+    losses = (top - p.gather(-1, best).log() - z.gather(-1, y.clamp(min=0))).squeeze(-1)
+    sums = {term: losses.where(there, 0).sum() for term, there in known.items()}
+    weight = sum(factors[term] * there.to(p.dtype) for term, there in known.items())
+    p.scatter_add_(-1, y.clamp(min=0), p.new_full(y.shape, -1.0))
+    return sums, p.mul_(weight[:, None])
+
+
 class Read:
     """The pieces that the head reads. After the last attention no piece sees another, so the others end there.
 
     A few of the others stay, to make a multiple of STEP: torch's library builds and keeps a program of a megabyte for
-    every new number of rows.
+    every new number of rows. It is ten megabytes for the scores of a `wide` head: of its picks there is such a multiple
+    too, those that were added without a label.
     """
 
-    def __init__(self, batch: Any):
+    def __init__(self, batch: Any, wide: bool = False):
         self.rows: Tensor | None = None
         self.batch = batch
         if batch.ids.device.type != "cpu":         # counting them would wait for the device
@@ -157,7 +184,11 @@ class Read:
         missing = -max(int(read.sum()), 1) % STEP
         read[(~read).nonzero().flatten()[:missing]] = True
         self.rows = read.nonzero().flatten()                                   # [W] ascending
-        self.batch = dataclasses.replace(batch, picks=torch.searchsorted(self.rows, batch.picks))
+        picks, labels = torch.searchsorted(self.rows, batch.picks), batch.labels
+        if wide:
+            more = 0, -len(picks) % STEP
+            picks, labels = F.pad(picks, more), F.pad(labels, more, value=-1)
+        self.batch = dataclasses.replace(batch, picks=picks, labels=labels)
 
     def by(self, block: Block, bert: Bert) -> Tensor | None:
         """The pieces [W] that are wanted of a block; None: all of them."""
@@ -209,12 +240,14 @@ class Scorer:
     def __call__(self, batch: Any) -> Tensor:
         """A batching.Batch -> the head's scores."""
         bert = self.model.bert
-        read, activation = Read(batch), ACTIVATIONS[bert.config.hidden_act]
+        wide, activation = getattr(self.model.head, "wide", False), ACTIVATIONS[bert.config.hidden_act]
+        read = Read(batch, wide)
         x, _ = embeddings_forward(bert.embeddings, batch, None, self.kept.dtype)
         for block, maps in zip(bert.blocks, self.kept.blocks, strict=True):
             x, _ = block_forward(block, maps, x, batch.layout, None, activation, attend, read.by(block, bert))
         with autocast(self.precision, x.device):
-            return self.model.head(x, read.batch, None)
+            scores = self.model.head(x, read.batch, None)
+        return scores[:len(batch.picks)] if wide else scores
 
 
 # ------------------------------------------------------------------------------------------------------ the encoder

@@ -1,4 +1,4 @@
-"""Load a run folder: text in, spans and labels with character offsets out."""
+"""Load a run folder: texts in, whatever its task says of them out."""
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -174,7 +174,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"loaded: {len(self.loaded)} tensors"]
         if self.new:
-            lines.append(f"newly initialised: {', '.join(self.new)} (expected: new head)")
+            what = "new pooler and head" if POOLER_NAMES[0].published in self.new else "new head"
+            lines.append(f"newly initialised: {', '.join(self.new)} (expected: {what})")
         lines += self.grown
         lines += [f"ignored: {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
                   for what, names in self.ignored.items()]

@@ -31,6 +31,7 @@ class Predictions(nn.Module):
 
 class WordHead(nn.Module):
     """Hidden states -> a score for each piece of the vocabulary, by the word vectors themselves (a tied decoder)."""
+    wide = True                                    # a score for each of V pieces: fast.py adds picks without a label
     embeddings: nn.Module                          # the encoder's: shared, not a parameter of this module
 
     def __init__(self, config: BertConfig):

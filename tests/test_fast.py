@@ -19,7 +19,7 @@ from test_byhand import Untouched, by_autograd
 from torch import nn
 
 import train
-from minibert import byhand, fast
+from minibert import byhand, fast, ops
 from minibert.adapt import freeze
 from minibert.batching import Feature, collate
 from minibert.config import TrainConfig
@@ -27,8 +27,10 @@ from minibert.model import Bert, Model, attention
 from minibert.optim import SGD, AdamW, clip_gradient
 from minibert.precision import DropoutMasks, LossScaler
 from minibert.products import Convolution, Linear
+from minibert.tasks.mlm import MLM
 from minibert.tasks.ner import TokenHead
 from minibert.weights import random_bert
+from minibert.wordhead import WordHead
 
 PREFIX = torch.tensor([3, 5, 2, 6, 4, 7])
 
@@ -152,6 +154,46 @@ def test_the_head_may_read_few_pieces_in_any_order_and_more_than_once(tiny, kind
         with torch.no_grad():
             scores = model(batch)
         assert (fast.Scorer(model, "fp32")(batch) - scores).norm() <= 1e-13 * scores.norm()
+
+
+def test_a_wide_head_is_given_picks_without_a_label(tiny):
+    """Their number is a multiple of STEP (7 here), and neither a score nor a gradient differs."""
+    model, (features, *_) = tiny
+    model = Model(model.bert, WordHead(model.bert.config).double())
+    shake(model, seed=8)
+    batch, masks, task = collate(features), DropoutMasks(3, 5), MLM(MLM.Options())
+    assert len(batch.picks) % 7
+    seen, forward = [], model.head.forward_by_hand
+    model.head.forward_by_hand = lambda hidden, b, *rest: seen.append(b.picks) or forward(hidden, b, *rest)
+    sums = fast.add_gradients(model, task, batch, masks, {"pieces": 0.3}, "fp32")
+    del model.head.forward_by_hand
+    assert [len(picks) for picks in seen] == [-(-len(batch.picks) // 7) * 7]
+    wanted_sums, wanted = byhand.reached_gradients(model, batch, masks, task, {"pieces": 0.3})
+    assert float(sums["pieces"]) == pytest.approx(float(wanted_sums["pieces"]), rel=1e-13)
+    assert_equal(dense(model), wanted)
+    with torch.no_grad():
+        scores = model(batch)
+    assert fast.Scorer(model, "fp32")(batch).shape == scores.shape
+    assert (fast.Scorer(model, "fp32")(batch) - scores).norm() <= 1e-13 * scores.norm()
+
+
+def test_one_softmax_gives_both_the_loss_and_its_gradient():
+    """As ops.py has them; where the label's probability is no number any more, where two scores are the largest, −∞."""
+    z = torch.randn(11, 13, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    z[1, 4], z[2, 5], z[3, 2:] = -800.0, z[2].max(), -torch.inf
+    z[2, 6] = z[2].max()
+    first, second = (torch.full((11,), -1) for _ in range(2))
+    first[:6], second[7:] = torch.tensor([0, 4, 5, 1, 12, 3]), torch.tensor([2, 2, 11, 0])
+    sums, dz = fast.cross_entropy(z, {"a": first, "b": second}, {"a": 0.7, "b": 1.9})
+    wanted = 0.7 * ops.cross_entropy_backward(1.0, (z, first)) + 1.9 * ops.cross_entropy_backward(1.0, (z, second))
+    assert (dz - wanted).norm() < 1e-15 * 11 and dz[1, 4] == -0.7
+    for term, labels in (("a", first), ("b", second)):
+        assert float(sums[term]) == pytest.approx(float(ops.cross_entropy_forward(z, labels)[0]), rel=1e-15)
+    assert float(sums["a"]) > 800
+    short, dshort = fast.cross_entropy(z.bfloat16(), {"a": first, "b": second}, {"a": 0.7, "b": 1.9})
+    exact, dexact = fast.cross_entropy(z.bfloat16().double(), {"a": first, "b": second}, {"a": 0.7, "b": 1.9})
+    assert dshort.dtype == torch.float32 and (dshort - dexact).norm() < 1e-6
+    assert float(short["a"]) == pytest.approx(float(exact["a"]), rel=1e-6)     # fp32 inside
 
 
 def test_on_a_device_that_would_have_to_be_asked_all_pieces_are_read():

@@ -369,6 +369,8 @@ def test_unnamed_runs_take_the_next_free_name(tiny_folder, tiny_data, tmp_path, 
 @pytest.mark.parametrize("more, says", [
     (("--batch-size", "0"), "--batch-size is 0"), (("--accumulate", "9"), "--accumulate is 9"),
     (("--epochs", "0"), "--epochs is 0"), (("--task", "poetry"), "known: ner"), (("--bogus", "1"), "--bogus"),
+    (("--no-whole-words",), "--no-whole-words is an option of --task mlm, not of --task ner"),
+    (("--beams=2",), "--beams is an option of --task translate, summarize, dialogue, not of"),
     (("--epochs", "many"), "--epochs"), (("--precision", "fp8"), "--precision"),
     (("--freeze", "top"), "--freeze is top"),
     (("--freeze", "77"), "--freeze is 77"), (("--data", "/no/such/folder"), "/no/such/folder"),

@@ -27,11 +27,12 @@ class Task(Protocol):
     overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
     features.spill. Features are kept for any task.
 
-    Four more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
+    Five more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
     of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
     of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
     not enough; score(features) gives the scores of any features, and has the model and its precision. `also_held_by`:
-    architectures with a larger head that holds this task's under the same names.
+    architectures with a larger head that holds this task's under the same names. `terms(batch)`: {term: labels [M], -1
+    for none}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel for that.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate
@@ -66,7 +67,8 @@ class Task(Protocol):
     def head(self, config: BertConfig) -> nn.Module:
         """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names.
 
-        One with the attribute one_a_row = True has scores [B,K], one for each feature whatever it picks.
+        One with the attribute one_a_row = True has scores [B,K], one for each feature whatever it picks. One with
+        wide = True is given further picks, of label -1, behind those of the features.
         Beside forward(hidden, batch, masks) it has forward_by_hand, the same arguments -> (scores, cache), and
         backward_by_hand(dscores, cache) -> (dhidden [P,H], [(parameter, gradient), ...]).
         """
