@@ -85,8 +85,8 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
     """int64 [2,n] blocks of pieces and case shapes, a [SEP] where a document ends -> rows [CLS] half [SEP] half [SEP].
 
     Documents are cut into stretches that fill a row, their last ones are shorter. Half of the rows, drawn by chance,
-    have the second half of another row of the same length; each half is read once. A single piece has no halves: it is
-    left out.
+    have the second half of another row of the same length, see partners(); each half is read once. A single piece has
+    no halves: it is left out.
     """
     left, number = np.zeros((2, 0), np.int64), 0
     for block in itertools.chain(blocks, [np.array([[tokenizer.end], [0]])]):
@@ -94,8 +94,8 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         begins, counts, rest = stretches(pieces[0], tokenizer.end, max_pieces - 3)
         left, whole = pieces[:, rest:], counts > 1
         begins, counts = begins[whole], counts[whole]
-        seconds = partners(counts, row_generator(1, 0, number))                # no update and no scoring draws from it
-        yield rows_of_halves(pieces, begins, counts, seconds, tokenizer, number)
+        drawn = partners(counts, row_generator(1, 0, number))                  # no update and no scoring draws from it
+        yield rows_of_halves(pieces, begins, counts, *drawn, tokenizer, number)
         number += len(begins)
 
 
@@ -113,27 +113,36 @@ def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndar
     return begins, counts, int(begin[-1] + room * number[-1])
 
 
-def partners(counts: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """For each row of `counts` [n] pieces whose second half it has: its own, or that of another row of equal length.
+def partners(counts: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `counts` [n] pieces -> whose second half each has, and whether it can be asked if it is its own.
 
-    Of equal length, so that the length says nothing of the answer. A row without such another keeps its own.
+    Each has another's with probability 1/2, one of equal length, so that the length says nothing of the answer. A row
+    that is the only one of its length keeps its own and is not asked.
     """
     n = len(counts)
-    swapped, keys = np.flatnonzero(draw.random(n) < 0.5), draw.random(n)
-    order = swapped[np.lexsort([keys[swapped], counts[swapped]])]              # by length, by chance within one
-    first = np.flatnonzero(np.diff(counts[order], prepend=-1))                 # where each length begins
+    _, group, size = np.unique(counts, return_inverse=True, return_counts=True)
+    swapped, keys, coin = draw.random(n) < 0.5, draw.random(n), draw.random(len(size)) < 0.5
+    # one alone cannot be exchanged: as often as not another joins it, else it stays, and 1/2 remains 1/2
+    alone = np.bincount(group, swapped, len(size)) == 1
+    joins = alone & coin & (size > 1)
+    chance = np.lexsort([keys, swapped, group])    # by length, those not drawn before the drawn
+    swapped[chance[np.cumsum(size) - size][joins]] = True
+    swapped[(alone & ~joins)[group]] = False
+    rows = np.flatnonzero(swapped)
+    order = rows[np.lexsort([keys[rows], group[rows]])]
+    first = np.flatnonzero(np.diff(group[order], prepend=-1))                  # where each length begins
     last = np.append(first[1:], len(order)) - 1
     seconds = np.arange(n)
     seconds[order] = np.roll(order, -1)
     seconds[order[last[:len(first)]]] = order[first]                           # each length is a ring
-    return seconds
+    return seconds, size[group] > 1
 
 
-def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, seconds: np.ndarray,
+def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, seconds: np.ndarray, asked: np.ndarray,
                    tokenizer: Tokenizer, number: int) -> Features:
-    """Stretches of int64 [2,N] pieces and shapes, n of them, and whose second half each has -> n features.
+    """Stretches of int64 [2,N] pieces and shapes, n of them, and what partners() says of them -> n features.
 
-    Each picks its [CLS], whose label is FOLLOWS or OTHER; they are numbered from `number`.
+    One that is asked picks its [CLS], whose label is FOLLOWS or OTHER; they are numbered from `number`.
     """
     n, a = len(begins), counts // 2
     b = counts - a
@@ -145,6 +154,6 @@ def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, s
     whole[:, ragged(middle, b)] = pieces[:, ragged(begins[seconds] + a, b)]    # equal lengths have equal halves
     types = tokenizer.types * whole[1]
     types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
-    nothing = np.zeros(n + 1, np.int64)
-    return compact(np.arange(number, number + n), ends, np.arange(n + 1), nothing, ids=whole[0], types=types,
-                   picks=nothing[:n], labels=np.where(seconds == np.arange(n), FOLLOWS, OTHER), targets=nothing[:0])
+    answers, nothing = np.where(seconds == np.arange(n), FOLLOWS, OTHER)[asked], np.zeros(n + 1, np.int64)
+    return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), nothing, ids=whole[0],
+                   types=types, picks=nothing[:len(answers)], labels=answers, targets=nothing[:0])
