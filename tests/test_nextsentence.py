@@ -74,6 +74,20 @@ def test_halves_are_those_of_the_documents(tokenizer, documents, block):
         assert {OTHER, FOLLOWS} == {int(f.labels[0]) for f in rows if len(f.picks)}
 
 
+def test_what_is_hidden_stays_in_its_half_and_loses_its_letter_case(tokenizer, documents):
+    t = task()
+    t.tokenizer = tokenizer
+    flat = [p for d in documents for p in (*d, tokenizer.end)]
+    rows = join(halves([np.array([flat, [1 + p % 3 if p != tokenizer.end else 0 for p in flat]])], tokenizer, 14))
+    moved = 0
+    for f, g in zip(rows, t.rows(rows, lambda i: row_generator(0, 1, i)), strict=True):
+        changed = g.ids != f.ids
+        assert (g.types % tokenizer.types == f.types % tokenizer.types).all()
+        assert (g.types[changed] < tokenizer.types).all() and (g.types[~changed] == f.types[~changed]).all()
+        moved += int((changed & (f.types % tokenizer.types == 1)).sum())
+    assert tokenizer.types > 1 and moved > 5
+
+
 def test_an_open_document_waits():
     """Room 4: five pieces of a document that is over, of the open one four of six."""
     begins, counts, rest = stretches(np.array([9, 8, 7, 6, 5, 3, 9, 9, 9, 9, 8, 8]), 3, 4)

@@ -162,7 +162,7 @@ class MLM(PieceTask):
         words = np.cumsum(~tokenizer.continuing[f.ids]) if self.options.whole_words else np.arange(len(f.ids))
         ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.size, draw)
         types = f.types.copy()
-        types[picks[ids[picks] != f.ids[picks]]] = 0                           # letter case would tell of the word
+        types[picks[ids[picks] != f.ids[picks]]] %= tokenizer.types            # letter case would tell of the word
         return Feature(f.example, ids, types, np.append(f.picks, picks), np.append(f.labels, f.ids[picks]))
 
     def head(self, config: BertConfig) -> nn.Module:
