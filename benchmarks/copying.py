@@ -1,4 +1,4 @@
-"""What writing costs nothing: the source as it is, and its first sentence; docs/tasks/seq2seq.md compares with it.
+"""Targets that need no model: the source as it is, and its first sentence. docs/tasks/seq2seq.md compares with them.
 
     python benchmarks/copying.py --data DIR
 
@@ -15,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minibert import textscores  # noqa: E402 (this checkout's, whatever else is installed)
 from minibert.tasks import TASKS  # noqa: E402
 
-END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÄÖÜ])")
 
 
 def main() -> int:
-    """Read dev and test, score both."""
+    """Read, score every split but train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     kind = TASKS["translate"]
     splits = kind(kind.Options()).read(parser.parse_args().data)
-    for split in ("dev", "test"):
+    for split in (s for s in splits if s != "train"):
         gold = [e.target.lower() for e in splits[split]]
         whole = [e.source.lower() for e in splits[split]]
         first = [END.split(e.source, 1)[0].lower() for e in splits[split]]

@@ -39,18 +39,19 @@ def read(file: Path, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def evaluate(model: Any, rows: list[dict[str, Any]], collate: Any) -> dict[str, float]:
-    """Scores of all rows, longest first."""
+def logits(model: Any, rows: list[dict[str, Any]], collate: Any) -> torch.Tensor:
+    """Scores [N,K] of all rows, fp32, without dropout; the longest rows go first, together."""
     model.eval()
-    order, guess = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"])), [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
     with torch.autocast("cpu", torch.bfloat16):
-        for i in range(0, len(order), 64):
-            part = order[i:i + 64]
-            scores = model(**collate([rows[j] for j in part])).logits[:, 0].float().tolist()
-            for j, score in zip(part, scores, strict=True):
-                guess[j] = score
+        found = [model(**collate([rows[j] for j in order[i:i + 64]])).logits.float() for i in range(0, len(order), 64)]
     model.train()
-    return correlations([row["labels"] for row in rows], guess)
+    return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def evaluate(model: Any, rows: list[dict[str, Any]], collate: Any) -> dict[str, float]:
+    """Correlations of the labels with the scores."""
+    return correlations([row["labels"] for row in rows], logits(model, rows, collate)[:, 0].tolist())
 
 
 def decay_groups(model: Any) -> list[dict[str, Any]]:

@@ -22,10 +22,11 @@ from minibert.batching import row_generator  # noqa: E402
 
 
 def labels(task: Any, features: Sequence[Any]) -> Iterator[np.ndarray]:
-    """The pieces of each row that a score is asked for."""
+    """The pieces of each row that a score is asked for; the pick of a [CLS] asks for none."""
     for i in range(len(features)):
         f = features[i]
-        yield (task.hidden(f, row_generator(0, 0, i)) if hasattr(task, "hidden") else f).labels
+        f = task.hidden(f, row_generator(0, 0, i)) if hasattr(task, "hidden") else f
+        yield f.labels[f.picks > 0]
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
     splits = {split: model.encode_examples(examples) for split, examples in model.task.read(options.data).items()}
     counts = np.ones(model.tokenizer.size)
     for f in splits["train"]:
-        counts += np.bincount(f.labels if len(f.labels) else f.ids[1:-1], minlength=len(counts))
+        counts += np.bincount(f.ids[1:-1] if hasattr(model.task, "hidden") else f.labels, minlength=len(counts))
     logs = np.log(counts / counts.sum())
     for split in (s for s in splits if s != "train"):
         pieces = np.concatenate([*labels(model.task, splits[split])])

@@ -7,7 +7,7 @@ What differs from byhand.py, and nothing else does:
 - q, k and v come from one product; so do their three gradients by x.
 - In 16 bits, matrices are cast once an update and activations stay in 16 bits. Softmax and the backward of LayerNorm
   are fp32.
-- The last block, after its attention, works on the pieces that the head reads.
+- The last block, after its attention, works on the pieces that the head reads, and on a few more that fill a step.
 - Of scores for a whole vocabulary one softmax gives both the loss and its gradient.
 - The gradient of the word vectors is sparse: the rows that the batch uses.
 - Dropout masks are drawn ahead of the forward, in threads.
@@ -170,8 +170,8 @@ class Read:
     """The pieces that the head reads. After the last attention no piece sees another, so the others end there.
 
     A few of the others stay, to make a multiple of STEP: torch's library builds and keeps a program of a megabyte for
-    every new number of rows. It is ten megabytes for the scores of a `wide` head: of its picks there is such a multiple
-    too, those that were added without a label.
+    every new number of rows. For a `wide` head it is ten megabytes, so its picks become such a multiple as well: those
+    that are added have no label.
     """
 
     def __init__(self, batch: Any, wide: bool = False):

@@ -3,7 +3,6 @@
 The question that BERT was trained on beside the masked words (Devlin et al. 2019, section 3.1), published as
 cls.seq_relationship on the pooler.
 """
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -89,7 +88,7 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
     no halves: it is left out.
     """
     left, number = np.zeros((2, 0), np.int64), 0
-    for block in itertools.chain(blocks, [np.array([[tokenizer.end], [0]])]):
+    for block in closed(blocks, tokenizer.end):
         pieces = np.concatenate([left, block], 1)
         begins, counts, rest = stretches(pieces[0], tokenizer.end, max_pieces - 3)
         left, whole = pieces[:, rest:], counts > 1
@@ -97,6 +96,15 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         drawn = partners(counts, row_generator(1, 0, number))                  # no update and no scoring draws from it
         yield rows_of_halves(pieces, begins, counts, *drawn, tokenizer, number)
         number += len(begins)
+
+
+def closed(blocks: Iterable[np.ndarray], end: int) -> Iterator[np.ndarray]:
+    """int64 [2,n] blocks, with one `end` more behind the last: a block of its own would meet none of its length."""
+    held = np.zeros((2, 0), np.int64)
+    for block in blocks:
+        yield held
+        held = block
+    yield np.append(held, [[end], [0]], 1)
 
 
 def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -114,7 +122,7 @@ def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndar
 
 
 def partners(counts: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `counts` [n] pieces -> whose second half each has, and whether it can be asked if it is its own.
+    """Rows of `counts` [n] pieces -> whose second half each has, int64 [n], and which can be asked about it, bool [n].
 
     Each has another's with probability 1/2, one of equal length, so that the length says nothing of the answer. A row
     that is the only one of its length keeps its own and is not asked.

@@ -100,8 +100,12 @@ def forward(model: FineTuned, batch: Batch, masks: DropoutMasks | None, precisio
     seen: list[str] = []
 
     def look(name: str, out: Any) -> None:
-        if isinstance(out, Tensor) and not bool(torch.isfinite(out).all()):
-            bad = int((~torch.isfinite(out)).sum())
+        if not isinstance(out, Tensor):
+            return
+        whole = torch.isfinite(out)
+        if name == "head":
+            whole |= torch.isneginf(out)           # how a head says that something is no answer
+        if bad := int((~whole).sum()):
             seen.append(f"{name}, {bad:,} of {out.numel():,} numbers")
 
     hooks = [m.register_forward_hook(lambda m, x, out, name=name: look(name, out)) for name, m in model.named_modules()

@@ -32,7 +32,8 @@ class Task(Protocol):
     of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
     not enough; score(features) gives the scores of any features, and has the model and its precision. `also_held_by`:
     architectures with a larger head that holds this task's under the same names. `terms(batch)`: {term: labels [M], -1
-    for none}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel for that.
+    for none, each row in one term at most}, where the loss is the cross-entropy of the scores and they are many;
+    fast.py has a kernel for that.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate

@@ -177,7 +177,7 @@ class MLM(PieceTask):
         return {"pieces": y.index_fill(0, first, -1), "next": torch.full_like(y, -1).index_copy(0, first, y[first])}
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Hidden pieces; with --next-sentence also rows."""
+        """Hidden pieces; with --next-sentence also rows that are asked."""
         if not self.options.next_sentence:
             return super().counts(batch)
         rows = len(firsts(batch))
