@@ -16,6 +16,25 @@ from minibert.tasks.mlm import MLM
 from minibert.wordhead import WordHead
 
 
+def drawn(V: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pieces [6,21], what is right there, and where a score is asked for, never at the first."""
+    draw = torch.Generator().manual_seed(seed)
+    ids, labels = (torch.randint(5, V, (6, 21), generator=draw) for _ in range(2))
+    hidden = torch.rand(6, 21, generator=draw) < 0.2
+    hidden[:, 0] = False
+    return ids, labels, hidden
+
+
+def assert_same_gradients(gradients, theirs, names) -> None:
+    """Ours by our names against those of a model of theirs, all that it has."""
+    wanted = {name.removeprefix("bert."): p.grad for name, p in theirs.named_parameters()}
+    published = {f"bert.{n.ours}": n.published for n in names}
+    for name, dw in gradients.items():
+        dw_theirs = wanted[published.get(name, name.removeprefix("head."))]
+        assert float((dw - dw_theirs).abs().max()) <= 1e-10 * max(1.0, float(dw_theirs.abs().max())), name
+    assert len(gradients) == len(wanted)
+
+
 @pytest.mark.parametrize("shape", [0, 1, 2])
 def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape):
     """A checkpoint that transformers wrote, everything in it random, its bias too; the word vectors are tied."""
@@ -25,11 +44,8 @@ def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape)
     head = WordHead(config)
     bert, _ = weights.load(tmp_path, head)
     model = Model(bert, head).double()
-    draw = torch.Generator().manual_seed(5)
-    B, T = 6, 21
-    ids = torch.randint(5, config.vocab_size, (B, T), generator=draw)
-    hidden = torch.rand(B, T, generator=draw) < 0.2
-    labels = torch.randint(5, config.vocab_size, (B, T), generator=draw)
+    ids, labels, hidden = drawn(config.vocab_size, seed=5)
+    B, T = ids.shape
     rows = [Feature(i, ids[i].numpy(), np.zeros(T, np.int64), hidden[i].nonzero()[:, 0].numpy(),
                     labels[i][hidden[i]].numpy()) for i in range(B)]
     batch, task = collate(rows), MLM(MLM.Options())
@@ -40,12 +56,7 @@ def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape)
     with torch.no_grad():
         assert torch.allclose(model(batch), found.logits[hidden], rtol=0, atol=1e-10)
     assert float(sums["pieces"]) == pytest.approx(count * float(found.loss.detach()), rel=1e-12)
-    wanted = {name.removeprefix("bert."): p.grad for name, p in theirs.named_parameters()}
-    published = {f"bert.{n.ours}": n.published for n in weights.name_table(config, pooler=False)}
-    for name, dw in gradients.items():
-        dw_theirs = wanted[published.get(name, name.removeprefix("head."))]
-        assert float((dw - dw_theirs).abs().max()) <= 1e-10 * max(1.0, float(dw_theirs.abs().max())), name
-    assert len(gradients) == len(wanted)
+    assert_same_gradients(gradients, theirs, weights.name_table(config, pooler=False))
 
 
 @pytest.mark.parametrize("shape", [0, 1, 2])
@@ -57,13 +68,9 @@ def test_next_sentence_scores_losses_and_every_gradient_are_theirs(random_bert, 
     head = NextSentenceHead(config)
     bert, _ = weights.load(tmp_path, head)
     model = Model(bert, head).double()
-    draw = torch.Generator().manual_seed(7)
-    B, T = 6, 21
-    ids = torch.randint(5, config.vocab_size, (B, T), generator=draw)
-    types = (torch.arange(T) > 9).long().expand(B, T)
-    hidden = torch.rand(B, T, generator=draw) < 0.2
-    hidden[:, 0] = False
-    labels, answers = torch.randint(5, config.vocab_size, (B, T), generator=draw), torch.tensor([0, 1, 1, 0, 1, 0])
+    ids, labels, hidden = drawn(config.vocab_size, seed=7)
+    B, T = ids.shape
+    types, answers = (torch.arange(T) > 9).long().expand(B, T), torch.tensor([0, 1, 1, 0, 1, 0])
     rows = [Feature(i, ids[i].numpy(), types[i].numpy(), np.append(0, hidden[i].nonzero()[:, 0].numpy()),
                     np.append(answers[i], labels[i][hidden[i]].numpy())) for i in range(B)]
     batch, task = collate(rows), MLM(MLM.Options(next_sentence=True))
@@ -77,12 +84,7 @@ def test_next_sentence_scores_losses_and_every_gradient_are_theirs(random_bert, 
         rest = torch.ones(len(scores), dtype=torch.bool).index_fill(0, first, False)
         assert torch.allclose(scores[rest], found.prediction_logits[hidden], rtol=0, atol=1e-10)
     assert sum(float(sums[t]) * factors[t] for t in sums) == pytest.approx(float(found.loss.detach()), rel=1e-12)
-    wanted = {name.removeprefix("bert."): p.grad for name, p in theirs.named_parameters()}
-    published = {f"bert.{n.ours}": n.published for n in weights.name_table(config)}
-    for name, dw in gradients.items():
-        dw_theirs = wanted[published.get(name, name.removeprefix("head."))]
-        assert float((dw - dw_theirs).abs().max()) <= 1e-10 * max(1.0, float(dw_theirs.abs().max())), name
-    assert len(gradients) == len(wanted)
+    assert_same_gradients(gradients, theirs, weights.name_table(config))
 
 
 def test_transformers_opens_a_run_with_next_sentences(minilm, tmp_path):
