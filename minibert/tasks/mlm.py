@@ -155,7 +155,7 @@ class MLM(PieceTask):
         return [self.hidden(f, draw(i)) for i, f in enumerate(features)]
 
     def hidden(self, f: Feature, draw: np.random.Generator) -> Feature:
-        """A row with some of its pieces hidden, as hide_pieces() does; the head reads those too."""
+        """A row with some of its pieces hidden, as hide_pieces() does: picks behind its own."""
         tokenizer = self.tokenizer
         special = [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask]
         free = ~np.isin(f.ids, special)
@@ -212,7 +212,7 @@ class MLM(PieceTask):
         return found
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Any]:
-        """Perplexity, e to the mean of −log p; the share of pieces found; how many were hidden; the share of halves."""
+        """Perplexity, e to the mean of −log p; the share of pieces found; how many were hidden; the rows' answers."""
         losses, right, hidden = (sum(p[i] for p in predictions) for i in range(3))
         mean = losses / max(1, hidden)
         answers = [p[4] for p in predictions if p[4] is not None]
