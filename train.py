@@ -24,7 +24,7 @@ from minibert.adapt import freeze
 from minibert.batching import Batch, Feature, collate, epoch_batches, row_generator
 from minibert.byhand import reached_gradients
 from minibert.checkpoint import Checkpoints, Interval
-from minibert.commandline import option_given, parse, read_settings
+from minibert.commandline import option_given, option_names, parse, read_settings
 from minibert.config import TrainConfig
 from minibert.errors import MinibertError
 from minibert.evaluate import at, predict_examples
@@ -84,12 +84,10 @@ def task_name(argv: list[str]) -> str:
 
 def refuse_options_of_others(argv: list[str], name: str) -> None:
     """Raise MinibertError for an option that this task does not have and another one has."""
-    known = {f.name for kind in (TrainConfig, TASKS[name].Options) for f in dataclasses.fields(kind)}
+    known = option_names(TrainConfig, TASKS[name].Options)
     for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
-        option = word[2:].replace("-", "_")
-        having = [task for task, kind in TASKS.items()
-                  if {option, option.removeprefix("no_")} & {f.name for f in dataclasses.fields(kind.Options)}]
-        if having and not {option, option.removeprefix("no_")} & known:
+        having = [task for task, kind in TASKS.items() if word in option_names(kind.Options)]
+        if having and word not in known:
             raise MinibertError(f"{word} is an option of --task {', '.join(having)}, not of --task {name}; leave it "
                                 "out, or name the task that is meant")
 
@@ -116,7 +114,7 @@ def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
     """The published encoder with a head for the task; prints what was loaded, what is new and what is trained."""
     head = task.head(weights.read_config(folder, settings.dropout))
     bert, report = weights.load(folder, head, new_head=not weights.holds_head_of(folder, task),
-                                dropout=settings.dropout)
+                                dropout=settings.dropout, parts=getattr(task, "head_parts", ()))
     if settings.max_pieces > bert.config.max_position_embeddings:
         raise MinibertError(f"--max-pieces is {settings.max_pieces}; the checkpoint has "
                             f"{bert.config.max_position_embeddings} positions")
@@ -143,8 +141,9 @@ def start_new(bert: Bert, head: nn.Module, tokenizer: Tokenizer, report: weights
     """Draw all that no file had, head, pooler and word vectors, from one generator in this order; -> a new pooler?"""
     new_pooler = any(name.startswith("pooler.") for name in report.new)
     rows = nn.Embedding(max(0, tokenizer.size - bert.config.vocab_size), bert.config.hidden_size)
-    new = [head] * bool(report.new) + [bert.pooler] * new_pooler + [rows]
-    initialise(nn.ModuleList(new), bert.config.initializer_range, settings.seed)
+    new = [module for name, module in head.named_modules()
+           if {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)} & set(report.new)]
+    initialise(nn.ModuleList([*new, *[bert.pooler] * new_pooler, rows]), bert.config.initializer_range, settings.seed)
     if len(rows.weight):
         pieces = [tokenizer.backend.id_to_token(i) for i in range(bert.config.vocab_size, tokenizer.size)]
         grow_words(bert, rows.weight)

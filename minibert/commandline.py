@@ -36,6 +36,12 @@ def _kind(annotation: Any) -> type:
     return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
 
 
+def option_names(*settings: type) -> set[str]:
+    """As typed, those of all dataclasses in `settings`; a yes or no has two, --NAME and --no-NAME."""
+    names = {(f.name.replace("_", "-"), _kind(f.type) is bool) for s in settings for f in dataclasses.fields(s)}
+    return {"--" + name for name, _ in names} | {"--no-" + name for name, both in names if both}
+
+
 def option_given(argv: list[str], name: str) -> str | None:
     """What follows the last `--name` in `argv`, before the options are known that a whole parse needs; None without."""
     found = None

@@ -159,9 +159,11 @@ def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, s
     whole[0, ends[:-1]] = tokenizer.start
     middle = ends[:-1] + a + 2                                                 # past [CLS], a half and [SEP]
     whole[:, ragged(ends[:-1] + 1, a)] = pieces[:, ragged(begins, a)]
-    whole[:, ragged(middle, b)] = pieces[:, ragged(begins[seconds] + a, b)]    # equal lengths have equal halves
+    own, given = (pieces[:, ragged(begins[rows] + a, b)] for rows in (np.arange(n), seconds))   # equal lengths, halves
+    whole[:, ragged(middle, b)] = given
     types = tokenizer.types * whole[1]
     types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
-    answers, nothing = np.where(seconds == np.arange(n), FOLLOWS, OTHER)[asked], np.zeros(n + 1, np.int64)
+    other = np.bincount(np.repeat(np.arange(n), b), own[0] != given[0], n) > 0  # a half like its own does follow
+    answers, nothing = np.where(other, OTHER, FOLLOWS)[asked], np.zeros(n + 1, np.int64)
     return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), nothing, ids=whole[0],
                    types=types, picks=nothing[:len(answers)], labels=answers, targets=nothing[:0])

@@ -191,13 +191,14 @@ def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
 
 
 @torch.no_grad()
-def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
-         dropout: float | None = None) -> tuple[Bert, Report]:
+def load(folder: Path, head: nn.Module | None = None, new_head: bool = False, dropout: float | None = None,
+         parts: tuple[str, ...] = ()) -> tuple[Bert, Report]:
     """The encoder in `folder` (eval mode, float32), and `head` filled in place from the same file.
 
-    A head tensor that is missing is an error, unless `new_head`: then the head keeps its initial values and is reported
-    as new, whatever the file holds. Raises MinibertError for a missing encoder weight, a wrong shape or
-    dtype, a number that is not finite, a damaged file.
+    A head tensor that is missing is an error, with two exceptions. `new_head`: the head keeps its initial values and is
+    reported as new, whatever the file holds. `parts`: beginnings of names; where the file has none of a part, that part
+    is new. Raises MinibertError for a missing encoder weight, a wrong shape or dtype, a number that is not finite, a
+    damaged file.
     """
     folder = Path(folder)
     config = read_config(folder, dropout)
@@ -208,7 +209,8 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
                             f"are {have:,}; does it belong to this checkpoint?")
     stored = POOLER_NAMES[0].published in found
     bert = Bert(config, pooler=stored or getattr(head, "uses_pooler", False))
-    table = {n.published: n.ours for n in name_table(config, pooler=stored or not new_head and bert.pooler is not None)}
+    new = new_names(head, set(found), new_head, parts)
+    table = {n.published: n.ours for n in name_table(config, pooler=stored or not new and bert.pooler is not None)}
     report, state = Report(), bert.state_dict()
     if missing := [name for name in table if name not in found]:
         raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
@@ -221,20 +223,25 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False,
         report.loaded.append(published)
     if bert.pooler is not None and not stored:
         report.new += [name.published for name in POOLER_NAMES]
-    load_head(head, found, new_head, folder, report)
+    load_head(head, found, new, folder, report)
     used = set(report.loaded)
     for name in (n for n in found if n not in used):
         report.ignored.setdefault(describe(name), []).append(name)
     return bert.eval(), report
 
 
-def load_head(head: nn.Module | None, found: dict, new_head: bool, folder: Path, report: Report) -> None:
+def new_names(head: nn.Module | None, stored: set[str], new_head: bool, parts: tuple[str, ...]) -> set[str]:
+    """Names of the head's tensors that keep their initial values: all, or those of the parts that are not stored."""
+    missing = tuple(part for part in parts if not any(name.startswith(part) for name in stored))
+    return {name for name in (head.state_dict() if head is not None else {}) if new_head or name.startswith(missing)}
+
+
+def load_head(head: nn.Module | None, found: dict, new: set[str], folder: Path, report: Report) -> None:
     """Fill the head's tensors (their names are the published ones) and note in `report` what was loaded or is new."""
-    state = head.state_dict() if head is not None else {}
-    if new_head:
-        report.new += state
-        return
-    for name, tensor in state.items():
+    for name, tensor in (head.state_dict() if head is not None else {}).items():
+        if name in new:
+            report.new.append(name)
+            continue
         if name not in found:
             raise MinibertError(f"{folder}: {name} missing; this folder was saved for another task")
         tensor.copy_(read_weight(name, *found[name], tensor.shape))

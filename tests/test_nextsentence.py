@@ -1,8 +1,11 @@
 """nextsentence.py and mlm --next-sentence: rows of two halves, the head, both losses, runs."""
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from refusing import refused
 
@@ -10,7 +13,9 @@ import minibert
 import train
 from minibert import byhand, fast, weights
 from minibert.batching import Feature, collate, row_generator
+from minibert.config import read_json
 from minibert.features import join
+from minibert.files import write_json
 from minibert.model import Model
 from minibert.nextsentence import FOLLOWS, OTHER, NextSentenceHead, firsts, halves, partners, stretches
 from minibert.predict import read_tokenizer
@@ -76,6 +81,20 @@ def test_halves_are_those_of_the_documents(tokenizer, documents, block):
         assert lengths[len(wanted[-1])] > 1 and len(wanted[-1]) < 11
         assert asked == sum(n for n in lengths.values() if n > 1) < len(rows)
         assert {OTHER, FOLLOWS} == {int(f.labels[0]) for f in rows if len(f.picks)}
+
+
+def test_a_half_spelt_like_the_rows_own_follows(tokenizer):
+    """29 documents of ten pieces with two sorts of second halves: exchanging those of one sort changes nothing."""
+    draw = np.random.default_rng(5)
+    ends = draw.integers(5, tokenizer.size, (2, 5))
+    texts = [[*draw.integers(5, tokenizer.size, 5), *ends[i % 2], tokenizer.end] for i in range(29)]
+    flat = np.concatenate(texts)
+    own = [tuple(t[5:10]) for t in texts]
+    rows = join(halves([np.array([flat, np.zeros_like(flat)])], tokenizer, 13))
+    seconds, _ = partners(np.full(29, 10), row_generator(1, 0, 0))
+    same = [own[j] == own[i] for i, j in enumerate(seconds)]
+    assert [int(f.labels[0]) for f in rows] == [FOLLOWS if s else OTHER for s in same]
+    assert 0 < sum(s and i != j for s, (i, j) in zip(same, enumerate(seconds), strict=True)) and not all(same)
 
 
 def test_what_is_hidden_stays_in_its_half_and_loses_its_letter_case(tokenizer, documents):
@@ -234,14 +253,66 @@ def test_a_run_says_how_many_halves_were_told_apart(run):
     assert len(said["masks"][0]["pieces"]) == 5
 
 
+def short_run(weights: Path, data: Path, output: Path, *options: str) -> Path:
+    return train.train(["--task", "mlm", "--weights", str(weights), "--data", str(data), "--output", str(output),
+                        "--max-pieces", "16", "--max-steps", "1", "--precision", "fp32", "--cache", "off",
+                        "--batch-size", "7", *options])
+
+
+def at_the_start(monkeypatch) -> dict[str, torch.Tensor]:
+    """Filled with the weights of the next run's model, as they are before its first update."""
+    found, whole = {}, train.build_model
+
+    def build(*arguments):
+        model, tokenizer = whole(*arguments)
+        found.update({name: w.clone() for name, w in model.state_dict().items()})
+        return model, tokenizer
+
+    monkeypatch.setattr(train, "build_model", build)
+    return found
+
+
 def test_what_it_learnt_is_taken_over(run, tmp_path, capsys):
-    """Its head by mlm without the option, too; but a head without the answers is no head with them."""
+    """Its head by mlm without the option, too; which leaves a head of masked words alone."""
     assert holds_head_of(run, task()) and holds_head_of(run, MLM(MLM.Options()))
-    plain = train.train(["--task", "mlm", "--weights", str(run), "--data", str(run.parent / "d"), "--output",
-                         str(tmp_path / "r"), "--max-pieces", "16", "--max-steps", "1", "--precision", "fp32",
-                         "--cache", "off"])
+    plain = short_run(run, run.parent / "d", tmp_path / "r")
     assert "newly initialised" not in capsys.readouterr().out
-    assert holds_head_of(plain, MLM(MLM.Options())) and not holds_head_of(plain, task())
+    assert read_json(plain / "config.json")["architectures"] == ["BertForMaskedLM"]
+    assert not any(name.startswith("cls.seq") for name in safetensors.torch.load_file(plain / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
+@pytest.mark.parametrize("lacking", [(), ("cls.seq_relationship.",), ("cls.predictions.",), ("cls.",),
+                                     ("cls.seq_relationship.", "bert.pooler.")])
+def test_each_part_of_the_head_is_taken_where_it_is(run, tmp_path, monkeypatch, capsys, name, lacking):
+    """As bert-base-uncased: a file of both parts named after one of them. What is missing is drawn, nothing else."""
+    folder = shutil.copytree(run, tmp_path / "w")
+    tensors = safetensors.torch.load_file(run / "model.safetensors")
+    kept = {k: v for k, v in tensors.items() if not k.startswith(lacking)}
+    safetensors.torch.save_file(kept, folder / "model.safetensors")
+    write_json(folder / "config.json", read_json(run / "config.json") | {"architectures": [name]})
+    start = at_the_start(monkeypatch)
+    short_run(folder, run.parent / "d", tmp_path / "r", "--next-sentence")
+    said = capsys.readouterr().out
+    drawn = said.partition("newly initialised: ")[2].partition(" (expected")[0]
+    found = 0
+    for published, value in tensors.items():
+        ours = "head." + published if published.startswith("cls.") else published
+        if ours in start:                          # the head and the pooler; the blocks have other names
+            new = published not in kept
+            assert torch.equal(start[ours], value) != new
+            assert (published.removeprefix("bert.") in drawn) == new
+            found += 1
+    assert found == 9
+
+
+def test_half_a_part_is_a_damaged_file(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "w")
+    tensors = safetensors.torch.load_file(run / "model.safetensors")
+    del tensors["cls.seq_relationship.bias"]
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    with refused("cls.seq_relationship.bias missing"):
+        short_run(folder, run.parent / "d", tmp_path / "r", "--next-sentence")
 
 
 def test_a_replay_takes_no_offence_at_what_is_no_answer(tiny_folder, run, tmp_path, capsys, monkeypatch):
@@ -271,3 +342,14 @@ def test_text_without_two_pieces_in_a_document(tiny_folder, tmp_path):
         train.train(["--task", "mlm", "--next-sentence", "--weights", str(tiny_folder), "--data", str(tmp_path),
                      "--output", str(tmp_path / "r"), "--precision", "fp32", "--max-pieces", "16"])
     assert not (tmp_path / "r").exists()
+
+
+def test_a_note_where_nothing_is_asked(tiny_folder, tmp_path, capsys):
+    """Of train a row of four pieces and one of three, of dev two of three."""
+    for split, text in (("train", "ada met bruno old\n\nclara left lima\n"), ("dev", "ada met old\n\nlima the rain\n")):
+        (tmp_path / f"{split}.txt").write_text(text)
+    run = short_run(tiny_folder, tmp_path, tmp_path / "r", "--next-sentence")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "train.txt: no two stretches have the same number of pieces" in said and "dev.txt: no two" not in said
+    scores = read_json(run / "metrics.json")
+    assert "next_sentence" in scores["dev"]

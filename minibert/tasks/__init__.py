@@ -27,13 +27,14 @@ class Task(Protocol):
     overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
     features.spill. Features are kept for any task.
 
-    Five more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
+    Six more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
     of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
     of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
     not enough; score(features) gives the scores of any features, and has the model and its precision. `also_held_by`:
-    architectures with a larger head that holds this task's under the same names. `terms(batch)`: {term: labels [M], -1
-    for none, each row in one term at most}, where the loss is the cross-entropy of the scores and they are many;
-    fast.py has a kernel for that.
+    architectures whose head may hold this task's under the same names, and `head_parts`, the beginnings of those names:
+    a part of which such a checkpoint has nothing starts new. `terms(batch)`: {term: labels [M], -1 for none, each row
+    in one term at most}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel for
+    that.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate

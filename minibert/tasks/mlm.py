@@ -142,13 +142,17 @@ class MLM(PieceTask):
         self.tokenizer = tokenizer
         if tokenizer.mask is None:
             raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
-        cut = halves if self.options.next_sentence else packed
-        rows = 0
-        for part in cut(stream(examples, tokenizer), tokenizer, max_pieces):
-            rows += len(part)
+        two = self.options.next_sentence
+        rows = asked = 0
+        for part in (halves if two else packed)(stream(examples, tokenizer), tokenizer, max_pieces):
+            rows, asked = rows + len(part), asked + len(part.picks)
             yield part
         if not rows:
-            raise MinibertError(f"{examples.file}: no document of two pieces or more (an empty line parts documents)")
+            raise MinibertError(f"{examples.file}: " + (
+                "no document of two pieces or more (an empty line parts documents)" if two else "no pieces in it"))
+        if two and not asked:
+            self.notices.append(f"{examples.file}: no two stretches have the same number of pieces, so none is asked "
+                                "whether its second half follows; give more text or fewer --max-pieces")
 
     def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
         """The features with pieces hidden, in every epoch others."""
