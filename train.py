@@ -308,27 +308,13 @@ class Run(Resumable):
         if entry and "learning_rate" not in chosen:
             settings = dataclasses.replace(settings, learning_rate=entry.learning_rate)
         self.settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision, device))
-
         self.model, self.tokenizer = build_model(folder, self.task, settings)
         self.model.to(device)
         self.features = encode_splits(self.task, self.splits, self.tokenizer, settings.max_pieces, settings.overlap)
-        self.lengths = self.features["train"].lengths
         self.optimizer = build_optimizer(self.model, self.settings)
         self.scaler = LossScaler(enabled=self.settings.precision == "fp16")
-        self.an_epoch = -(-len(self.lengths) // settings.batch_size)           # updates
-        self.total = settings.max_steps or settings.epochs * self.an_epoch
-        self.warmup = int(settings.warmup * self.total)
-        wanted = {"all": ("dev", "test"), "dev": ("dev",), "none": ()}[settings.evaluate]
-        self.scored = [split for split in wanted if split in self.splits]
-        self.progress = Progress()
-        self.last_in_memory = True                 # the weights are those of the last update, not of the best epoch
-        if settings.patience and "dev" not in self.scored:
-            raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
-        self.output = Path(self.processes.by_first(lambda: str(claim_folder(self.settings))))
-        self.lock = contextlib.ExitStack()
-        self.lock.callback(self.processes.leave)
-        self.processes.by_first(lambda: self.lock.enter_context(lock(self.output)) and None)
-        self.checkpoints, self.interval = Checkpoints(self.output, settings.keep), Interval(settings.save_every)
+        self.plan()
+        self.claim()
         self.record = {**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
                        "updates": self.total, "threads": torch.get_num_threads(), "processes": self.processes.size,
                        "device": device.type, "torch": torch.__version__}
@@ -340,6 +326,28 @@ class Run(Resumable):
         except BaseException:
             self.lock.close()
             raise
+
+    def plan(self) -> None:
+        """How many updates there are, what is scored, where the run stands: at its beginning."""
+        settings, self.lengths = self.settings, self.features["train"].lengths
+        self.an_epoch = -(-len(self.lengths) // settings.batch_size)           # updates
+        self.total = settings.max_steps or settings.epochs * self.an_epoch
+        self.warmup = int(settings.warmup * self.total)
+        wanted = {"all": ("dev", "test"), "dev": ("dev",), "none": ()}[settings.evaluate]
+        self.scored = [split for split in wanted if split in self.splits]
+        self.progress = Progress()
+        self.last_in_memory = True                 # the weights are those of the last update, not of the best epoch
+        if settings.patience and "dev" not in self.scored:
+            raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
+
+    def claim(self) -> None:
+        """The run folder, this run's alone as long as its lock is held, and what saves checkpoints there."""
+        self.output = Path(self.processes.by_first(lambda: str(claim_folder(self.settings))))
+        self.lock = contextlib.ExitStack()
+        self.lock.callback(self.processes.leave)
+        self.processes.by_first(lambda: self.lock.enter_context(lock(self.output)) and None)
+        self.checkpoints = Checkpoints(self.output, self.settings.keep)
+        self.interval = Interval(self.settings.save_every)
 
     def introduce(self) -> None:
         """Save and print every resolved setting and what was read."""

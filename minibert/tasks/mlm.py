@@ -142,15 +142,17 @@ class MLM(PieceTask):
         self.tokenizer = tokenizer
         if tokenizer.mask is None:
             raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
-        two = self.options.next_sentence
+        if not self.options.next_sentence:
+            yield from packed(stream(examples, tokenizer), tokenizer, max_pieces)
+            return
         rows = asked = 0
-        for part in (halves if two else packed)(stream(examples, tokenizer), tokenizer, max_pieces):
+        for part in halves(stream(examples, tokenizer), tokenizer, max_pieces):
             rows, asked = rows + len(part), asked + len(part.picks)
             yield part
         if not rows:
-            raise MinibertError(f"{examples.file}: " + (
-                "no document of two pieces or more (an empty line parts documents)" if two else "no pieces in it"))
-        if two and not asked:
+            raise MinibertError(f"{examples.file}: no document of two pieces or more (an empty line parts documents); "
+                                "--next-sentence asks about two halves")
+        if not asked:
             self.notices.append(f"{examples.file}: no two stretches have the same number of pieces, so none is asked "
                                 "whether its second half follows; give more text or fewer --max-pieces")
 
