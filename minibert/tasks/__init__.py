@@ -64,7 +64,7 @@ class Task(Protocol):
         """Count labels that training never saw into `notices`; they count as missed, and never crash."""
 
     def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
-        """Example `number` as features; a long text becomes windows, and nothing of it is dropped."""
+        """Example `number` as features; what becomes of a long text is the task's to say: most make windows of it."""
 
     def head(self, config: BertConfig) -> nn.Module:
         """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names.

@@ -1,8 +1,8 @@
 """A text -> another text, written by the encoder itself: translations, summaries, replies in a dialogue.
 
 Source and target stand in one row, [CLS] source [SEP] target [SEP]. The source's pieces see each other both ways, a
-piece of the target sees the source and what stands before it, and the head of masked words says at each piece which one
-follows (Dong et al. 2019, section 2.3). So one encoder, with another mask, learns to write; generate.py writes with it.
+piece of the target sees the source and what stands before it (Dong et al. 2019, section 2.3), and the head of masked
+words says at each piece which one follows. So one encoder, with another mask, learns to write; generate.py writes with it.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
