@@ -113,8 +113,9 @@ def read_data(task: Task, settings: TrainConfig) -> Splits:
 def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer]:
     """The published encoder with a head for the task; prints what was loaded, what is new and what is trained."""
     head = task.head(weights.read_config(folder, settings.dropout))
-    bert, report = weights.load(folder, head, new_head=not weights.holds_head_of(folder, task),
-                                dropout=settings.dropout, parts=getattr(task, "head_parts", ()))
+    parts = getattr(task, "head_parts", ())
+    bert, report = weights.load(folder, head, new_head=not parts and not weights.holds_head_of(folder, task),
+                                dropout=settings.dropout, parts=parts)
     if settings.max_pieces > bert.config.max_position_embeddings:
         raise MinibertError(f"--max-pieces is {settings.max_pieces}; the checkpoint has "
                             f"{bert.config.max_position_embeddings} positions")

@@ -88,7 +88,7 @@ def write(model: Model, sources: Sequence[Feature], limits: Sequence[int], end: 
 
     The `beams` most probable beginnings are followed side by side; one beam is greedy search. A text of n pieces, the
     end included, is worth log p / n^length_penalty: 0 favours short ones, 1 compares log p a piece. Search ends when
-    as many texts are complete as there are beams, or at `limits`.
+    as many texts are complete as there are beams, or at `limits`, where the open ones are taken as they stand.
     """
     texts = [Beams(limit) for limit in limits]
     writer = Writer(model, sources, max(limits), kind, precision)
@@ -98,7 +98,7 @@ def write(model: Model, sources: Sequence[Feature], limits: Sequence[int], end: 
         logs, pieces = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
         rows, following, owners = extend(texts, owners, logs, pieces, end, beams, length_penalty)
         if not rows:
-            return [max(text.done or text.open, key=lambda pair: pair[0])[1] for text in texts]
+            return [max(text.done, key=lambda pair: pair[0])[1] for text in texts]
         if rows != list(range(len(scores))):
             writer.keep(torch.tensor(rows, device=scores.device))
         scores = writer.step(torch.tensor(following, device=scores.device))
@@ -126,7 +126,11 @@ def extend(texts: list[Beams], owners: Sequence[int], logs: np.ndarray, pieces: 
             elif piece != end and len(going) < beams:
                 going.append((log, row, piece))
         text.open = [(log, [*text.open[row - rows[0]][1], piece]) for log, row, piece in going]
-        if len(text.done) < beams and going and len(text.open[0][1]) < text.limit:
+        if len(text.done) >= beams or not going:
+            continue
+        if len(text.open[0][1]) == text.limit:
+            text.done += [(log / text.limit ** length_penalty, pieces) for log, pieces in text.open]
+        else:
             kept += [row for _, row, _ in going]
             following += [piece for *_, piece in going]
             remaining += [number] * len(going)

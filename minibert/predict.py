@@ -16,7 +16,7 @@ from minibert.model import Bert, Model
 from minibert.tasks import TASKS, Task
 from minibert.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.weights import load as load_weights
-from minibert.weights import read_labels
+from minibert.weights import read_labels, read_own
 
 
 class FineTuned(Model):
@@ -87,6 +87,11 @@ def load(folder: str | Path, checkpoint: Path | None = None) -> FineTuned:
     own = {f.name for f in dataclasses.fields(kind.Options)}
     TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
     task = kind(kind.Options(**{k: v for k, v in stored.items() if k in own}), read_labels(source))
+    if hasattr(task, "recall"):
+        try:
+            task.recall(read_own(source))
+        except MinibertError as e:
+            raise MinibertError(f"{source}/config.json: {e}") from None
     head = task.head(BertConfig.read(source))
     bert, _ = load_weights(source, head)
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)

@@ -63,9 +63,18 @@ def read_splits(task, path: Path, folder: str) -> Splits:
 
 
 def encode_splits(task, splits: Splits, tokenizer, max_pieces: int, overlap: int) -> dict[str, Features]:
-    """encode_all of every split, from the cache where it is there, and kept in it where the examples have a key."""
+    """The features of every split, and what the task has to note of them."""
     if hasattr(task, "tokenizer"):                 # it names pieces by it, also those of features from the cache
         task.tokenizer = tokenizer
+    features = kept_features(task, splits, tokenizer, max_pieces, overlap)
+    if hasattr(task, "note_rows"):
+        for split, rows in features.items():
+            task.note_rows(split, rows)
+    return features
+
+
+def kept_features(task, splits: Splits, tokenizer, max_pieces: int, overlap: int) -> dict[str, Features]:
+    """encode_all of every split, from the cache where it is there, and kept in it where the examples have a key."""
 
     def encode() -> dict[str, Features]:
         return {split: encode_all(task, examples, tokenizer, max_pieces, overlap) for split, examples in splits.items()}

@@ -147,7 +147,7 @@ class Resumable:
             "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
             "id2label": {str(i): label for i, label in enumerate(outputs)},
             "label2id": {label: i for i, label in enumerate(outputs)},
-            "minibert": {"labels": labels} if labels != outputs else {}})
+            "minibert": {**({"labels": labels} if labels != outputs else {}), **getattr(self.task, "learnt", {})}})
 
     def checkpoint(self) -> None:
         """Save all that a resumed run needs. Raises MinibertError where it cannot be written, or is worth nothing.

@@ -257,10 +257,16 @@ def describe(name: str) -> str:
 
 def read_labels(folder: Path) -> list[str]:
     """The names of a head's labels in config.json, by number; [] for an encoder alone."""
-    own = read_json(folder / "config.json").get("minibert")
-    if isinstance(own, dict) and isinstance(own.get("labels"), list):          # more labels than outputs: yes and no
+    own = read_own(folder)
+    if isinstance(own.get("labels"), list):        # more labels than outputs: yes and no
         return [str(label) for label in own["labels"]]
     return read_outputs(folder)
+
+
+def read_own(folder: Path) -> dict[str, Any]:
+    """What config.json has that no other library knows; {} without."""
+    own = read_json(folder / "config.json").get("minibert")
+    return own if isinstance(own, dict) else {}
 
 
 def read_outputs(folder: Path) -> list[str]:
@@ -276,9 +282,8 @@ def holds_head_of(folder: Path, task: Any) -> bool:
     """
     config = read_json(folder / "config.json")
     kind = config.get("problem_type") or task.problem_type                     # some leave it to be guessed
-    known = [[name] for name in (task.architecture, *getattr(task, "also_held_by", ()))]
-    return config.get("architectures") in known and ((read_labels(folder), read_outputs(folder), kind)
-                                                     == (task.labels, task.outputs, task.problem_type))
+    return config.get("architectures") == [task.architecture] and (
+        (read_labels(folder), read_outputs(folder), kind) == (task.labels, task.outputs, task.problem_type))
 
 
 def load_into(folder: Path, model: Model) -> None:

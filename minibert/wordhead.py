@@ -85,7 +85,6 @@ class WordHead(nn.Module):
 class PieceTask:
     """A task whose labels are pieces of the vocabulary: its head and its loss."""
     architecture, problem_type = "BertForMaskedLM", None
-    also_held_by = ("BertForMaskedLM", "BertForPreTraining")
     head_parts = ("cls.predictions.", "cls.seq_relationship.")
     new_pieces: tuple[str, ...] = ()
 

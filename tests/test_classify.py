@@ -140,7 +140,7 @@ def test_nothing_of_a_long_text_is_dropped(tokenizer):
     for row in rows:
         inside = row.ids[1:-1].tolist()
         start, = (k for k in range(52) if whole[k:k + len(inside)] == inside)
-        assert len(row.ids) <= 24 and (start, reached) == (0, 0) or start == reached - 6
+        assert len(row.ids) <= 24 and start == (reached - 6 if reached else 0)
         reached = start + len(inside)
     assert reached == 52
 
@@ -341,3 +341,24 @@ def test_four_reviews_are_learnt_by_heart(tiny_folder, tmp_path):
     loss = [line["loss"] for line in lines if "loss" in line]
     assert 0.4 < loss[0] < 1.1 and loss[-1] < 0.1
     assert json.loads((output / "metrics.json").read_text())["dev"]["accuracy"] == 1.0
+
+
+def test_a_loaded_model_weighs_classes_as_its_run_did(tiny_folder, tmp_path):
+    """And what is no weights is refused; an older folder without them has ones."""
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, train=REVIEWS + "Fine,positive\n" * 3)
+    run = train.train(["--task", "classify", "--data", str(data), "--max-pieces", "24", "--overlap", "6", "--cache",
+                       "off", "--weights", str(tiny_folder), "--class-weights", "balanced", "--output",
+                       str(tmp_path / "r"), "--max-steps", "1"])
+    assert load(run).task.labels == ["negative", "positive"]
+    assert load(run).task.weights.tolist() == pytest.approx([7 / (2 * 2), 7 / (2 * 5)], abs=1e-12)   # 2 of 7 and 5
+    file = run / "config.json"
+    config = json.loads(file.read_text())
+    for value in ([1.0], [1.0, -1.0], [1.0, "x"], 5):
+        file.write_text(json.dumps({**config, "minibert": {**config["minibert"], "class_weights": value}}))
+        with refused("config.json", "expected a positive number"):
+            load(run)
+    del config["minibert"]["class_weights"]
+    file.write_text(json.dumps(config))
+    assert load(run).task.weights.tolist() == [1.0, 1.0]

@@ -81,7 +81,6 @@ SETS: dict[str, tuple[Callable[[Path], list[Row]], str, set[str], int]] = {    #
     "summarize": (objects, "jsonl", {""}, 80),
     "mlm": (paragraphs, "txt", {""}, 120),
     "qa": (squad, "json", {""}, 440)}
-SETS = {name: row for name, row in SETS.items() if (DATA / name).is_dir()}
 
 
 def read(name: str) -> Splits:
@@ -148,7 +147,7 @@ def test_the_page_of_the_data_tells_of_them(name):
 
 
 def test_every_folder_of_data_is_checked():
-    assert {p.name for p in DATA.iterdir() if p.is_dir()} == {*SETS, "ner"} and len(SETS) >= 5
+    assert {p.name for p in DATA.iterdir() if p.is_dir()} == {*SETS, "ner"}
 
 
 def test_each_check_can_fail():

@@ -17,7 +17,7 @@ from minibert.features import join, spill
 from minibert.model import Model
 from minibert.predict import read_tokenizer
 from minibert.scratch import learn_vocabulary
-from minibert.tasks.mlm import MLM, Lines, hide_pieces, words_and_masks
+from minibert.tasks.mlm import MLM, Lines, hide_pieces, portions, stream, words_and_masks
 from minibert.wordhead import WordHead
 
 TEXT = "Ada met Bruno in Oslo .\n\n\n\n  The rain left Lima today, Clara visited Cairo.\nNordia bought ACME\n"
@@ -200,6 +200,29 @@ def test_each_epoch_hides_others_and_evaluation_the_same(lines, tokenizer):
     rows = list(encode_all(t, lines, tokenizer, 40, 3))
     picks = [t.rows(rows, lambda i, e=epoch: row_generator(0, e, i))[0].picks.tolist() for epoch in (1, 2, 1)]
     assert picks[0] == picks[2] != picks[1]
+    seen: list[list[int]] = []
+
+    def score(rows):
+        seen.append([p for row in rows for p in (*row.ids, -1, *row.picks)])
+        return [np.zeros((len(row.picks), tokenizer.size), np.float32) for row in rows]
+
+    for _ in range(2):
+        t.infer(score, lines, rows)
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
+def test_a_file_of_one_line_is_cut_into_words_a_part_at_a_time(tokenizer, tmp_path, monkeypatch):
+    text = " ".join(TEXT.split() * 5)
+    (tmp_path / "train.txt").write_text(text)
+    one = task().read(tmp_path)["train"]
+    assert list(portions("")) == [""] and list(portions(text)) == [text]
+    whole = [f.ids.tolist() for f in encode_all(task(), one, tokenizer, 14, 3)]
+    monkeypatch.setattr("minibert.tasks.mlm.LONG", 30)
+    monkeypatch.setattr("minibert.tasks.mlm.BLOCK", 11)
+    parts = list(portions(text))
+    assert len(parts) > 9 and " ".join(parts) == text and max(map(len, parts)) < 40
+    assert len(list(stream(one, tokenizer))) > 5
+    assert [f.ids.tolist() for f in encode_all(task(), one, tokenizer, 14, 3)] == whole
 
 
 # ------------------------------------------------------------------------------------------------------- the head

@@ -8,6 +8,7 @@ import pytest
 import torch
 from refusing import refused
 
+import train
 from minibert import textscores, weights
 from minibert.__main__ import one_by_one
 from minibert.batching import Feature, collate
@@ -326,3 +327,20 @@ def test_the_task_scores_slices_of_the_text():
     scores = task().score(said, examples)
     assert (scores["exact"], scores["answered"]["exact"], scores["unanswerable"]["exact"]) == (0.5, 1.0, 0.0)
     assert "answered        1.000    1.000          1" in task().report(said, examples)
+
+
+def test_a_published_head_is_taken_whatever_its_labels_are_called(tiny_folder, tiny_config, tmp_path, capsys):
+    """BertForQuestionAnswering has no names for its two scores, or LABEL_0 and LABEL_1."""
+    head = QA(QA.Options()).head(tiny_config)
+    torch.nn.init.normal_(head.qa_outputs.weight, generator=torch.Generator().manual_seed(3))
+    for number, labels in enumerate((None, {"0": "LABEL_0", "1": "LABEL_1"})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        weights.save(folder, weights.random_bert(tiny_config, seed=3), head,
+                     {"architectures": ["BertForQuestionAnswering"], **({"id2label": labels} if labels else {})})
+        for name in ("vocab.txt", "tokenizer_config.json"):
+            (folder / name).write_bytes((tiny_folder / name).read_bytes())
+        settings, _, _ = train.resolve_settings(["--task", "qa", "--max-pieces", "40", "--overlap", "9"])
+        model, _ = train.build_model(folder, QA(QA.Options()), settings)
+        assert torch.equal(model.head.qa_outputs.weight, head.qa_outputs.weight)
+        assert "newly initialised" not in capsys.readouterr().out

@@ -96,6 +96,8 @@ def test_labels_of_training():
     assert found.notices == ["dev has labels that train never saw, which count as missed: c (1 sentences)"]
     with refused("f:1: all training sentences have the label a"):
         learnt(["a", "a"])
+    note, = learnt(["a", "b"]).notices
+    assert "'Other'" in note and "--none" in note
 
 
 # ------------------------------------------------------------------------------------------------------- encoding
@@ -193,10 +195,18 @@ def test_it_is_learnt_by_heart_and_the_folder_keeps_the_grown_vocabulary(run, ti
     assert result["label"] == "Employer-Employee(e2,e1)"
     assert result["e2"] == {"text": "ACME", "start": 9, "end": 13} and result["text"] == "Ada left ACME."
     assert model.task.render(result, False).startswith("Employer-Employee(ACME,Ada)  0.9")
+    result |= {"e1": {"text": "type2"}, "e2": {"text": "e1"}}                  # names in names
+    assert model.task.render(result, False).startswith("Employer-Employee(e1,type2)  0.9")
 
 
 def test_marks_get_a_gradient_and_are_trained(run, tiny_folder):
+    """From where they started: the run's first model, built again."""
     model = load(run)
+    settings, _, _ = train.resolve_settings(["--task", "relation", "--weights", str(tiny_folder), "--max-pieces", "40"])
+    start, _ = train.build_model(tiny_folder, learnt(model.task.labels), settings)
+    there = [model.tokenizer.number(m) for m in MARKS]
+    first, last = (m.bert.embeddings.word.weight[there].detach() for m in (start, model))
+    assert first.shape == last.shape == (4, 30) and bool(((last - first).norm(dim=1) > 0.05).all())
     rows = model.encode_examples([marked("<e1>Ada</e1> left <e2>ACME</e2>.", "Other", "")])
     _, gradients = byhand.loss_and_gradients(model, collate(rows))
     dw = gradients["bert.embeddings.word.weight"][[model.tokenizer.number(m) for m in MARKS]]

@@ -97,6 +97,7 @@ def test_raw_text_and_files_of_answers(tmp_path):
     known = task()
     (tmp_path / "answers.txt").write_text("one\n\n two \none\n")
     known.read_candidates(tmp_path / "answers.txt")
+    assert known.example("a? ||| B  c ||| x ||| b c|||X").candidates == ("B  c", "x")    # equal but for case and blanks
     assert known.example("a?").candidates == ("one", "two") and known.example("a?|||x").candidates == ("x",)
     known.read_candidates(write(tmp_path) / "dev.csv")
     assert known.candidates == tuple(a for _, a in PAIRS)
@@ -162,6 +163,8 @@ def test_the_wrong_answer_is_the_most_alike_that_is_not_right_too(tokenizer):
     known.learn_labels({"train": [Example(q, a, (), "") for q, a in [*pairs, ("a", "ada met clara")]]})
     found = nearest_others(features(tokenizer, pairs), known.right)            # in train, though not in this update
     assert found[0] not in (1, 2, 3) and found[3] not in (0, 1, 2) and found[2] == 1
+    pairs = [("a", "ada met bruno"), ("b", "Ada met  Bruno"), ("c", "old rain")]
+    assert nearest_others(features(tokenizer, pairs), {})[:2] == [2, 2]        # one answer, spelt in two ways
 
 
 # ------------------------------------------------------------------------------------- vectors and their gradients
@@ -329,6 +332,8 @@ def test_scores_by_hand():
     scores = task().score(said, examples)
     assert (scores["recall_1"], scores["recall_5"]) == (0.25, 0.75) and scores["support"] == 4
     assert scores["mrr"] == pytest.approx((1 + 0.5 + 0.5 + 1 / 6) / 4) and scores["vectors"]["mrr"] == scores["mrr"]
+    again = [*examples[:3], Example("R ", "F", (), "")]
+    assert task().score(said, again) == scores     # letter case and blanks make no other text
     assert task().collapsed(said[:1], examples[:1]) is None and task().collapsed([said[0]] * 4, examples) == "a"
 
 

@@ -13,10 +13,11 @@ import train
 from minibert import textscores, weights
 from minibert.__main__ import main
 from minibert.batching import Feature, collate
+from minibert.features import pack
 from minibert.generate import Writer, write
 from minibert.model import Model
 from minibert.predict import read_tokenizer
-from minibert.tasks.seq2seq import Example, Translate, Written, source_row
+from minibert.tasks.seq2seq import Dialogue, Example, Translate, Written, source_row
 from minibert.wordhead import WordHead
 
 PAIRS = [("ada met bruno", "bruno left oslo today"), ("the rain left lima", "today it rained"),
@@ -77,7 +78,7 @@ def test_a_raw_source_has_no_target(tokenizer):
     t = task()
     row, = t.encode(3, t.example("ada met bruno"), tokenizer, 30, 6)
     assert spelt(tokenizer, row.ids)[-1] == "[SEP]" and row.labels.tolist() == [-1] and row.picks.tolist() == [4]
-    assert row.targets.tolist() == [5, 13]         # of 30 pieces 13 for the target at most
+    assert row.targets.tolist() == [5, 13, 0, 0]   # of 30 pieces 13 for the target at most
     assert t.counts(collate([row], prefix=t.layout([row]))) == {"pieces": 0.0}
 
 
@@ -85,10 +86,33 @@ def test_texts_that_do_not_fit(tokenizer):
     t, (row,) = features(tokenizer, [("oslo " * 30, "lima " * 30)], 20)
     words = spelt(tokenizer, row.ids)
     assert len(words) == 20 and words.count("oslo") == 9 and words.count("lima") == 9
-    assert row.targets.tolist() == [11, 8]
+    assert row.targets.tolist() == [11, 8, 21, 22]
     assert spelt(tokenizer, row.labels) == ["lima"] * 9                        # it was cut off, so it does not end
     _, (row,) = features(tokenizer, [("oslo " * 30, "lima " * 3)], 20, longest=3)
     assert spelt(tokenizer, row.labels) == ["lima"] * 3 + ["[SEP]"] and spelt(tokenizer, row.ids).count("oslo") == 14
+
+
+def test_of_a_dialogue_the_end_is_read(tokenizer):
+    """The turn that wants a reply stands there; translations keep the beginning."""
+    said = "ada met bruno | " + "oslo " * 9 + "| clara left lima"
+    for kind, words in ((Dialogue, "oslo oslo oslo oslo oslo | clara left lima"),
+                        (Translate, "ada met bruno | oslo oslo oslo oslo oslo")):
+        t = kind(kind.Options())
+        row, = t.encode(0, Example(said, "rain", ""), tokenizer, 20, 6)
+        assert spelt(tokenizer, source_row(row).ids[1:-1]) == [{"|": "[UNK]"}.get(w, w) for w in words.split()]
+        assert row.types.tolist()[:len(words.split()) + 2] == [0] * (len(words.split()) + 2)
+
+
+def test_a_note_counts_what_was_not_read(tokenizer):
+    pairs = [("oslo " * 12, "lima"), ("oslo " * 9, "lima " * 8), ("oslo " * 30, "lima " * 11)]
+    t, rows = features(tokenizer, pairs, 20)
+    t.note_rows("dev", pack(rows))
+    assert t.notices == ["dev: of 2 of 3 sources not all was read, 21 pieces missing at most; --max-pieces and "
+                         "--longest set the room", "dev: of 1 of 3 targets not all was read, 3 pieces missing at most; "
+                         "--max-pieces and --longest set the room"]
+    t, rows = features(tokenizer)
+    t.note_rows("dev", pack(rows))
+    assert t.notices == []
 
 
 # ----------------------------------------------------------------------------------------- writing, and its cache
@@ -118,7 +142,7 @@ def slow_scores(model, t, source: Feature, written: list[int]) -> torch.Tensor:
 
 
 def test_the_cache_changes_nothing(model, tokenizer):
-    """Rows of different length, side by side, six steps of pieces drawn at random: 1e-12 of the uncached scores."""
+    """Rows of different length, side by side, six steps of pieces drawn at random: 1e-6 of the uncached scores."""
     t, rows = features(tokenizer)
     sources = [source_row(f) for f in rows]
     writer, draw = Writer(model, sources, 6, 1), torch.Generator().manual_seed(2)
@@ -147,8 +171,10 @@ def slow_beams(model, t, source, limit, end, beams, penalty) -> list[int]:
         ways.sort(key=lambda way: -way[0])
         done += [(log / len(text) ** penalty, text[:-1]) for log, text in ways[:beams] if text[-1] == end]
         going = [way for way in ways if way[1][-1] != end][:beams]
-        if len(done) >= beams or len(going[0][1]) >= limit:
-            return max(done or going, key=lambda pair: pair[0])[1]
+        if len(done) >= beams:
+            return max(done, key=lambda pair: pair[0])[1]
+        if len(going[0][1]) >= limit:              # those that are not complete are worth what they are
+            return max(done + [(log / limit ** penalty, text) for log, text in going], key=lambda pair: pair[0])[1]
 
 
 @pytest.mark.parametrize("beams, penalty", [(1, 1.0), (3, 0.0), (3, 1.0), (5, 0.6)])

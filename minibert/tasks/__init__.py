@@ -27,14 +27,15 @@ class Task(Protocol):
     overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
     features.spill. Features are kept for any task.
 
-    Six more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
+    Nine more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
     of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
     of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
-    not enough; score(features) gives the scores of any features, and has the model and its precision. `also_held_by`:
-    architectures whose head may hold this task's under the same names, and `head_parts`, the beginnings of those names:
-    a part of which such a checkpoint has nothing starts new. `terms(batch)`: {term: labels [M], -1 for none, each row
-    in one term at most}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel for
-    that.
+    not enough; score(features) gives the scores of any features, and has the model and its precision. `head_parts`:
+    beginnings of the head's names, where a name alone says what a tensor means, whatever labels the checkpoint has: a
+    part of which it has nothing starts new, the others are taken. `terms(batch)`: {term: labels [M], -1 for none, each
+    row in one term at most}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel
+    for that. `learnt`: what the loss needs of the training data, as JSON, and `recall(learnt)`, which takes it back in
+    a model that was loaded. `note_rows(split, features)`: add to `notices` what did not fit into rows.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate

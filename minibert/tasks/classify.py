@@ -4,7 +4,7 @@ Every kind is the same sum over rows with other targets: what a row asks of each
 """
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,22 @@ class Classify(FromTables):
             N, K, n = counts.total(), len(self.labels), self.weights.new_tensor([counts[x] for x in self.labels])
             self.weights = N / (K * n)                                        # [SOFT-4]
         self.note_unseen(splits)
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What the loss needs of the training data, as JSON."""
+        return {"class_weights": self.weights.tolist()} if self.options.class_weights == "balanced" else {}
+
+    def recall(self, learnt: Mapping[str, Any]) -> None:
+        """Take back what `learnt` was. Raises MinibertError where it does not fit."""
+        if self.options.class_weights != "balanced":
+            return
+        weights = learnt.get("class_weights", [1.0] * len(self.labels))
+        if not isinstance(weights, list) or len(weights) != len(self.labels) or not all(
+                type(w) is float and 0 < w < math.inf for w in weights):
+            raise MinibertError(f"the class weights are {str(weights)[:60]}; expected a positive number for each of "
+                                f"{len(self.labels)} labels")
+        self.weights = torch.tensor(weights, dtype=torch.float64)
 
     @property
     def outputs(self) -> list[str]:

@@ -3,7 +3,6 @@
 Both stand in one row, [CLS] first [SEP] second [SEP], told apart by their token types, and are read from the pooled
 state of [CLS]. A number is learnt by squared error.
 """
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from minibert.pooled import PooledHead, mean_scores, softmax
 from minibert.tokenizer import Tokenizer, split_words
 
 BAR = "|||"                                        # between two texts that come as one
+LARGEST = 1e15                                     # a score; float32 holds the squares of such, and their sums
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Match(FromTables):
         except (ValueError, OverflowError):        # a JSON number of 400 digits is an int
             shown = str(value)[:60]
             raise MinibertError(f"{where}: the score is {shown!r}, not a number; --answer class takes names") from None
-        if not math.isfinite(number):
-            raise MinibertError(f"{where}: the score is {value!r}; it must be finite")
+        if not abs(number) <= LARGEST:
+            raise MinibertError(f"{where}: the score is {value!r}; it must be finite and at most {LARGEST:g}, so that "
+                                "its square is a number too; scale the scores")
         return number
 
     def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:

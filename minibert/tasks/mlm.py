@@ -25,6 +25,7 @@ from minibert.tokenizer import Tokenizer, split_words
 from minibert.wordhead import PieceTask, WordHead
 
 HIDDEN = "[MASK]"
+LONG = 2 ** 22                                     # characters of a line that are cut into words at a time
 BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
 ROWS = 64                                          # rows that are scored at a time: [picks,V] numbers are many
 TOP = 5                                            # pieces that a prediction names
@@ -320,11 +321,21 @@ def stream(examples: Lines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """int64 [2,n] blocks of pieces and case shapes: the whole text, one [SEP] where a document ends."""
     chunks: list[str] = []
     for line in examples.lines():
-        chunks += line.split() or [""]
-        if len(chunks) >= BLOCK:
-            yield spelt(chunks, tokenizer)
-            chunks = []
+        for part in portions(line):
+            chunks += part.split() or [""]
+            if len(chunks) >= BLOCK:
+                yield spelt(chunks, tokenizer)
+                chunks = []
     yield spelt(chunks, tokenizer)
+
+
+def portions(line: str) -> Iterator[str]:
+    """A line in parts of about LONG characters, cut at spaces: some files are one line."""
+    begin = 0
+    while len(line) - begin > LONG and (cut := line.find(" ", begin + LONG)) >= 0:
+        yield line[begin:cut]
+        begin = cut + 1
+    yield line[begin:]
 
 
 def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:

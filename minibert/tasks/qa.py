@@ -79,6 +79,7 @@ class QA:
     defaults: dict[str, Any] = {"epochs": 8, "max_pieces": 384, "batch_size": 16}
     best = ("f1", "max")
     architecture, problem_type = "BertForQuestionAnswering", None
+    head_parts = ("qa_outputs.",)
     new_pieces: tuple[str, ...] = ()
     trial = f"Who built the tower? {BAR} The tower, finished in 1911, was built by Anna Lindqvist."
     Options = Options

@@ -113,6 +113,9 @@ class Relation(FromTables):
         if len(self.labels) < 2:
             raise MinibertError(f"{splits['train'][0].where}: all training sentences have the label {self.labels[0]}; "
                                 "expected at least two (is --limit too small?)")
+        if self.options.none not in self.labels:
+            self.notices.append(f"no training sentence has the label {self.options.none!r}, so every label counts as a "
+                                "relation; --none names the one that is none")
         self.note_unseen(splits)
 
     def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
@@ -197,7 +200,9 @@ class Relation(FromTables):
 
     def render(self, result: dict[str, Any], colour: bool) -> str:
         """The label with the spans in the places of e1 and e2, then the text."""
-        said = result["label"].replace("e1", result["e1"]["text"]).replace("e2", result["e2"]["text"])
+        relation, bracket, direction = result["label"].rpartition("(")
+        said = relation + bracket + re.sub("e[12]", lambda name: result[name[0]]["text"], direction) if bracket else (
+            result["label"])
         said = f"\033[36m{said}\033[0m" if colour else said
         return f"{said}  {result['probabilities'][result['label']]:.3f}\n  {result['text']}"
 

@@ -8,7 +8,7 @@ against one that does not.
 """
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,13 @@ class Reply(FromTables):
                 found.append(text.strip())
         else:
             found = [line.strip() for line in read_lines(file)]
-        self.candidates = tuple(dict.fromkeys(text for text in found if text))
+        self.candidates = distinct(text for text in found if text)
         if not self.candidates:
             raise MinibertError(f"{file}: no answers in it; expected one a line")
 
     def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
         """There are none; two answers at least must differ, and all right answers of a question are remembered."""
-        if len({e.answer for e in splits["train"]}) < 2:
+        if len({text_number(e.answer) for e in splits["train"]}) < 2:
             raise MinibertError(f"{splits['train'][0].where}: all training questions have the same answer; expected at "
                                 "least two (is --limit too small?)")
         self.right = {}
@@ -170,7 +170,7 @@ class Reply(FromTables):
     def example(self, text: str) -> Example:
         """Raw text, "question ||| answer ||| answer ...", or a question alone where read_candidates() gave answers."""
         question, *answers = (part.strip() for part in text.split(BAR))
-        candidates = tuple(dict.fromkeys(filter(None, answers))) or self.candidates
+        candidates = distinct(filter(None, answers)) or self.candidates
         if not question or not candidates:
             raise MinibertError(f"{text[:60]!r}: expected a question {BAR} answer {BAR} answer ..., or a question and "
                                 "--answers FILE")
@@ -297,7 +297,7 @@ class Reply(FromTables):
         asked = {f.example: z[0, :-1] for f, z in zip(features, scores, strict=True) if f.targets[0] == QUESTION}
         known = {int(f.targets[2]): z[0, :-1] for f, z in zip(features, scores, strict=True) if f.targets[0] == ANSWER}
         tables: dict[tuple[str, ...], np.ndarray] = {}                         # vectors of a list of candidates
-        everyone = tuple(dict.fromkeys(e.answer for e in examples if e.answer))
+        everyone = distinct(e.answer for e in examples if e.answer)
         rankings = []
         for i, example in enumerate(examples):
             answers = example.candidates or everyone
@@ -309,12 +309,13 @@ class Reply(FromTables):
 
     def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> dict[str, Any]:
         """metrics.ranking_scores, and of the vectors alone; every answer of an equal question is right."""
-        right: dict[str, set[str]] = defaultdict(set)
+        right: dict[int, set[int]] = defaultdict(set)
         for example in examples:
-            right[example.question].add(example.answer)
+            right[text_number(example.question)].add(text_number(example.answer))
 
         def places_of(order: Callable[[Ranking], np.ndarray]) -> list[int]:
-            return [1 + next(i for i, n in enumerate(order(p)) if p.answers[n] in right[e.question])
+            return [1 + next(i for i, n in enumerate(order(p))
+                             if text_number(p.answers[n]) in right[text_number(e.question)])
                     for p, e in zip(predictions, examples, strict=True)]
 
         return {**metrics.ranking_scores(places_of(lambda p: p.order)),
@@ -358,8 +359,20 @@ def in_full(x: Tensor) -> torch.autocast:
 
 
 def text_number(text: str) -> int:
-    """A whole number that stands for a text: the same for equal texts, for others another one (2^-62 by chance)."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+    """A whole number that stands for a text: the same for texts that differ in blanks and letter case alone.
+
+    For others it is another one (2^-62 by chance).
+    """
+    plain = " ".join(text.split()).lower()
+    return int.from_bytes(hashlib.sha256(plain.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first text of each number, in order."""
+    first: dict[int, str] = {}
+    for text in texts:
+        first.setdefault(text_number(text), text)
+    return tuple(first.values())
 
 
 def question_row(f: Feature) -> Feature:

@@ -2,7 +2,8 @@
 
 Source and target stand in one row, [CLS] source [SEP] target [SEP]. The source's pieces see each other both ways, a
 piece of the target sees the source and what stands before it (Dong et al. 2019, section 2.3), and the head of masked
-words says at each piece which one follows. So one encoder, with another mask, learns to write; generate.py writes with it.
+words says at each piece which one follows. So one encoder, with another mask, learns to write; generate.py writes
+with it.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from minibert.batching import Feature
 from minibert.config import option
 from minibert.datafiles import Columns, FromTables, read_table
 from minibert.errors import MinibertError
+from minibert.features import Features
 from minibert.generate import write
 from minibert.tokenizer import Tokenizer, split_words
 from minibert.wordhead import PieceTask
@@ -64,6 +66,7 @@ class Seq2Seq(FromTables, PieceTask):
     defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
     best = ("loss_a_piece", "min")
     trial: str
+    newest = False                                 # of a source that does not fit: read its end, not its beginning
     Options = Options
 
     # --------------------------------------------------------------------------------------------- text -> examples
@@ -88,8 +91,9 @@ class Seq2Seq(FromTables, PieceTask):
                overlap: int) -> list[Feature]:
         """[CLS] source [SEP] target [SEP], read from the source's [SEP] on: each piece says the one that follows.
 
-        `targets`: pieces of the source's part, most pieces that can be written. Half of a row at most, and --longest at
-        most, is for the target; where a text does not fit, its first pieces are kept, of a target without its [SEP].
+        `targets`: pieces of the source's part, most pieces that can be written, pieces left out of either text. Half of
+        a row at most, and --longest at most, is for the target; where a text does not fit, its first pieces are kept,
+        of a target without its [SEP], of what was said in a dialogue the last.
         Only the source has case shapes: of what is not written yet nobody knows them.
         """
         self.tokenizer = tokenizer
@@ -97,13 +101,25 @@ class Seq2Seq(FromTables, PieceTask):
         texts = [example.source] if example.target is None else [example.source, example.target]
         source, *target = tokenizer.pieces([[t[a:b] for a, b in split_words(t)] for t in texts])
         room = max_pieces - 3 - limit
-        first = [tokenizer.start, *source.ids[:room], tokenizer.end]
-        types = [0, *(tokenizer.types * s for s in source.shapes[:room]), 0]
+        lost = max(0, len(source.ids) - room)
+        part = slice(lost, None) if self.newest else slice(room)
+        first = [tokenizer.start, *source.ids[part], tokenizer.end]
+        types = [0, *(tokenizer.types * s for s in source.shapes[part]), 0]
         then = [*target[0].ids, tokenizer.end][:limit + 1] if target else []
         labels = then if target else [-1]
         picks = len(first) - 1 + np.arange(len(labels))
         return [Feature(number, np.array(first + then, np.int64), np.array(types + [self.kind] * len(then), np.int64),
-                        picks, np.array(labels, np.int64), np.array([len(first), limit]))]
+                        picks, np.array(labels, np.int64),
+                        np.array([len(first), limit, lost, max(0, len(target[0].ids) - limit) if target else 0]))]
+
+    def note_rows(self, split: str, features: Features) -> None:
+        """Count the texts that did not fit."""
+        table = features.targets.reshape(-1, 4)
+        for what, lost in (("source", table[:, 2]), ("target", table[:, 3])):
+            if cut := int((lost > 0).sum()):
+                self.notices.append(f"{split}: of {cut:,} of {len(table):,} {what}s not all was read, "
+                                    f"{int(lost.max()):,} pieces missing at most; --max-pieces and --longest set the "
+                                    "room")
 
     @property
     def kind(self) -> int:
@@ -179,6 +195,7 @@ class Translate(Seq2Seq):
 class Summarize(Seq2Seq):
     """A text, and the gist of it."""
     name = "summarize"
+    defaults: dict[str, Any] = {**Seq2Seq.defaults, "max_pieces": 192}
     trial = ("The bakery in the old mill closed on Friday after forty years. The owner said that flour and rent had "
              "become too dear, and that none of her three children wanted the shop.")
 
@@ -186,6 +203,7 @@ class Summarize(Seq2Seq):
 class Dialogue(Seq2Seq):
     """What was said so far, with | between turns, and what is said next."""
     name = "dialogue"
+    newest = True
     trial = "Did you feed the cat this morning?"
 
 
