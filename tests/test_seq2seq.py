@@ -14,7 +14,7 @@ from minibert import textscores, weights
 from minibert.__main__ import main
 from minibert.batching import Feature, collate
 from minibert.features import pack
-from minibert.generate import Writer, write
+from minibert.generate import Beams, Writer, extend, write
 from minibert.model import Model
 from minibert.predict import read_tokenizer
 from minibert.tasks.seq2seq import Dialogue, Example, Translate, Written, source_row
@@ -194,6 +194,17 @@ def test_beams_are_those_of_the_slow_search(model, tokenizer, beams, penalty):
     finally:
         with torch.no_grad():
             bias.copy_(kept)
+
+
+def test_an_early_end_does_not_win_over_better_texts_that_reach_the_limit():
+    """Two beams, two pieces at most, by hand: the end at once has log p −2, going on −0.1 and −3, then −0.2 and −1."""
+    text, end = Beams(2), 3
+    ways = np.array([[-0.1, -2.0, -3.0]]), np.array([[7, end, 8]])
+    assert extend([text], [0], *ways, end, 2, 1.0) == ([0, 0], [7, 8], [0, 0])
+    assert text.done == [(-2.0, [])] and text.open == [(-0.1, [7]), (-3.0, [8])]
+    ways = np.array([[-0.2, -1.0, -4.0], [-0.1, -2.0, -9.0]]), np.array([[5, 6, end], [5, 6, end]])
+    assert extend([text], [0, 0], *ways, end, 2, 1.0) == ([], [], [])
+    assert max(text.done) == (pytest.approx(-0.15), [7, 5]) and text.done[2] == (pytest.approx(-0.55), [7, 6])
 
 
 def test_greedy_takes_the_most_probable_piece(model, tokenizer):
