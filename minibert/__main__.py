@@ -14,8 +14,8 @@ from minibert.errors import MinibertError
 from minibert.terminal import Advice, exit_code, lead_nowhere
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of the package."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line of the package; the options of tasks are there where `command` uses a model."""
     top = OneLineParser(prog="minibert", description="BERT fine-tuning in plain PyTorch", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate | new")
 
@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
                           help="off: as a library sees the model that leaves all token types at 0")
     evaluate.add_argument("--json", action="store_true", help="the scores as one JSON object")
 
+    if command in ("predict", "evaluate"):
+        add_later_options(predict, evaluate)
+
     new = commands.add_parser("new", help="make an untrained checkpoint: a vocabulary from text, random weights",
                               allow_abbrev=False)
     new.add_argument("folder", type=Path, help="a new folder, for --weights of train.py")
@@ -47,6 +50,25 @@ def parser() -> argparse.ArgumentParser:
         new.add_argument(f"--{name}", type=int, default=value, help=f"{what} (default: {value})")
     new.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     return top
+
+
+def add_later_options(*parsers: argparse.ArgumentParser) -> None:
+    """Those of all tasks; which of them a model takes is known when it is loaded."""
+    from minibert.commandline import add_option, later_options
+    from minibert.tasks import TASKS
+    for name, fields in later_options(*(kind.Options for kind in TASKS.values())).items():
+        of = ", ".join(task for task, kind in TASKS.items() if name in later_options(kind.Options))
+        what = [f.metadata["help"] for f in fields] if len(fields) < 3 else ["as train.py --task TASK --help explains"]
+        for p in parsers:
+            add_option(p, fields[0], f"of {of}: {'; or '.join(what)} (default: as in training)")
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of tasks among the arguments."""
+    from minibert.commandline import later_options
+    from minibert.tasks import TASKS
+    names = later_options(*(kind.Options for kind in TASKS.values()))
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 # those of minilm-l6: option, default, what it is
@@ -86,7 +108,7 @@ def run_fetch(arguments: argparse.Namespace) -> None:
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print a result a text, as soon as it is there."""
     from minibert.predict import load
-    model = load(arguments.run)
+    model = load(arguments.run, **changes(arguments))
     if arguments.answers:
         if not hasattr(model.task, "read_candidates"):
             raise MinibertError(f"--answers: {arguments.run} holds a model that chooses no replies; leave it out")
@@ -140,7 +162,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores of every split in the folder but train, in the precision of training."""
     from minibert.evaluate import predict_examples
     from minibert.predict import load
-    model = load(arguments.run)
+    model = load(arguments.run, **changes(arguments))
     precision = model.settings["precision"]
     model.tokenizer.case_shapes &= arguments.case_shapes == "on"
     splits = model.task.read(arguments.data)
@@ -169,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
     def work() -> None:
         try:
-            arguments = parser().parse_args(argv)
+            words = sys.argv[1:] if argv is None else argv
+            arguments = parser(next(iter(words), None)).parse_args(words)
             COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
         except BrokenPipeError:                    # `| head` closed its end: nothing is wrong

@@ -21,14 +21,26 @@ class OneLineParser(argparse.ArgumentParser):
 def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
     """Every field of the dataclass `settings` as an option that is absent from the result unless it was given."""
     for f in dataclasses.fields(settings):
-        name, kind = "--" + f.name.replace("_", "-"), _kind(f.type)
-        text = f.metadata["help"].replace("%", "%%")
-        text += "" if f.default is None else f" (default: {f.default})"
-        if kind is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            parser.add_argument(name, type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=text,
-                                metavar=None if f.metadata["choices"] else kind.__name__.upper())
+        add_option(parser, f, f.metadata["help"] + ("" if f.default is None else f" (default: {f.default})"))
+
+
+def add_option(parser: argparse.ArgumentParser, f: dataclasses.Field, text: str) -> None:
+    """One of them, with the help `text`."""
+    name, kind, text = "--" + f.name.replace("_", "-"), _kind(f.type), text.replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    else:
+        parser.add_argument(name, type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=text,
+                            metavar=None if f.metadata["choices"] else kind.__name__.upper())
+
+
+def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
+    """{name: its fields} of what a trained model can be used with in another way, in all dataclasses of `settings`."""
+    found: dict[str, list[dataclasses.Field]] = {}
+    for f in (f for s in settings for f in dataclasses.fields(s) if f.metadata["later"]):
+        if f not in found.setdefault(f.name, []):
+            found[f.name].append(f)
+    return found
 
 
 def _kind(annotation: Any) -> type:

@@ -125,9 +125,10 @@ def writable(text: str) -> bool:
     return bool(text) and "\0" not in text and text.encode("utf-8", "ignore").decode("utf-8") == text
 
 
-def option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also an option of the command line."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+def option(default: Any, text: str, choices: tuple[str, ...] | None = None, later: bool = False) -> Any:
+    """A dataclass field that is also an option of the command line; `later`: a trained model can be used with another.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "later": later})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minibert.batching import Feature, collate
-from minibert.commandline import checked
+from minibert.commandline import checked, later_options
 from minibert.config import BertConfig, TrainConfig, read_json
 from minibert.errors import MinibertError
 from minibert.evaluate import encode_all, predict_examples
@@ -66,10 +66,11 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
     return tokenizer
 
 
-def load(folder: str | Path, checkpoint: Path | None = None) -> FineTuned:
+def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> FineTuned:
     """The model in a run folder, ready to predict; with a checkpoint of the run, as it was then.
 
-    Raises MinibertError for a folder that holds no whole run.
+    `changes`: options of its task to use it with, those with `later`, such as beams=4. Raises MinibertError for a
+    folder that holds no whole run, and for an option that it cannot take.
     """
     folder = Path(folder)
     source = checkpoint or folder
@@ -86,7 +87,10 @@ def load(folder: str | Path, checkpoint: Path | None = None) -> FineTuned:
                      kind.Options)
     own = {f.name for f in dataclasses.fields(kind.Options)}
     TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
-    task = kind(kind.Options(**{k: v for k, v in stored.items() if k in own}), read_labels(source))
+    if wrong := changes.keys() - later_options(kind.Options).keys():
+        raise MinibertError(f"--{min(wrong).replace('_', '-')}: {folder} holds a model of --task {kind.name}, which "
+                            "takes none after training; leave it out")
+    task = kind(kind.Options(**{k: v for k, v in stored.items() if k in own} | changes), read_labels(source))
     if hasattr(task, "recall"):
         try:
             task.recall(read_own(source))

@@ -12,6 +12,7 @@ import pytest
 import minibert
 import train
 from minibert.__main__ import main
+from minibert.evaluate import predict_examples
 from minibert.model import Model
 
 
@@ -50,6 +51,29 @@ def test_long_texts_and_empty_ones_are_answered_too(finished, tiny_data):
     assert empty == {"text": "", "entities": []}
     assert max((e["end"] for e in answer["entities"]), default=0) > len(long) // 2
     assert len(model.features([long])[0]) > 3
+
+
+def test_a_trained_model_is_used_with_other_options(finished, tiny_data, capsys):
+    """As an option and from Python; the tags of each word alone are others here, and the scores with them."""
+    found = {}
+    for decoding in ("valid", "argmax"):
+        assert main(["evaluate", str(finished), "--data", str(tiny_data), "--decoding", decoding, "--json"]) == 0
+        found[decoding] = json.loads(capsys.readouterr().out)
+        model = minibert.load(finished, decoding=decoding)
+        examples = model.task.read(Path(tiny_data))["test"]
+        guess = predict_examples(model, model.task, examples, model.encode_examples(examples))
+        assert model.task.options.decoding == decoding and model.task.score(guess, examples) == found[decoding]["test"]
+    assert main(["evaluate", str(finished), "--data", str(tiny_data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found["valid"]
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--beams", "3"], "--beams: "), (["--length-penalty", "1"], "--length-penalty: "),
+    (["--decoding", "x"], "'valid'"), (["--hide", "0.5"], "--hide")])
+def test_options_that_a_trained_model_cannot_take(finished, capsys, words, says):
+    assert main(["predict", str(finished), "Ada", *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error and len(error.splitlines()) == 1
 
 
 def test_one_string_instead_of_a_list_is_an_error(finished):

@@ -275,3 +275,5 @@ def test_a_few_pairs_are_learnt_by_heart(tiny_folder, tmp_path, capsys):
     model = minibert.load(output)
     assert [r["text"] for r in model.predict([s for s, _ in PAIRS])] == [t for _, t in PAIRS]
     assert main(["predict", str(output), PAIRS[0][0]]) == 0 and capsys.readouterr().out == "bruno left oslo today\n"
+    assert main(["predict", str(output), "--longest", "2", "--beams", "3", PAIRS[0][0]]) == 0
+    assert capsys.readouterr().out == "bruno left\n"

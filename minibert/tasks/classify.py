@@ -33,7 +33,7 @@ class Example:
 @dataclass(frozen=True)
 class Options(Columns):
     """Classification's own options."""
-    columns: str = option("text,label", "names of the columns that hold the text and its label")
+    columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
     choice: str = option("one", "one: one of K classes, by a softmax; yes-no: one of two, by a sigmoid; several: any "
                                 "number of K labels, by a sigmoid each", ("one", "yes-no", "several"))
     class_weights: str = option("none", "balanced: a row of a class with n of N texts counts N / (K n)",

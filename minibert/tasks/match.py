@@ -37,7 +37,8 @@ class Example:
 @dataclass(frozen=True)
 class Options(Columns):
     """Matching's own options."""
-    columns: str = option("first,second,label", "names of the columns that hold the two texts and their label")
+    columns: str = option("first,second,label", "names of the columns that hold the two texts and their label",
+                         later=True)
     answer: str = option("class", "class: one of K labels, such as same and different; score: a number",
                          ("class", "score"))
 

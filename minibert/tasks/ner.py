@@ -144,7 +144,7 @@ class Options:
     context: str = option("sentence", "what a row shows: one sentence, or as much of its document as fits",
                           ("sentence", "document"))
     decoding: str = option("valid", "valid: the best tag sequence in which every entity begins with B-; "
-                                    "argmax: the best tag of each word alone", ("valid", "argmax"))
+                                    "argmax: the best tag of each word alone", ("valid", "argmax"), later=True)
 
 
 class TokenHead(nn.Module):

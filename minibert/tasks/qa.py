@@ -42,7 +42,7 @@ class Options:
     """Question answering's own options."""
     answers: str = option("some", "some: a question may be without an answer, as in SQuAD 2.0; all: every one has one",
                           ("some", "all"))
-    longest: int = option(30, "most pieces of an answer")
+    longest: int = option(30, "most pieces of an answer", later=True)
 
     def __post_init__(self) -> None:
         if not 1 <= self.longest <= 10 ** 6:

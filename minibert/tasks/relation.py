@@ -38,8 +38,9 @@ class Example:
 @dataclass(frozen=True)
 class Options(Columns):
     """Relation extraction's own options."""
-    columns: str = option("text,label", "names of the columns that hold the marked text and its relation")
-    none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score")
+    columns: str = option("text,label", "names of the columns that hold the marked text and its relation", later=True)
+    none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score",
+                      later=True)
 
 
 class PairHead(nn.Module):

@@ -39,10 +39,12 @@ class Example:
 @dataclass(frozen=True)
 class Options(Columns):
     """Writing's own options."""
-    columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it")
-    longest: int = option(64, "most pieces that are written for one text")
-    beams: int = option(1, "beginnings that are followed side by side (1: the most probable piece each time)")
-    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided")
+    columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it",
+                         later=True)
+    longest: int = option(64, "most pieces that are written for one text", later=True)
+    beams: int = option(1, "beginnings that are followed side by side (1: the most probable piece each time)",
+                        later=True)
+    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided", later=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
