@@ -76,7 +76,7 @@ class SpanHead(nn.Module):
 class QA:
     """The task; see tasks.Task for what each member is."""
     name = "qa"
-    defaults: dict[str, Any] = {"epochs": 8, "max_pieces": 384, "batch_size": 16}
+    defaults: dict[str, Any] = {"epochs": 7, "max_pieces": 384, "batch_size": 16}
     best = ("f1", "max")
     architecture, problem_type = "BertForQuestionAnswering", None
     head_parts = ("qa_outputs.",)
