@@ -1,6 +1,7 @@
 """Load a run folder: texts in, whatever its task says of them out."""
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> 
     if wrong := changes.keys() - later_options(kind.Options).keys():
         raise MinibertError(f"--{min(wrong).replace('_', '-')}: {folder} holds a model of --task {kind.name}, which "
                             "takes none after training; leave it out")
-    task = kind(kind.Options(**{k: v for k, v in stored.items() if k in own} | changes), read_labels(source))
+    options = kind.Options(**{k: v for k, v in stored.items() if k in own})
+    task = kind(getattr(options, "changed", partial(dataclasses.replace, options))(**changes), read_labels(source))
     if hasattr(task, "recall"):
         try:
             task.recall(read_own(source))

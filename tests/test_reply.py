@@ -3,6 +3,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from refusing import refused
 
 import minibert
 import train
-from minibert import coupled, metrics, ops, weights
+from minibert import coupled, evaluate, metrics, ops, weights
 from minibert.__main__ import main
 from minibert.batching import Batch, Feature, collate, row_generator
 from minibert.predict import read_tokenizer
@@ -386,6 +387,60 @@ def test_predict_chooses_from_the_text_or_from_a_file(run, tmp_path, capsys):
     assert "--answers FILE" in capsys.readouterr().err
 
 
+def looks(model, monkeypatch) -> list[int]:
+    """Rows of each look at the model from now on."""
+    seen: list[int] = []
+    look = evaluate.score_features
+
+    def counted(model, task, features, *rest):
+        seen.append(len(features))
+        return look(model, task, features, *rest)
+
+    monkeypatch.setattr(evaluate, "score_features", counted)
+    return seen
+
+
+def test_a_file_of_answers_is_read_once(run, tmp_path, monkeypatch):
+    (tmp_path / "answers.txt").write_text("\n".join(a for _, a in PAIRS))
+    model = minibert.load(run)
+    questions = ["who met ada ?", "the bank ||| rain ||| old acme", "is acme old"]
+    listed = model.predict([q if "|||" in q else " ||| ".join([q, *(a for _, a in PAIRS)]) for q in questions])
+    model.task.read_candidates(tmp_path / "answers.txt")
+    seen = looks(model, monkeypatch)
+    assert_equal_results(model.predict(questions[:1]), listed[:1])
+    assert seen == [1, 5, 3]                       # the question, the answers, three pairs
+    assert_equal_results(model.predict(questions), listed)
+    assert seen[3:] == [5, 3 + 2 + 3]              # three questions, two answers of their own; pairs
+    (tmp_path / "answers.txt").write_text("in lima .\nrain\nnever\nold acme")
+    model.task.read_candidates(tmp_path / "answers.txt")
+    assert {a["text"] for a in model.predict(["rain ?"])[0]["answers"]} == {"in lima .", "rain", "never", "old acme"}
+    assert seen[5:] == [1, 4, 3]
+
+
+def assert_equal_results(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert [a["text"] for a in one["answers"]] == [a["text"] for a in other["answers"]]
+        for a, b in zip(one["answers"], other["answers"], strict=True):
+            assert a == {k: v if k == "text" else pytest.approx(v, abs=1e-6) for k, v in b.items()}
+
+
+def test_pairs_may_be_read_in_another_number_later(run, tmp_path, capsys):
+    (tmp_path / "answers.txt").write_text("\n".join(a for _, a in PAIRS))
+    for n in (0, 2, 5):
+        assert main(["predict", str(run), "--rerank", str(n), "--answers", str(tmp_path / "answers.txt"), "--json",
+                     "who met ada ?"]) == 0
+        assert sum("probability" in a for a in json.loads(capsys.readouterr().out)["answers"]) == n
+    assert main(["evaluate", str(run), "--rerank", "0", "--data", str(run.parent / "d")]) == 0
+    assert "read together" not in capsys.readouterr().out
+    settings = json.loads((run / "train.json").read_text())
+    without = tmp_path / "without"
+    shutil.copytree(run, without)
+    (without / "train.json").write_text(json.dumps({**settings, "rerank": 0}))
+    assert main(["predict", str(without), "--rerank", "2", "who met ada ? ||| rain"]) == 2
+    assert "--rerank 2: the model was trained with --rerank 0" in capsys.readouterr().err
+    assert main(["predict", str(without), "--rerank", "0", "who met ada ? ||| rain"]) == 0
+
+
 def test_answers_are_refused_by_other_tasks(tiny_folder, tiny_data, tmp_path, capsys):
     output = train.train(["--task", "ner", "--weights", str(tiny_folder), "--data", str(tiny_data), "--output",
                           str(tmp_path / "r"), "--max-steps", "1", "--evaluate", "none", "--max-pieces", "24"])
@@ -400,6 +455,4 @@ def test_a_prediction_does_not_depend_on_its_company(run):
     text = "who met ada ? ||| in lima . ||| rain"
     alone, = model.predict([text])
     among = model.predict(["the bank ||| rain ||| old acme", text, "ada ||| in lima ."])[1]
-    assert [a["text"] for a in alone["answers"]] == [a["text"] for a in among["answers"]]
-    for one, other in zip(alone["answers"], among["answers"], strict=True):
-        assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-6)
+    assert_equal_results([alone], [among])

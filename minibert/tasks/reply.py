@@ -9,9 +9,9 @@ against one that does not.
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class Options(Columns):
     """Choosing replies has these options."""
     columns: str = option("question,answer", "names of the columns that hold a question and its answer", later=True)
     temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers")
-    rerank: int = option(10, "so many of the nearest answers are read again together with the question (0: none, and "
-                             "nothing of it is learnt)")
+    rerank: int = option(10, "so many of the nearest answers are read again together with the question (0: none; in "
+                             "training: and nothing of it is learnt)", later=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +53,13 @@ class Options(Columns):
             raise MinibertError(f"--temperature is {self.temperature}; it must be above 0")
         if not 0 <= self.rerank <= 10 ** 6:
             raise MinibertError(f"--rerank is {self.rerank}; it must be between 0 and 1,000,000")
+
+    def changed(self, **values: Any) -> Self:
+        """Those to use the trained model with. Raises MinibertError for pairs that it never learnt."""
+        if values.get("rerank") and not self.rerank:
+            raise MinibertError(f"--rerank {values['rerank']}: the model was trained with --rerank 0 and knows no "
+                                "pairs; leave it out")
+        return replace(self, **values)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,13 @@ class Ranking:
     order: np.ndarray                              # int64: numbers of answers
     near: np.ndarray                               # float64: the cosine of each answer, by its number
     fits: dict[int, float] = field(default_factory=dict)       # probability, of those that were read again
+
+
+@dataclass
+class Shelf:
+    """Answers that wait for every question: their features and, once a model has read those, the scores."""
+    features: list[Feature]
+    scores: list[np.ndarray] = field(default_factory=list)
 
 
 class TowerHead(PooledHead):
@@ -124,6 +138,7 @@ class Reply(FromTables):
     def __init__(self, options: Options, labels: Sequence[str] = ()):
         self.options, self.labels, self.notices = options, list(labels) or ["fits"], []
         self.candidates: tuple[str, ...] = ()      # to choose from where a raw question names none
+        self.shelf: Shelf | None = None            # of the candidates, from the first question on
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
     @property
@@ -142,7 +157,10 @@ class Reply(FromTables):
             yield Example(*texts, (), where)
 
     def read_candidates(self, file: Path) -> None:
-        """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers."""
+        """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
+
+        A model reads them with the first question and remembers; call this again if its weights change.
+        """
         if file.suffix.lower() in (".csv", ".tsv", ".jsonl"):
             found = []
             for where, (text,) in read_table(file, self.options.names[1:]):
@@ -151,7 +169,7 @@ class Reply(FromTables):
                 found.append(text.strip())
         else:
             found = [line.strip() for line in read_lines(file)]
-        self.candidates = distinct(text for text in found if text)
+        self.candidates, self.shelf = distinct(text for text in found if text), None
         if not self.candidates:
             raise MinibertError(f"{file}: no answers in it; expected one a line")
 
@@ -180,26 +198,15 @@ class Reply(FromTables):
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
-        """One feature holds the rows of both texts, [CLS] question [SEP] and [CLS] answer [SEP]; rows() takes it apart.
+        """Question and answer in one feature, as in halves(); a raw question stands alone, then each of its candidates.
 
-        A raw question has one feature, without an answer, and then one of each candidate. `targets`: pieces of the
-        question's row, the numbers of both texts, the longest row, what a second text adds to types. A text longer than
-        a row keeps its first pieces.
+        Those of read_candidates() are no question's own: the first one puts them on the shelf.
         """
-        texts = [example.question, *([example.answer] if example.answer else example.candidates)]
-        pieces = tokenizer.pieces([[text[a:b] for a, b in split_words(text)] for text in texts])
-        rows = [(np.array([tokenizer.start, *p.ids[:max_pieces - 2], tokenizer.end], np.int64),
-                 tokenizer.types * np.array([0, *p.shapes[:max_pieces - 2], 0], np.int64)) for p in pieces]
-        nothing = (np.zeros(0, np.int64),) * 2
-        pairs = [(0, 1)] if example.answer else [(0, None), *((None, i) for i in range(1, len(rows)))]
-        features = []
-        for q, a in pairs:
-            (ids, types), (more, kinds) = (nothing if i is None else rows[i] for i in (q, a))
-            targets = [len(ids), *(-1 if i is None else text_number(texts[i]) for i in (q, a)), max_pieces,
-                       1 if tokenizer.types > 1 else 0]
-            features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
-                                    np.zeros(1, np.int64), np.array([0 if example.answer else -1]), np.array(targets)))
-        return features
+        asked, room = (example.question, example.answer), (tokenizer, max_pieces)
+        if example.answer is None and example.candidates is self.candidates:
+            self.shelf = self.shelf or Shelf(halves(-1, [(None, text) for text in self.candidates], *room))
+            return halves(number, [asked], *room)
+        return halves(number, [asked, *((None, text) for text in example.candidates)], *room)
 
     def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
         """What an update reads: all questions, all answers, the pairs that fit, the pairs that do not.
@@ -274,7 +281,13 @@ class Reply(FromTables):
         asked = {f.example: f for f in features if f.targets[0]}
         known = {int(f.targets[2]): f for f in features if f.targets[2] >= 0}  # each answer once
         rows = [*map(question_row, asked.values()), *map(answer_row, known.values())]
-        rankings = self.decode(examples, rows, score(rows))
+        scores = score(rows)
+        if self.shelf:
+            there = list(map(answer_row, self.shelf.features))
+            self.shelf.scores = self.shelf.scores or score(there)
+            rows, scores = rows + there, [*scores, *self.shelf.scores]
+            known |= {int(f.targets[2]): f for f in self.shelf.features}
+        rankings = self.decode(examples, rows, scores)
         if not self.options.rerank:
             return rankings
         again = [(i, int(n)) for i, ranking in enumerate(rankings) for n in ranking.order[:self.options.rerank]]
@@ -373,6 +386,34 @@ def distinct(texts: Iterable[str]) -> tuple[str, ...]:
     for text in texts:
         first.setdefault(text_number(text), text)
     return tuple(first.values())
+
+
+def halves(number: int, pairs: Sequence[tuple[str | None, str | None]], tokenizer: Tokenizer,
+           max_pieces: int) -> list[Feature]:
+    """A feature a pair: the rows of both texts, [CLS] question [SEP] and [CLS] answer [SEP]; rows() takes it apart.
+
+    Instead of either there may be nothing. `targets`: pieces of the question's row, the numbers of both texts (-1 for
+    nothing), the longest row, what a second text adds to types. A text longer than a row keeps its first pieces.
+    """
+    pieces = iter(tokenizer.pieces([[text[a:b] for a, b in split_words(text)] for pair in pairs for text in pair
+                                    if text is not None]))
+
+    def row(text: str | None) -> tuple[np.ndarray, np.ndarray]:
+        if text is None:
+            return (np.zeros(0, np.int64),) * 2
+        p = next(pieces)
+        return (np.array([tokenizer.start, *p.ids[:max_pieces - 2], tokenizer.end], np.int64),
+                tokenizer.types * np.array([0, *p.shapes[:max_pieces - 2], 0], np.int64))
+
+    features = []
+    for pair in pairs:
+        (ids, types), (more, kinds) = map(row, pair)
+        targets = [len(ids), *(-1 if text is None else text_number(text) for text in pair), max_pieces,
+                   1 if tokenizer.types > 1 else 0]
+        label = -1 if None in pair else 0
+        features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
+                                np.zeros(1, np.int64), np.array([label]), np.array(targets)))
+    return features
 
 
 def question_row(f: Feature) -> Feature:
