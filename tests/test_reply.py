@@ -239,6 +239,21 @@ def test_the_loss_by_hand_NEG_1_NEG_2():
     assert float(sums["pairs"]) == pytest.approx(pairs, rel=1e-12)
 
 
+def test_what_train_knows_as_right_goes_with_the_rows_NEG_1(tokenizer):
+    """So a model that was loaded has the same loss for the same rows: three more answers reply to "b", in train."""
+    pairs = [("a", "ada met bruno"), ("b", "old rain"), ("c", "in lima ."), ("d", "globex"), ("e", "acme")]
+    known = task(rerank=0)
+    known.learn_labels({"train": [Example(q, a, (), "") for q, a in [*pairs, ("B", "in lima ."), ("b", "globex"),
+                                                                   ("b", "not here"), (" b", "Acme")]]})
+    batch = collate(known.rows(features(tokenizer, pairs), None))
+    z = scores_of(8, [()] * 10)
+    near = z[:5, :-1] @ z[5:, :-1].T / 0.05
+    near[1, 2:] = -torch.inf
+    wanted = (near.logsumexp(1) + near.logsumexp(0)).sum() / 2 - near.diag().sum()
+    for t in (known, task(rerank=0)):
+        assert float(t.loss(z, batch)["answers"]) == pytest.approx(float(wanted), rel=1e-12)
+
+
 @pytest.mark.parametrize("rerank", [0, 3])
 def test_the_gradient_is_autograds_NEG_3_NEG_4_NEG_5(rerank):
     z, t = scores_of(6).requires_grad_(True), task(rerank=rerank, temperature=0.3)

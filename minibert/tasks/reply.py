@@ -213,7 +213,8 @@ class Reply(FromTables):
 
         A pair that does not fit has the other answer of the update that shares most pieces with the question's own.
         """
-        questions, answers = [question_row(f) for f in features], [answer_row(f) for f in features]
+        questions = [question_row(f, sorted(self.right.get(int(f.targets[1]), ()))) for f in features]
+        answers = [answer_row(f) for f in features]
         if not self.options.rerank:
             return questions + answers
         others = nearest_others(features, self.right)
@@ -260,8 +261,9 @@ class Reply(FromTables):
     def nearness(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(near [n,n] of question i and answer j, int64 labels [n], rows [n] of questions, of answers)."""
         q, a = (places(batch, kind, scores.device) for kind in (QUESTION, ANSWER))
-        keys = np.array([f.targets[1:] for f in batch.features if f.targets[0] == QUESTION]).reshape(-1, 2)
-        as_right = right_too(keys, self.right)
+        asked = [f.targets for f in batch.features if f.targets[0] == QUESTION]
+        keys = np.array([t[1:3] for t in asked]).reshape(-1, 2)
+        as_right = right_too(keys, {int(t[1]): set(t[3:].tolist()) for t in asked})
         with in_full(scores):
             near = scores[q, :-1] @ scores[a, :-1].T / self.options.temperature  # [NEG-1]
         near = near.masked_fill(moved(torch.from_numpy(as_right), scores.device), -torch.inf)
@@ -416,10 +418,10 @@ def halves(number: int, pairs: Sequence[tuple[str | None, str | None]], tokenize
     return features
 
 
-def question_row(f: Feature) -> Feature:
-    """The question of a feature, every piece of it read."""
+def question_row(f: Feature, right: Iterable[int] = ()) -> Feature:
+    """The question of a feature, every piece of it read; behind its `targets` the numbers of all right answers."""
     n, q, a = f.targets[:3]
-    return Feature(f.example, f.ids[:n], f.types[:n], np.arange(n), np.full(n, -1), np.array([QUESTION, q, a]))
+    return Feature(f.example, f.ids[:n], f.types[:n], np.arange(n), np.full(n, -1), np.array([QUESTION, q, a, *right]))
 
 
 def answer_row(f: Feature) -> Feature:
