@@ -302,6 +302,7 @@ class Run(Resumable):
         if not self.processes.first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
         self.task = TASKS[settings.task](options)
+        self.chosen_by = chosen_by(self.task, settings.best)
         refuse_uncoupled(self.task, settings, self.processes)
         self.splits = read_data(self.task, settings)
         folder = fetch_weights(settings.weights)
@@ -338,8 +339,9 @@ class Run(Resumable):
         self.scored = [split for split in wanted if split in self.splits]
         self.progress = Progress()
         self.last_in_memory = True                 # the weights are those of the last update, not of the best epoch
-        if settings.patience and "dev" not in self.scored:
-            raise MinibertError(f"--patience is {settings.patience}; {settings.data} has no dev split to wait for")
+        for name in ("patience", "best"):
+            if (value := getattr(settings, name)) and "dev" not in self.scored:
+                raise MinibertError(f"--{name} is {value}; {settings.data} has no dev split to score")
 
     def claim(self) -> None:
         """The run folder, this run's alone as long as its lock is held, and what saves checkpoints there."""
@@ -381,7 +383,7 @@ class Run(Resumable):
 
     def end_of_epoch(self, stop: StopRequest) -> None:
         """Score dev, save if it is the best so far (or dev is not scored), note whether patience is at its end."""
-        p, (key, direction) = self.progress, self.task.best
+        p, (key, direction) = self.progress, self.chosen_by
         epoch, better, as_good, said = self.epoch_in_hand, True, True, ""
         if "dev" in self.scored:
             with stop.at_once():                   # before any number below has changed
@@ -408,6 +410,14 @@ class Run(Resumable):
                 raise MinibertError(f"{self.output}: the best model is not as it was written; --resume brings it back")
             weights.load_into(self.output, self.model)
         return {split: p.best[1:] if split == "dev" and p.best else self.evaluate(split) for split in self.scored}
+
+
+def chosen_by(task: Task, name: str | None) -> tuple[str, str]:
+    """(score, "max" or "min") that selects a checkpoint. Raises MinibertError for a score that this task has not."""
+    known = dict([task.best]) | getattr(task, "also_best", {})
+    if name is not None and name not in known:
+        raise MinibertError(f"--best is {name!r}; --task {task.name} has {', '.join(known)}")
+    return (name, known[name]) if name else task.best
 
 
 def refuse_uncoupled(task: Task, settings: TrainConfig, processes: Processes) -> None:
@@ -548,7 +558,7 @@ def summarise(run: Run, before: dict[str, tuple], after: dict[str, tuple], speed
     for split, (_, tables) in after.items():
         columns = [("before fine-tuning", before[split][1])] if split in before else []
         say(f"\n{split}\n" + side_by_side(*columns, ("after fine-tuning", tables)))
-    s, key = run.settings, run.task.best[0]
+    s, key = run.settings, run.chosen_by[0]
     say(f"\ntrained: {s.task} on {s.data} from {s.weights}, {speed['steps']:,} updates, "
           f"{speed['pieces']:,} pieces in {speed['seconds']:.0f} s ({speed['pieces_per_second']:,.0f} pieces/s)")
     for split, (scores, _) in after.items():

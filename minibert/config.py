@@ -170,6 +170,8 @@ class TrainConfig:
                                      "well (0: none; twice the time)")
     freeze: str = option("none", "what is not trained: none, embeddings, K (embeddings and the first K blocks) "
                                  "or encoder (all but the head)")
+    best: str | None = option(None, "the score on dev by which the kept epoch is chosen, by its name in metrics.jsonl, "
+                                    "such as rouge.L.f1 (default: the task's own; a wrong one lists them)")
     patience: int = option(0, "stop after so many epochs without a better dev score (0: never)")
     evaluate: str = option("all", "which splits are scored", ("all", "dev", "none"))
     before: bool = option(True, "score the untrained model too")
@@ -214,6 +216,8 @@ class TrainConfig:
                   "auto or off with --freeze: frozen token types cannot learn what the shapes mean"),
                  (self.evaluate != "none" or not self.patience, "--patience",
                   "0 with --evaluate none: there is no score to wait for"),
+                 (self.evaluate != "none" or self.best is None, "--best",
+                  "left out with --evaluate none: there is no score to choose by"),
                  (re.fullmatch(r"none|embeddings|encoder|[0-9]{1,4}", self.freeze), "--freeze",
                   "none, embeddings, encoder or a number of blocks")]
         for holds, name, wanted in rules:

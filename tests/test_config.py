@@ -269,7 +269,8 @@ WORDS = {                                          # field -> words of the comma
     "case_shapes": (["--case-shapes", "off"], "off"), "layout": (["--layout", "ragged"], "ragged"),
     "precision": (["--precision", "bf16"], "bf16"), "gradients": (["--gradients", "by-hand"], "by-hand"),
     "adversarial": (["--adversarial", "0.5"], 0.5), "freeze": (["--freeze", "3"], "3"),
-    "patience": (["--patience", "6"], 6), "evaluate": (["--evaluate", "dev"], "dev"),
+    "patience": (["--patience", "6"], 6), "best": (["--best", "bleu"], "bleu"),
+    "evaluate": (["--evaluate", "dev"], "dev"),
     "before": (["--no-before"], False), "save_every": (["--save-every", "7m"], "7m"), "keep": (["--keep", "3"], 3),
     "resume": (["--resume"], True),
     "limit": (["--limit", "29"], 29), "seed": (["--seed", "31"], 31), "device": (["--device", "cpu"], "cpu")}

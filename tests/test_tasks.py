@@ -68,8 +68,12 @@ def test_the_engines_go_the_same_way(folder, tmp_path, run):
     for engine in ENGINES[1:]:
         assert losses(tmp_path / engine) == pytest.approx(wanted, rel=2e-5)
     one, two = (json.loads((tmp_path / engine / "metrics.json").read_text()) for engine in ("autograd", "fast"))
-    best = load(tmp_path / "fast").task.best[0]    # a decision at the edge may turn
+    task = load(tmp_path / "fast").task
+    best, direction = task.best                    # a decision at the edge may turn
     assert at(one["dev"], best) == pytest.approx(at(two["dev"], best), rel=1e-3, abs=0.06)
+    for score, wanted in {**task.also_best, best: direction}.items():
+        assert isinstance(at(one["dev"], score), float)
+        assert wanted == ("min" if score in ("perplexity", "loss_a_piece") else "max")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

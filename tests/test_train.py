@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusing import refused
 from test_resume import scripted
 
 import train
@@ -287,6 +288,34 @@ def test_the_best_epoch_is_restored_and_patience_ends_the_run(tiny_folder, tiny_
     assert torch.equal(head.classifier.weight, seen[1]["head.classifier.weight"])
 
 
+@pytest.mark.parametrize("direction, kept", [("max", 2), ("min", 1)])
+def test_best_names_another_score_to_choose_by(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys, direction, kept):
+    """F1 rises all the time; recall is highest in epoch 3 and lowest in epoch 2."""
+    seen, recall = scripted(monkeypatch, 0.1, 0.2, 0.3, 0.4, 0.5), (0.4, 0.2, 0.7, 0.3, 0.6)
+    evaluate = train.Run.evaluate
+
+    def instead(self, split):
+        found, tables = evaluate(self, split)
+        found["entity"]["recall"] = recall[self.epoch_in_hand - 1]
+        return found, tables
+
+    monkeypatch.setattr(train.Run, "evaluate", instead)
+    monkeypatch.setattr(NER, "also_best", {"entity.recall": direction})
+    folder = run(tiny_folder, tiny_data, tmp_path / "r", "--epochs", "5", "--best", "entity.recall", "--no-before",
+                 "--evaluate", "dev")
+    saved, _ = weights.load(folder)
+    assert len(seen) == 5 and all(torch.equal(t, seen[kept]["bert." + n]) for n, t in saved.state_dict().items())
+    assert f"\ndev entity.recall: {recall[kept]:.3f}\n" in capsys.readouterr().out
+
+
+def test_a_score_that_cannot_choose(tiny_folder, tiny_data, tmp_path):
+    with refused("--best is 'f1'; --task ner has entity.f1, entity.precision"):
+        run(tiny_folder, tiny_data, tmp_path / "r", "--best", "f1")
+    with refused("--best is entity.f1; it must be left out with --evaluate none"):
+        run(tiny_folder, tiny_data, tmp_path / "r", "--best", "entity.f1", "--evaluate", "none")
+    assert not (tmp_path / "r").exists()
+
+
 def test_of_equal_epochs_the_last_is_kept_and_patience_still_ends(tiny_folder, tiny_data, tmp_path, monkeypatch):
     seen = scripted(monkeypatch, *[0.5] * 9)
     folder = run(tiny_folder, tiny_data, tmp_path / "r", "--epochs", "9", "--patience", "2", "--no-before")
@@ -326,6 +355,8 @@ def test_without_dev_the_last_epoch_is_kept(tiny_folder, tiny_data, tmp_path):
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(MinibertError, match="--patience is 3.*no dev split"):
         run(tiny_folder, data, tmp_path / "waits", "--patience", "3")
+    with pytest.raises(MinibertError, match="--best is entity.recall.*no dev split"):
+        run(tiny_folder, data, tmp_path / "waits", "--best", "entity.recall")
     assert not (tmp_path / "waits").exists()
 
 

@@ -27,7 +27,7 @@ class Task(Protocol):
     overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
     features.spill. Features are kept for any task.
 
-    Nine more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
+    Ten more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
     of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
     of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
     not enough; score(features) gives the scores of any features, and has the model and its precision. `head_parts`:
@@ -35,7 +35,8 @@ class Task(Protocol):
     part of which it has nothing starts new, the others are taken. `terms(batch)`: {term: labels [M], -1 for none, each
     row in one term at most}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel
     for that. `learnt`: what the loss needs of the training data, as JSON, and `recall(learnt)`, which takes it back in
-    a model that was loaded. `note_rows(split, features)`: add to `notices` what did not fit into rows.
+    a model that was loaded. `note_rows(split, features)`: add to `notices` what did not fit into rows. `also_best`:
+    {score: "max" or "min"}, those that may select a checkpoint in place of `best`.
     """
     name: str                                      # key in TASKS
     defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate

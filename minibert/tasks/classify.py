@@ -61,6 +61,7 @@ class Classify(FromTables):
         self.options, self.labels, self.notices = options, list(labels), []
         several = options.choice == "several"
         self.best = ("micro_f1" if several else "accuracy", "max")
+        self.also_best = dict.fromkeys(["accuracy", "macro_f1", "micro_f1", "weighted_f1"], "max")
         self.problem_type = "single_label_classification" if options.choice == "one" else "multi_label_classification"
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the classes, from training texts
 

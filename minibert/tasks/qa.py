@@ -77,7 +77,7 @@ class QA:
     """The task; see tasks.Task for what each member is."""
     name = "qa"
     defaults: dict[str, Any] = {"epochs": 7, "max_pieces": 384, "batch_size": 16}
-    best = ("f1", "max")
+    best, also_best = ("f1", "max"), {"exact": "max"}
     architecture, problem_type = "BertForQuestionAnswering", None
     head_parts = ("qa_outputs.",)
     new_pieces: tuple[str, ...] = ()

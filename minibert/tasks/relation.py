@@ -78,6 +78,7 @@ class Relation(FromTables):
     name = "relation"
     defaults: dict[str, Any] = {"epochs": 12}
     best = ("relation.macro_f1", "max")
+    also_best = {"relation.micro_f1": "max", "accuracy": "max"}
     architecture, problem_type = "BertForRelationExtraction", None
     trial = "<e1>Nordwind</e1> bought the shipping line <e2>Seaford</e2> in May."
     new_pieces = MARKS
