@@ -215,6 +215,12 @@ def test_correlations_by_hand():
         metrics.correlations([1, 2], [1])
 
 
+def test_numbers_may_be_chosen_by_each_of_their_scores():
+    t = Match(Match.Options(answer="score"))
+    assert {**t.also_best, **dict([t.best])} == {"pearson": "max", "spearman": "max", "mse": "min"}
+    assert metrics.correlations([1, 2], [1, 3]).keys() == {"pearson", "spearman", "mse", "support"}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_correlations_are_numpys(seed):
     draw = np.random.default_rng(seed)

@@ -56,7 +56,8 @@ class Match(FromTables):
         self.options, self.labels, self.notices = options, list(labels), []
         self.numeric = options.answer == "score"
         self.best = ("pearson" if self.numeric else "accuracy", "max")
-        self.also_best = {"spearman": "max"} if self.numeric else {"macro_f1": "max", "weighted_f1": "max"}
+        self.also_best = ({"spearman": "max", "mse": "min"} if self.numeric else
+                          {"macro_f1": "max", "weighted_f1": "max"})
         self.problem_type = "regression" if self.numeric else "single_label_classification"
 
     @property
