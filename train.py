@@ -303,6 +303,8 @@ class Run(Resumable):
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
         self.task = TASKS[settings.task](options)
         self.chosen_by = chosen_by(self.task, settings.best)
+        if settings.best == self.task.best[0]:     # the same as none, also to --resume
+            settings = dataclasses.replace(settings, best=None)
         refuse_uncoupled(self.task, settings, self.processes)
         self.splits = read_data(self.task, settings)
         folder = fetch_weights(settings.weights)
@@ -416,7 +418,7 @@ def chosen_by(task: Task, name: str | None) -> tuple[str, str]:
     """(score, "max" or "min") that selects a checkpoint. Raises MinibertError for a score that this task has not."""
     known = dict([task.best]) | getattr(task, "also_best", {})
     if name is not None and name not in known:
-        raise MinibertError(f"--best is {name!r}; --task {task.name} has {', '.join(known)}")
+        raise MinibertError(f"--best is {name!r}; --task {task.name} can choose by {', '.join(known)}")
     return (name, known[name]) if name else task.best
 
 

@@ -170,8 +170,8 @@ class TrainConfig:
                                      "well (0: none; twice the time)")
     freeze: str = option("none", "what is not trained: none, embeddings, K (embeddings and the first K blocks) "
                                  "or encoder (all but the head)")
-    best: str | None = option(None, "the score on dev by which the kept epoch is chosen, by its name in metrics.jsonl, "
-                                    "such as rouge.L.f1 (default: the task's own; a wrong one lists them)")
+    best: str | None = option(None, "the score on dev that chooses the kept epoch, such as macro_f1 or rouge.L.f1 "
+                                    "(default: the task's own; a wrong one lists what there is)")
     patience: int = option(0, "stop after so many epochs without a better dev score (0: never)")
     evaluate: str = option("all", "which splits are scored", ("all", "dev", "none"))
     before: bool = option(True, "score the untrained model too")

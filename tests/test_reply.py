@@ -102,6 +102,9 @@ def test_raw_text_and_files_of_answers(tmp_path):
     assert known.example("a?").candidates == ("one", "two") and known.example("a?|||x").candidates == ("x",)
     known.read_candidates(write(tmp_path) / "dev.csv")
     assert known.candidates == tuple(a for _, a in PAIRS)
+    (tmp_path / "pairs.txt").write_text("one ||| what?\n two|||which ?\nthree\n")
+    known.read_candidates(tmp_path / "pairs.txt")
+    assert known.candidates == ("one", "two", "three")
     (tmp_path / "empty.txt").write_text("\n")
     with refused("empty.txt: no answers"):
         known.read_candidates(tmp_path / "empty.txt")
@@ -357,6 +360,12 @@ def test_no_questions_have_no_scores():
     assert metrics.ranking_scores([]) == {"recall_1": 0.0, "recall_5": 0.0, "mrr": 0.0, "support": 0}
 
 
+@pytest.mark.parametrize("z, p", [(0.0, 0.5), (math.log(3), 0.75), (-math.log(4), 0.2), (2000.0, 1.0), (-2000.0, 0.0)])
+def test_a_fit_of_any_size_is_a_probability(z, p):
+    found = task().reordered(Ranking(["a"], np.array([0]), np.array([0.5])), {0: z})
+    assert found.fits[0] == pytest.approx(p, abs=1e-15)
+
+
 def test_nearness_and_fit_are_added():
     """Cosines / 0.05 are 10, 9, 8, 2; the pair scores 0, 3, 1 bring the second to the front, the fourth stays last."""
     ranking = Ranking(list("abcd"), np.array([0, 1, 2, 3]), np.array([0.5, 0.45, 0.4, 0.1]))
@@ -423,13 +432,43 @@ def test_a_file_of_answers_is_read_once(run, tmp_path, monkeypatch):
     model.task.read_candidates(tmp_path / "answers.txt")
     seen = looks(model, monkeypatch)
     assert_equal_results(model.predict(questions[:1]), listed[:1])
-    assert seen == [1, 5, 3]                       # the question, the answers, three pairs
+    assert seen == [5, 1, 3]                       # the answers, the question, three pairs
     assert_equal_results(model.predict(questions), listed)
     assert seen[3:] == [5, 3 + 2 + 3]              # three questions, two answers of their own; pairs
     (tmp_path / "answers.txt").write_text("in lima .\nrain\nnever\nold acme")
     model.task.read_candidates(tmp_path / "answers.txt")
     assert {a["text"] for a in model.predict(["rain ?"])[0]["answers"]} == {"in lima .", "rain", "never", "old acme"}
-    assert seen[5:] == [1, 4, 3]
+    assert seen[5:] == [4, 1, 3]
+    seen.clear()
+    model.task.read_candidates(tmp_path / "answers.txt")
+    model.features(["rain ?"])
+    model.predict([questions[1]])                  # nobody asks for those of the file
+    assert seen == [3, 2]
+
+
+def test_letter_case_makes_no_other_answer_and_yet_is_read(run, tmp_path):
+    """An answer is read as it stands with its question, whatever other questions or the file spell it like."""
+    model, text = minibert.load(run), "who met ada ? ||| RAIN ||| Old Acme ||| in lima ."
+    torch.nn.init.normal_(model.bert.embeddings.token_type.weight, generator=torch.Generator().manual_seed(4))
+    small = "who met ada ? ||| rain ||| old acme ||| in lima ."
+    alone, other = model.predict([text])[0], model.predict([small])[0]
+    near, far = ({a["text"].lower(): a["similarity"] for a in found["answers"]} for found in (alone, other))
+    assert abs(near["rain"] - far["rain"]) > 1e-3                              # shapes of letters are seen
+    (tmp_path / "answers.txt").write_text("rain\nold acme\nnever\n")
+    model.task.read_candidates(tmp_path / "answers.txt")
+    for texts in ([small, text], [text, small], ["the bank", text], [text, "the bank"], [text]):
+        assert_equal_results([model.predict(texts)[texts.index(text)]], [alone])
+
+
+def test_of_equal_answers_the_first_spelling_is_read_and_shown(run):
+    model = minibert.load(run)
+    torch.nn.init.normal_(model.bert.embeddings.token_type.weight, generator=torch.Generator().manual_seed(4))
+    for spelt in (("RAIN", "rain"), ("rain", "RAIN")):
+        examples = [Example(q, a, (), "") for q, a in zip(["who met ada ?", "is it ?", "x"], [*spelt, "old acme"],
+                                                          strict=True)]
+        found = evaluate.predict_examples(model, model.task, examples, model.encode_examples(examples))
+        wanted = model.predict([f"who met ada ? ||| {spelt[0]} ||| old acme"])
+        assert_equal_results([model.task.result(examples[0], found[0])], wanted)
 
 
 def assert_equal_results(some, others):

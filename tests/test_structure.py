@@ -122,9 +122,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapt": {"model"}, "checkpoint": {"config", "files", "optim"},
     "tasks": {"batching", "datafiles", "features", "metrics", "model", "ops", "tasks.*"},
     "tasks.*": {"batching", "datafiles", "features", "generate", "metrics", "model", "nextsentence", "ops", "pooled",
-                "textscores", "wordhead", "words"},
+                "textscores", "towerhead", "wordhead", "words"},
     "nextsentence": {"features", "pooled", "wordhead"},
     "pooled": {"batching", "config", "model", "ops"}, "wordhead": {"batching", "config", "model", "ops"},
+    "towerhead": {"pooled"},
     "generate": {"batching", "model", "precision"}, "coupled": {"batching", "precision"},
     "scratch": {"config", "datafiles", "tokenizer", "weights"},
     "evaluate": {"batching", "fast", "features", "model", "processes"},             # the tasks' interface, never a task
@@ -220,8 +221,8 @@ def test_the_map_draws_every_arrow_downwards():
     beside = {(a, b) for a, targets in arrows.items() for b in targets if levels[b] >= levels[a]}
     assert beside == {("fast", "byhand"), ("features", "batching"), ("resume", "replay"), ("tasks.classify", "pooled"),
                       ("tasks.match", "pooled"), ("tasks.relation", "pooled"), ("tasks.qa", "pooled"),
-                      ("tasks.reply", "pooled"), ("tasks.mlm", "wordhead"), ("tasks.seq2seq", "wordhead"),
-                      ("tasks.seq2seq", "generate"), ("tasks.mlm", "nextsentence"), ("nextsentence", "pooled"),
+                      ("tasks.reply", "towerhead"), ("towerhead", "pooled"), ("tasks.mlm", "wordhead"),
+                      ("tasks.seq2seq", "wordhead"), ("tasks.seq2seq", "generate"), ("tasks.mlm", "nextsentence"), ("nextsentence", "pooled"),
                       ("nextsentence", "wordhead")}
 
 

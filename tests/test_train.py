@@ -309,11 +309,19 @@ def test_best_names_another_score_to_choose_by(tiny_folder, tiny_data, tmp_path,
 
 
 def test_a_score_that_cannot_choose(tiny_folder, tiny_data, tmp_path):
-    with refused("--best is 'f1'; --task ner has entity.f1, entity.precision"):
+    with refused("--best is 'f1'; --task ner can choose by entity.f1, entity.precision"):
         run(tiny_folder, tiny_data, tmp_path / "r", "--best", "f1")
     with refused("--best is entity.f1; it must be left out with --evaluate none"):
         run(tiny_folder, tiny_data, tmp_path / "r", "--best", "entity.f1", "--evaluate", "none")
     assert not (tmp_path / "r").exists()
+
+
+def test_the_tasks_own_score_by_name_is_no_other_run(tiny_folder, tiny_data, tmp_path, capsys):
+    folder = run(tiny_folder, tiny_data, tmp_path / "r", "--max-steps", "2")
+    run(tiny_folder, tiny_data, folder, "--max-steps", "4", "--best", "entity.f1", "--resume")
+    assert "resumed from update 2" in capsys.readouterr().out
+    with refused("best was None, now entity.recall"):
+        run(tiny_folder, tiny_data, folder, "--max-steps", "5", "--best", "entity.recall", "--resume")
 
 
 def test_of_equal_epochs_the_last_is_kept_and_patience_still_ends(tiny_folder, tiny_data, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ class MLM(PieceTask):
     """The task; see tasks.Task for what each member is."""
     name = "mlm"
     defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
-    best, also_best = ("perplexity", "min"), {"accuracy": "max"}
+    best, also_best = ("perplexity", "min"), {"loss_a_piece": "min", "accuracy": "max"}
     trial = f"Paris is the capital of {HIDDEN}."
     on_disk = True
     Options, Examples = Options, Lines

@@ -179,7 +179,8 @@ class NER:
     name = "ner"
     defaults: dict[str, Any] = {}
     best = ("entity.f1", "max")
-    also_best = {"entity.precision": "max", "entity.recall": "max", "tags.micro_f1": "max", "tags.macro_f1": "max"}
+    also_best = dict.fromkeys(["entity.precision", "entity.recall", "tags.micro_f1", "tags.macro_f1",
+                               "tags.weighted_f1"], "max")
     architecture, problem_type = "BertForTokenClassification", None
     new_pieces: tuple[str, ...] = ()
     trial = "Angela Merkel met Tim Cook in Paris."

@@ -7,6 +7,7 @@ Both are learnt at once: a question's answer against those of the other question
 against one that does not.
 """
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,12 @@ from minibert.config import BertConfig, option
 from minibert.datafiles import Columns, FromTables, read_lines, read_table
 from minibert.errors import MinibertError
 from minibert.layout import moved
-from minibert.pooled import PooledHead
 from minibert.tokenizer import Tokenizer, split_words
+from minibert.towerhead import TowerHead
 
 BAR = "|||"                                        # between a question and answers that come as one text
 QUESTION, ANSWER, PAIR = 0, 1, 2                   # what a row of a batch is
+EVERYONE = -1                                      # in place of an example's number: whose answers are for all
 
 
 @dataclass(frozen=True)
@@ -73,62 +75,16 @@ class Ranking:
 
 @dataclass
 class Shelf:
-    """Answers that wait for every question: their features and, once a model has read those, the scores."""
+    """Answers that wait for every question, in order: features and, once a model has read those, vectors."""
     features: list[Feature]
-    scores: list[np.ndarray] = field(default_factory=list)
-
-
-class TowerHead(PooledHead):
-    """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair."""
-    one_a_row = True
-
-    def __init__(self, config: BertConfig):
-        super().__init__(config, 1)
-
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> [B,H+1]: H numbers of the vector, one score."""
-        row, first = rows_of_picks(batch)
-        mean, _ = ops.row_mean_forward(ops.at_least_fp32(hidden.index_select(0, batch.picks)), row, len(first))
-        score = super().forward(hidden, OnlyPicks(batch.picks[first]), masks)
-        return torch.cat([ops.unit_forward(mean)[0], score.to(mean.dtype)], 1)
-
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> [B,H+1], cache."""
-        row, first = rows_of_picks(batch)
-        picked, lookup = ops.embedding_forward(batch.picks, hidden)
-        mean, means = ops.row_mean_forward(ops.at_least_fp32(picked), row, len(first))
-        vector, unit = ops.unit_forward(mean)
-        score, pooled = super().forward_by_hand(hidden, OnlyPicks(batch.picks[first]), masks)
-        return torch.cat([vector, score.to(mean.dtype)], 1), (lookup, picked.dtype, means, unit, score.dtype, pooled)
-
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[B,H+1] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, dtype, means, unit, score_dtype, pooled = cache
-        dmean = ops.unit_backward(dscores[:, :-1], unit)
-        dhidden = ops.embedding_backward(ops.row_mean_backward(dmean, means).to(dtype), lookup)
-        dfirst, pairs = super().backward_by_hand(dscores[:, -1:].to(score_dtype), pooled)
-        return dhidden + dfirst, pairs
-
-
-@dataclass(frozen=True)
-class OnlyPicks:
-    """What the head of a pair reads of a batch."""
-    picks: Tensor
-
-
-def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
-    """int64: the row of each pick [M]; the first pick of each row [B]."""
-    counts = np.array([len(f.picks) for f in batch.features])
-    row = np.repeat(np.arange(len(counts)), counts)
-    return moved(torch.from_numpy(row), batch.picks.device), moved(torch.from_numpy(np.cumsum(counts) - counts),
-                                                                   batch.picks.device)
+    vectors: np.ndarray | None = None              # float64 [N,H]
 
 
 class Reply(FromTables):
     """The task; see tasks.Task for what each member is."""
     name = "reply"
     defaults: dict[str, Any] = {"epochs": 8}
-    best, also_best = ("mrr", "max"), {"recall_1": "max", "recall_5": "max"}
+    best, also_best = ("mrr", "max"), dict.fromkeys(["recall_1", "recall_5", "vectors.mrr"], "max")
     architecture, problem_type = "BertForSequenceClassification", "multi_label_classification"
     new_pieces: tuple[str, ...] = ()
     trial = f"My card is gone, what now? {BAR} Block it in the app at once. {BAR} A transfer takes one working day."
@@ -159,7 +115,8 @@ class Reply(FromTables):
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
 
-        A model reads them with the first question and remembers; call this again if its weights change.
+        In .txt what follows ||| is left out, as in the data. A model reads the answers with the first question and
+        remembers; call this again if its weights or its precision change.
         """
         if file.suffix.lower() in (".csv", ".tsv", ".jsonl"):
             found = []
@@ -168,7 +125,7 @@ class Reply(FromTables):
                     raise MinibertError(f"{where}: {text!r} is no text; expected an answer")
                 found.append(text.strip())
         else:
-            found = [line.strip() for line in read_lines(file)]
+            found = [line.split(BAR)[0].strip() for line in read_lines(file)]
         self.candidates, self.shelf = distinct(text for text in found if text), None
         if not self.candidates:
             raise MinibertError(f"{file}: no answers in it; expected one a line")
@@ -203,7 +160,7 @@ class Reply(FromTables):
         Those of read_candidates() are no question's own: the first one puts them on the shelf.
         """
         asked, room = (example.question, example.answer), (tokenizer, max_pieces)
-        if example.answer is None and example.candidates is self.candidates:
+        if self.on_shelf(example):
             self.shelf = self.shelf or Shelf(halves(-1, [(None, text) for text in self.candidates], *room))
             return halves(number, [asked], *room)
         return halves(number, [asked, *((None, text) for text in example.candidates)], *room)
@@ -281,44 +238,63 @@ class Reply(FromTables):
               features: Sequence[Feature]) -> list[Ranking]:
         """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
         asked = {f.example: f for f in features if f.targets[0]}
-        known = {int(f.targets[2]): f for f in features if f.targets[2] >= 0}  # each answer once
+        known: dict[tuple[int, int], Feature] = {}                             # each answer once, as it came first
+        for f in features:
+            if f.targets[2] >= 0:
+                known.setdefault((owner(examples[f.example], f), int(f.targets[2])), f)
+        if self.shelf and self.shelf.vectors is None and any(map(self.on_shelf, examples)):
+            found = score(list(map(answer_row, self.shelf.features)))
+            self.shelf.vectors = np.concatenate(found)[:, :-1].astype(np.float64)
         rows = [*map(question_row, asked.values()), *map(answer_row, known.values())]
-        scores = score(rows)
-        if self.shelf:
-            there = list(map(answer_row, self.shelf.features))
-            self.shelf.scores = self.shelf.scores or score(there)
-            rows, scores = rows + there, [*scores, *self.shelf.scores]
-            known |= {int(f.targets[2]): f for f in self.shelf.features}
-        rankings = self.decode(examples, rows, scores)
+        rankings = self.decode(examples, rows, score(rows))
         if not self.options.rerank:
             return rankings
+
+        def answer(i: int, n: int) -> Feature:
+            if self.on_shelf(examples[i]):
+                return self.shelf.features[n]
+            return known[owner(examples[i], asked[i]), text_number(rankings[i].answers[n])]
+
         again = [(i, int(n)) for i, ranking in enumerate(rankings) for n in ranking.order[:self.options.rerank]]
-        pairs = [pair_row(asked[i], known[text_number(rankings[i].answers[n])], -1) for i, n in again]
+        pairs = [pair_row(asked[i], answer(i, n), -1) for i, n in again]
         fits: dict[int, dict[int, float]] = defaultdict(dict)
         for (i, n), row in zip(again, score(pairs), strict=True):
             fits[i][n] = float(row[0, -1])
         return [self.reordered(ranking, fits[i]) for i, ranking in enumerate(rankings)]
+
+    def on_shelf(self, example: Example) -> bool:
+        """Whether a raw question chooses from the answers of read_candidates()."""
+        return bool(self.candidates) and example.candidates is self.candidates
 
     def reordered(self, ranking: Ranking, scores: dict[int, float]) -> Ranking:
         """The nearest by nearness and fit together, log-odds added; the others stay behind them."""
         value = {n: z + float(ranking.near[n]) / self.options.temperature for n, z in scores.items()}
         front = sorted(scores, key=lambda n: -value[n])
         order = np.array([*front, *ranking.order[len(front):]], np.int64)
-        return Ranking(ranking.answers, order, ranking.near, {n: float(1 / (1 + np.exp(-scores[n]))) for n in front})
+        return Ranking(ranking.answers, order, ranking.near, {n: sigmoid(scores[n]) for n in front})
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Ranking]:
         """Rows of questions and of distinct answers with their vectors -> all candidates of each question by cosine."""
-        asked = {f.example: z[0, :-1] for f, z in zip(features, scores, strict=True) if f.targets[0] == QUESTION}
-        known = {int(f.targets[2]): z[0, :-1] for f, z in zip(features, scores, strict=True) if f.targets[0] == ANSWER}
-        tables: dict[tuple[str, ...], np.ndarray] = {}                         # vectors of a list of candidates
+        asked, known = {}, {}
+        for f, z in zip(features, scores, strict=True):
+            if f.targets[0] == QUESTION:
+                asked[f.example] = z[0, :-1].astype(np.float64)
+            else:
+                known[owner(examples[f.example], f), int(f.targets[2])] = z[0, :-1].astype(np.float64)
         everyone = distinct(e.answer for e in examples if e.answer)
+        of_all = [known[EVERYONE, text_number(text)] for text in everyone]
+        of_all = np.stack(of_all) if of_all else None
         rankings = []
         for i, example in enumerate(examples):
-            answers = example.candidates or everyone
-            if answers not in tables:
-                tables[answers] = np.stack([known[text_number(text)] for text in answers]).astype(np.float64)
-            near = tables[answers] @ asked[i].astype(np.float64)
+            if self.on_shelf(example):
+                answers, vectors = example.candidates, self.shelf.vectors
+            elif example.candidates:
+                answers = example.candidates
+                vectors = np.stack([known[i, text_number(text)] for text in answers])
+            else:
+                answers, vectors = everyone, of_all
+            near = vectors @ asked[i]
             rankings.append(Ranking(answers, np.argsort(-near, kind="stable"), near))
         return rankings
 
@@ -416,6 +392,16 @@ def halves(number: int, pairs: Sequence[tuple[str | None, str | None]], tokenize
         features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
                                 np.zeros(1, np.int64), np.array([label]), np.array(targets)))
     return features
+
+
+def owner(example: Example, f: Feature) -> int:
+    """Whose the answer of a feature is: a raw question has its own, all others share theirs."""
+    return f.example if example.candidates else EVERYONE
+
+
+def sigmoid(z: float) -> float:
+    """1 / (1 + e^-z), which no z overflows."""
+    return 0.5 + 0.5 * math.tanh(z / 2)
 
 
 def question_row(f: Feature, right: Iterable[int] = ()) -> Feature:

@@ -67,8 +67,8 @@ class Seq2Seq(FromTables, PieceTask):
     name: str
     defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
     best = ("loss_a_piece", "min")
-    also_best = {"loss_a_piece": "min", "bleu": "max", "rouge.1.f1": "max", "rouge.2.f1": "max", "rouge.L.f1": "max",
-                 "exact": "max"}
+    also_best = {"loss_a_piece": "min", "perplexity": "min", "bleu": "max", "exact": "max",
+                 **{f"rouge.{kind}.f1": "max" for kind in ("1", "2", "L")}}
     trial: str
     newest = False                                 # of a source that does not fit: read its end, not its beginning
     Options = Options
