@@ -303,8 +303,6 @@ class Run(Resumable):
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
         self.task = TASKS[settings.task](options)
         self.chosen_by = chosen_by(self.task, settings.best)
-        if settings.best == self.task.best[0]:     # the same as none, also to --resume
-            settings = dataclasses.replace(settings, best=None)
         refuse_uncoupled(self.task, settings, self.processes)
         self.splits = read_data(self.task, settings)
         folder = fetch_weights(settings.weights)
@@ -320,6 +318,7 @@ class Run(Resumable):
         self.plan()
         self.claim()
         self.record = {**dataclasses.asdict(self.settings), **dataclasses.asdict(options), "output": str(self.output),
+                       "best": None if self.chosen_by == self.task.best else settings.best,  # one run to --resume
                        "updates": self.total, "threads": torch.get_num_threads(), "processes": self.processes.size,
                        "device": device.type, "torch": torch.__version__}
         try:

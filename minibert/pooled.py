@@ -62,6 +62,11 @@ def mean_scores(examples: int, outputs: int, features: Sequence[Feature], scores
     return sums / counts
 
 
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """Any shape -> probabilities of that shape; no score overflows it."""
+    return np.exp(-np.logaddexp(0.0, -scores))
+
+
 def softmax(scores: np.ndarray) -> np.ndarray:
     """[N,K] -> probabilities [N,K]."""
     e = np.exp(scores - scores.max(-1, keepdims=True))

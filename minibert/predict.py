@@ -1,7 +1,7 @@
 """Load a run folder: texts in, whatever its task says of them out."""
 import dataclasses
+import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,15 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> 
         raise MinibertError(f"--{min(wrong).replace('_', '-')}: {folder} holds a model of --task {kind.name}, which "
                             "takes none after training; leave it out")
     options = kind.Options(**{k: v for k, v in stored.items() if k in own})
-    task = kind(getattr(options, "changed", partial(dataclasses.replace, options))(**changes), read_labels(source))
+    if hasattr(options, "check_changes"):
+        options.check_changes(changes)
+    task = kind(dataclasses.replace(options, **changes), read_labels(source))
     if hasattr(task, "recall"):
         try:
             task.recall(read_own(source))
         except MinibertError as e:
             raise MinibertError(f"{source}/config.json: {e}") from None
-    head = task.head(BertConfig.read(source))
+    with warnings.catch_warnings(action="ignore"):         # of a head without labels, which load_weights() refuses
+        head = task.head(BertConfig.read(source))
     bert, _ = load_weights(source, head)
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)

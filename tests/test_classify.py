@@ -1,6 +1,7 @@
 """tasks/classify.py: reading, targets, windows, decoding, scores and the saved folder, each on a worked example."""
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -362,3 +363,6 @@ def test_a_loaded_model_weighs_classes_as_its_run_did(tiny_folder, tmp_path):
     del config["minibert"]["class_weights"]
     file.write_text(json.dumps(config))
     assert load(run).task.weights.tolist() == [1.0, 1.0]
+    file.write_text(json.dumps({**config, "id2label": {}}))
+    with warnings.catch_warnings(action="error"), refused("classifier.weight is [2, ", "config.json asks for [0, "):
+        load(run)                                  # one line, and none of torch's before it

@@ -363,8 +363,8 @@ def test_without_dev_the_last_epoch_is_kept(tiny_folder, tiny_data, tmp_path):
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(MinibertError, match="--patience is 3.*no dev split"):
         run(tiny_folder, data, tmp_path / "waits", "--patience", "3")
-    with pytest.raises(MinibertError, match="--best is entity.recall.*no dev split"):
-        run(tiny_folder, data, tmp_path / "waits", "--best", "entity.recall")
+    with pytest.raises(MinibertError, match="--best is entity.f1; .*no dev split"):
+        run(tiny_folder, data, tmp_path / "waits", "--best", "entity.f1")
     assert not (tmp_path / "waits").exists()
 
 

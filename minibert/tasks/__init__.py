@@ -43,8 +43,8 @@ class Task(Protocol):
     best: tuple[str, str]                          # the score that selects a checkpoint, ("entity.f1", "max")
     architecture: str                              # the published class that opens a run folder
     problem_type: str | None                       # the published config's word for the kind of labels
-    Options: type                                  # dataclass of config.option()s; changed(**values), if it has that,
-                                                   # gives those of a trained model with the new values of later ones
+    Options: type                                  # dataclass of config.option()s; check_changes(changes), if it has
+                                                   # that, refuses what a model trained with these cannot be used with
     new_pieces: tuple[str, ...]                    # that the vocabulary needs for it, such as marks around a span
     trial: str                                     # a text to try a model of this task on
     labels: list[str]                              # [K] names, by number

@@ -18,7 +18,7 @@ from minibert.batching import Batch, Feature, word_features
 from minibert.config import BertConfig, option
 from minibert.datafiles import Columns, FromTables, read_table
 from minibert.errors import MinibertError
-from minibert.pooled import PooledHead, mean_scores, softmax
+from minibert.pooled import PooledHead, mean_scores, sigmoid, softmax
 from minibert.tokenizer import Tokenizer, split_words
 
 
@@ -202,7 +202,7 @@ class Classify(FromTables):
         if self.options.choice == "one":
             p = softmax(means)
         else:
-            p = np.exp(-np.logaddexp(0.0, -means))
+            p = sigmoid(means)
         p = np.concatenate([1 - p, p], 1) if self.options.choice == "yes-no" else p
         return [dict(zip(self.labels, row.tolist(), strict=True)) for row in p]
 

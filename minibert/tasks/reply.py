@@ -7,12 +7,11 @@ Both are learnt at once: a question's answer against those of the other question
 against one that does not.
 """
 import hashlib
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from minibert.config import BertConfig, option
 from minibert.datafiles import Columns, FromTables, read_lines, read_table
 from minibert.errors import MinibertError
 from minibert.layout import moved
+from minibert.pooled import sigmoid
 from minibert.tokenizer import Tokenizer, split_words
 from minibert.towerhead import TowerHead
 
@@ -56,12 +56,11 @@ class Options(Columns):
         if not 0 <= self.rerank <= 10 ** 6:
             raise MinibertError(f"--rerank is {self.rerank}; it must be between 0 and 1,000,000")
 
-    def changed(self, **values: Any) -> Self:
-        """Those to use the trained model with. Raises MinibertError for pairs that it never learnt."""
-        if values.get("rerank") and not self.rerank:
-            raise MinibertError(f"--rerank {values['rerank']}: the model was trained with --rerank 0 and knows no "
+    def check_changes(self, changes: Mapping[str, Any]) -> None:
+        """Raises MinibertError where a model trained with these options is to read pairs that it never learnt."""
+        if changes.get("rerank") and not self.rerank:
+            raise MinibertError(f"--rerank {changes['rerank']}: the model was trained with --rerank 0 and knows no "
                                 "pairs; leave it out")
-        return replace(self, **values)
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class Reply(FromTables):
         known: dict[tuple[int, int], Feature] = {}                             # each answer once, as it came first
         for f in features:
             if f.targets[2] >= 0:
-                known.setdefault((owner(examples[f.example], f), int(f.targets[2])), f)
+                known.setdefault((owner(examples, f.example), int(f.targets[2])), f)
         if self.shelf and self.shelf.vectors is None and any(map(self.on_shelf, examples)):
             found = score(list(map(answer_row, self.shelf.features)))
             self.shelf.vectors = np.concatenate(found)[:, :-1].astype(np.float64)
@@ -253,7 +252,7 @@ class Reply(FromTables):
         def answer(i: int, n: int) -> Feature:
             if self.on_shelf(examples[i]):
                 return self.shelf.features[n]
-            return known[owner(examples[i], asked[i]), text_number(rankings[i].answers[n])]
+            return known[owner(examples, i), text_number(rankings[i].answers[n])]
 
         again = [(i, int(n)) for i, ranking in enumerate(rankings) for n in ranking.order[:self.options.rerank]]
         pairs = [pair_row(asked[i], answer(i, n), -1) for i, n in again]
@@ -271,7 +270,8 @@ class Reply(FromTables):
         value = {n: z + float(ranking.near[n]) / self.options.temperature for n, z in scores.items()}
         front = sorted(scores, key=lambda n: -value[n])
         order = np.array([*front, *ranking.order[len(front):]], np.int64)
-        return Ranking(ranking.answers, order, ranking.near, {n: sigmoid(scores[n]) for n in front})
+        fits = sigmoid(np.array([scores[n] for n in front]))
+        return Ranking(ranking.answers, order, ranking.near, dict(zip(front, fits.tolist(), strict=True)))
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Ranking]:
@@ -281,19 +281,21 @@ class Reply(FromTables):
             if f.targets[0] == QUESTION:
                 asked[f.example] = z[0, :-1].astype(np.float64)
             else:
-                known[owner(examples[f.example], f), int(f.targets[2])] = z[0, :-1].astype(np.float64)
+                known[owner(examples, f.example), int(f.targets[2])] = z[0, :-1].astype(np.float64)
+
+        def table(who: int, answers: Sequence[str]) -> np.ndarray:
+            return np.stack([known[who, text_number(text)] for text in answers])
+
         everyone = distinct(e.answer for e in examples if e.answer)
-        of_all = [known[EVERYONE, text_number(text)] for text in everyone]
-        of_all = np.stack(of_all) if of_all else None
+        shared = table(EVERYONE, everyone) if everyone else None
         rankings = []
         for i, example in enumerate(examples):
             if self.on_shelf(example):
                 answers, vectors = example.candidates, self.shelf.vectors
             elif example.candidates:
-                answers = example.candidates
-                vectors = np.stack([known[i, text_number(text)] for text in answers])
+                answers, vectors = example.candidates, table(i, example.candidates)
             else:
-                answers, vectors = everyone, of_all
+                answers, vectors = everyone, shared
             near = vectors @ asked[i]
             rankings.append(Ranking(answers, np.argsort(-near, kind="stable"), near))
         return rankings
@@ -394,14 +396,9 @@ def halves(number: int, pairs: Sequence[tuple[str | None, str | None]], tokenize
     return features
 
 
-def owner(example: Example, f: Feature) -> int:
-    """Whose the answer of a feature is: a raw question has its own, all others share theirs."""
-    return f.example if example.candidates else EVERYONE
-
-
-def sigmoid(z: float) -> float:
-    """1 / (1 + e^-z), which no z overflows."""
-    return 0.5 + 0.5 * math.tanh(z / 2)
+def owner(examples: Sequence[Example], i: int) -> int:
+    """Whose the answers of example i are: a question with candidates has its own, all others share theirs."""
+    return i if examples[i].candidates else EVERYONE
 
 
 def question_row(f: Feature, right: Iterable[int] = ()) -> Feature:
