@@ -19,29 +19,37 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minibert import coupled, fast, hub, weights
-from minibert.adapt import freeze
-from minibert.batching import Batch, Feature, collate, epoch_batches, row_generator
-from minibert.byhand import reached_gradients
-from minibert.checkpoint import Checkpoints, Interval
-from minibert.commandline import option_given, option_names, parse, read_settings
-from minibert.config import TrainConfig
+from minibert.adapt.freeze import freeze
+from minibert.adapt.grow import grow_types, grow_words
+from minibert.checkpoints import hub, weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core import coupled
+from minibert.core.batch import Batch, Feature, collate
+from minibert.core.byhand import reached_gradients
+from minibert.core.dropout import DropoutMasks
+from minibert.core.model import Bert, Model, initialise
+from minibert.core.optim import SGD, AdamW, Optimizer, decay_groups, lr_at
+from minibert.core.precision import LossScaler, autocast, resolve_precision
+from minibert.data.order import epoch_batches, row_generator
+from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
+from minibert.engines.fast import encoder as fast
+from minibert.engines.fast.adamw import FusedAdamW
+from minibert.engines.fast.memory import keep_memory
 from minibert.errors import MinibertError
-from minibert.evaluate import at, predict_examples
 from minibert.files import write_json
-from minibert.model import Bert, Model, grow_types, grow_words, initialise
-from minibert.optim import SGD, AdamW, Optimizer, decay_groups, lr_at
-from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
-from minibert.predict import read_tokenizer
-from minibert.prepare import Splits, encode_splits, read_splits
-from minibert.processes import ALONE, Processes, join
-from minibert.replay import NotFinite, replay
-from minibert.resume import Progress, Resumable
-from minibert.runfolder import claim_folder, lock
-from minibert.stopping import Stopped, StopRequest
-from minibert.tasks import TASKS, Task
-from minibert.terminal import Advice, exit_code, interpreter, print_wrapped, say, side_by_side
-from minibert.tokenizer import CASE_SHAPES, Tokenizer
+from minibert.options import option_given, option_names, parse, read_settings
+from minibert.run.checkpoint import Checkpoints, Interval
+from minibert.run.folder import claim_folder, lock
+from minibert.run.processes import ALONE, Processes, SharedScorer, join
+from minibert.run.replay import NotFinite, replay
+from minibert.run.resume import Progress, Resumable
+from minibert.run.stopping import Stopped, StopRequest
+from minibert.run.terminal import Advice, exit_code, interpreter, print_wrapped, say, side_by_side
+from minibert.settings import TrainConfig
+from minibert.tasks import TASKS
+from minibert.tasks.base import Task
+from minibert.use.evaluate import at, predict_by
+from minibert.use.prepare import Splits, encode_splits, read_splits
 
 TRAINING = Advice(                                 # what to do when a run ends otherwise than it should
     memory="give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume goes on from the last "
@@ -164,7 +172,7 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
         print_wrapped(f"trained, {what}: {len(g['names'])} tensors, {count:,} numbers: {shorten(g['names'])}")
     if settings.optimizer == "sgd":
         return SGD(groups, settings.learning_rate, settings.momentum)
-    rule = fast.FusedAdamW if settings.gradients == "fast" else AdamW
+    rule = FusedAdamW if settings.gradients == "fast" else AdamW
     return rule(groups, settings.learning_rate, (settings.beta1, settings.beta2), settings.epsilon,
                 bias_correction=settings.bias_correction)
 
@@ -295,7 +303,7 @@ class Run(Resumable):
 
     def __init__(self, argv: list[str]):
         """Everything from the command line's words to a claimed run folder and a model, new or as it was saved."""
-        fast.keep_memory()
+        keep_memory()
         settings, options, chosen = resolve_settings(argv)
         device = resolve_device(settings.device)
         self.processes = join(device.type)
@@ -376,8 +384,8 @@ class Run(Resumable):
     def evaluate(self, split: str) -> tuple[dict[str, Any], str]:
         """(scores, text tables) of one split."""
         examples = self.splits[split]
-        guess = predict_examples(self.model, self.task, examples, self.features[split], self.settings.precision,
-                                 self.processes)
+        score = SharedScorer(self.model, self.task, self.settings.precision, self.processes)
+        guess = predict_by(score, examples, self.features[split])
         if self.progress.step > self.progress.scored:
             self.warn_of_collapse(guess, examples)
         return self.task.score(guess, examples), self.task.report(guess, examples)

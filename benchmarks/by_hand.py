@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402 (train.py is a script beside the package)
-from minibert.batching import epoch_batches  # noqa: E402
+from minibert.data.order import epoch_batches  # noqa: E402
 
 ENGINES = ("autograd", "by-hand")
 

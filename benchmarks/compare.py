@@ -45,13 +45,13 @@ from summary import COUNTED, UNITS, add_limits, best_rates, disagreements, matri
 from workers import Worker, start  # noqa: E402
 
 import minibert  # noqa: E402
-from minibert.commandline import OneLineParser  # noqa: E402
-from minibert.config import BertConfig  # noqa: E402
-from minibert.datafiles import find_files  # noqa: E402
+from minibert.checkpoints.weights import random_bert, save  # noqa: E402
+from minibert.core.config import BertConfig  # noqa: E402
+from minibert.core.precision import resolve_precision  # noqa: E402
+from minibert.data.tables import find_files  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
-from minibert.precision import resolve_precision  # noqa: E402
-from minibert.tasks.ner import SUFFIXES  # noqa: E402
-from minibert.weights import random_bert, save  # noqa: E402
+from minibert.options import OneLineParser  # noqa: E402
+from minibert.tasks.conll import SUFFIXES  # noqa: E402
 
 BASE = BertConfig(vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
                   intermediate_size=3072)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minibert import textscores  # noqa: E402 (this checkout's, whatever else is installed)
+from minibert.scores import texts as textscores  # noqa: E402 (this checkout's, whatever else is installed)
 from minibert.tasks import TASKS  # noqa: E402
 
 END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÄÖÜ])")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from minibert.products import Convolution
+from minibert.engines.fast.linear import Convolution
 
 SECONDS = 0.4                                      # spent on each measurement, at least
 SQUARE = 2048
@@ -43,7 +43,7 @@ def block_shapes(H: int, F_: int) -> list[tuple[int, int, int]]:
 def rate(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> float:
     """GFLOP/s of x [m,k] · wᵀ [k,n] over `shapes` (m, k, n), 2·m·k·n each; inputs are in `dtype` already.
 
-    Torch has two libraries that can be asked for a product (see minibert/products.py); the faster one counts.
+    Torch has two libraries that can be asked for a product (see minibert/engines/fast/linear.py); the faster counts.
     """
     def fastest(m: int, k: int, n: int) -> float:
         x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)

@@ -7,10 +7,10 @@ import torch
 from contender import SCHEDULE, Contender
 
 import train
-from minibert.batching import epoch_batches
+from minibert.core.optim import lr_at
+from minibert.data.order import epoch_batches
 from minibert.errors import MinibertError
-from minibert.evaluate import score_features
-from minibert.optim import lr_at
+from minibert.use.evaluate import score_features
 
 
 class Minibert(Contender):

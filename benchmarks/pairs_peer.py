@@ -26,7 +26,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minibert.metrics import correlations  # noqa: E402 (this checkout's, whatever else is installed)
+from minibert.scores.numbers import correlations  # noqa: E402 (this checkout's, whatever else is installed)
 
 BATCH = 32
 

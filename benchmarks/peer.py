@@ -18,9 +18,9 @@ import torch
 import transformers as hf
 from contender import BATCH, SCHEDULE, Contender
 
-from minibert.batching import epoch_batches
-from minibert.datafiles import find_files
-from minibert.tasks.ner import SUFFIXES
+from minibert.data.order import epoch_batches
+from minibert.data.tables import find_files
+from minibert.tasks.conll import SUFFIXES
 
 NO_LABEL = -100                                    # what the loss of torch leaves out
 LONGEST = 256

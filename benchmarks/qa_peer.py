@@ -22,7 +22,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minibert.textscores import answer_scores  # noqa: E402 (this checkout's, whatever else is installed)
+from minibert.scores.texts import answer_scores  # noqa: E402 (this checkout's, whatever else is installed)
 
 BATCH, LONGEST = 16, 30
 SCORED = ("input_ids", "token_type_ids", "attention_mask")

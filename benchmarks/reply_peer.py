@@ -17,8 +17,11 @@ from pathlib import Path
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minibert.metrics import ranking_scores  # noqa: E402 (this checkout's, whatever else is installed)
-from minibert.tasks.reply import distinct, text_number  # noqa: E402
+from minibert.scores.numbers import ranking_scores  # noqa: E402 (this checkout's, whatever else is installed)
+from minibert.tasks.reply import (
+    distinct,  # noqa: E402
+    text_number,  # noqa: E402
+)
 
 
 def read(file: Path) -> list[tuple[str, str]]:

@@ -15,9 +15,9 @@ sys.path.insert(0, str(ROOT))                      # this checkout's minibert, w
 import torch  # noqa: E402
 
 import train  # noqa: E402
-from minibert.batching import epoch_batches  # noqa: E402
-from minibert.checkpoint import Interval  # noqa: E402
-from minibert.config import TrainConfig  # noqa: E402
+from minibert.data.order import epoch_batches  # noqa: E402
+from minibert.run.checkpoint import Interval  # noqa: E402
+from minibert.settings import TrainConfig  # noqa: E402
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ LIBRARY = 1000                                     # sentences a call of encode_
 
 def make(data: Path, folder: Path, sentences: int, seed: int) -> None:
     """train.txt of `sentences` sentences, dev.txt and test.txt of a hundredth of that, from `data`'s training file."""
-    from minibert.tasks.ner import NER, read_conll
+    from minibert.tasks.conll import read_conll
+    from minibert.tasks.ner import NER
     units: list[list[str]] = []                    # the lines of an entity, or of one word outside
     lengths: list[int] = []
     for document in read_conll(NER(NER.Options()).files(data)["train"]):
@@ -93,7 +94,7 @@ def library(tokenizer, sentences: list[list[str]]) -> None:
 
 def alternate(task, examples, tokenizer, size: int) -> dict[str, float]:
     """Sentences a second of encode_all and of the library (medians), every block given to both in turn."""
-    from minibert.evaluate import encode_all
+    from minibert.use.prepare import encode_all
     ours, theirs, letters, words = [], [], 0, 0              # the first two: sentences a second, a block each
     for start in range(0, len(examples), size):
         block = examples[start:start + size]
@@ -112,10 +113,10 @@ def parts(folder: Path, weights: str) -> dict[str, float]:
     """Reading, then tokenising in one go, then beside the library."""
     import torch  # noqa: F401 (its memory counts)
 
-    from minibert import hub
-    from minibert.evaluate import encode_all
+    from minibert.checkpoints import hub
+    from minibert.data.tokenizer import Tokenizer
     from minibert.tasks.ner import NER
-    from minibert.tokenizer import Tokenizer
+    from minibert.use.prepare import encode_all
     before = status("VmHWM")
     task, tokenizer = NER(NER.Options()), Tokenizer.read(hub.fetch(weights))
     tokenizer.case_shapes = tokenizer.uncased
@@ -139,9 +140,9 @@ def parts(folder: Path, weights: str) -> dict[str, float]:
 
 def new(folder: Path, weights: str) -> dict[str, float]:
     """Sentences of as many words, each word new: letters in an order that never comes again."""
-    from minibert import hub
+    from minibert.checkpoints import hub
+    from minibert.data.tokenizer import Tokenizer
     from minibert.tasks.ner import NER
-    from minibert.tokenizer import Tokenizer
     task, tokenizer = NER(NER.Options(), ["O"]), Tokenizer.read(hub.fetch(weights))
     tokenizer.case_shapes = tokenizer.uncased
     syllables = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
@@ -206,7 +207,7 @@ def curve(weights: str, pieces: int, rounds: int) -> dict:
     import torch
 
     import train
-    from minibert.batching import Feature
+    from minibert.core.batch import Feature
     with tempfile.TemporaryDirectory() as output:
         run = train.Run(["--weights", weights, "--output", output + "/run", "--max-pieces", "512", "--no-before"])
     config = run.model.bert.config
@@ -235,9 +236,10 @@ def attention_seconds(shape: tuple[int, int, int, int], p: float, precision: str
     """Seconds of one block's attention forward and backward on [B,A,T,D], mask drawn as in training."""
     import torch
 
-    from minibert import model
-    from minibert.layout import Layout
-    from minibert.precision import DropoutMasks, autocast
+    from minibert.core import model
+    from minibert.core.dropout import DropoutMasks
+    from minibert.core.layout import Layout
+    from minibert.core.precision import autocast
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     q, k, v = (torch.randn(shape, dtype=kind).requires_grad_() for _ in range(3))
     B, A, T, _ = shape

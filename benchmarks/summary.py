@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from minibert.config import BertConfig
+from minibert.core.config import BertConfig
 
 FLOPS_A_WEIGHT = {"train": 6, "score": 2}          # multiply and add: forward 2, backward 4
 UNITS = {"train": "pieces/s", "score": "pieces/s", "start": "s", "memory": "MB"}

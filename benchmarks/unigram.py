@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import minibert  # noqa: E402 (this checkout's, whatever else is installed)
-from minibert.batching import row_generator  # noqa: E402
+from minibert.data.order import row_generator  # noqa: E402
 
 
 def labels(task: Any, features: Sequence[Any]) -> Iterator[np.ndarray]:

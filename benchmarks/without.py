@@ -26,9 +26,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402 (train.py is a script beside the package)
-from minibert import byhand, fast, ops, optim, products  # noqa: E402
-from minibert.batching import epoch_batches  # noqa: E402
-from minibert.precision import DropoutMasks  # noqa: E402
+from minibert.core import byhand, ops, optim  # noqa: E402
+from minibert.core.dropout import DropoutMasks  # noqa: E402
+from minibert.data.order import epoch_batches  # noqa: E402
+from minibert.engines.fast import encoder as fast  # noqa: E402
+from minibert.engines.fast import linear as products  # noqa: E402
+from minibert.engines.fast.adamw import FusedAdamW  # noqa: E402
 
 WARM_UP = 4
 
@@ -74,7 +77,7 @@ class Variant(NamedTuple):
     """How an update goes without a piece: what is patched meanwhile, the engine, the optimizer's rule."""
     patched: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     engine: str = "fast"
-    rule: type[optim.AdamW] = fast.FusedAdamW
+    rule: type[optim.AdamW] = FusedAdamW
 
 
 def patched(name: str, other: Any) -> Variant:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minibert.commandline import OneLineParser
 from minibert.errors import MinibertError
-from minibert.terminal import Advice, exit_code, lead_nowhere
+from minibert.options import OneLineParser
+from minibert.run.terminal import Advice, exit_code, lead_nowhere
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def add_later_options(*parsers: argparse.ArgumentParser) -> None:
     """Those of all tasks; which of them a model takes is known when it is loaded."""
-    from minibert.commandline import add_option, later_options
+    from minibert.options import add_option, later_options
     from minibert.tasks import TASKS
     for name, fields in later_options(*(kind.Options for kind in TASKS.values())).items():
         of = ", ".join(task for task, kind in TASKS.items() if name in later_options(kind.Options))
@@ -65,7 +65,7 @@ def add_later_options(*parsers: argparse.ArgumentParser) -> None:
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of tasks among the arguments."""
-    from minibert.commandline import later_options
+    from minibert.options import later_options
     from minibert.tasks import TASKS
     names = later_options(*(kind.Options for kind in TASKS.values()))
     return {name: value for name, value in vars(arguments).items() if name in names}
@@ -79,8 +79,8 @@ NEW_SIZES = (("layers", 6, "blocks"), ("hidden", 384, "numbers of a piece's stat
 
 def run_new(arguments: argparse.Namespace) -> None:
     """Learn the vocabulary, write the folder, say what is in it."""
-    from minibert.config import BertConfig
-    from minibert.scratch import learn_vocabulary, new_checkpoint
+    from minibert.checkpoints.scratch import learn_vocabulary, new_checkpoint
+    from minibert.core.config import BertConfig
     for name in ("vocabulary", *(name for name, _, _ in NEW_SIZES)):
         if not 1 <= getattr(arguments, name) <= 10 ** 6:
             raise MinibertError(f"--{name} is {getattr(arguments, name)}; it must be between 1 and 1,000,000")
@@ -99,7 +99,7 @@ def run_new(arguments: argparse.Namespace) -> None:
 
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Print where the verified checkpoint lies."""
-    from minibert import hub
+    from minibert.checkpoints import hub
     if not hub.at_hand(arguments.name):
         print(f"fetching {hub.describe(arguments.name)}")
     print(hub.fetch(arguments.name))
@@ -107,7 +107,7 @@ def run_fetch(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print a result a text, as soon as it is there."""
-    from minibert.predict import load
+    from minibert.use.predict import load
     model = load(arguments.run, **changes(arguments))
     if arguments.answers:
         if not hasattr(model.task, "read_candidates"):
@@ -160,8 +160,8 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores of every split in the folder but train, in the precision of training."""
-    from minibert.evaluate import predict_examples
-    from minibert.predict import load
+    from minibert.use.evaluate import predict_examples
+    from minibert.use.predict import load
     model = load(arguments.run, **changes(arguments))
     precision = model.settings["precision"]
     model.tokenizer.case_shapes &= arguments.case_shapes == "on"

@@ -1,4 +1,6 @@
 """The one exception of this package."""
+
+
 LONGEST = 1000                                     # characters of a message: a file may hold a line of a gigabyte
 
 

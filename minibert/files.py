@@ -14,6 +14,19 @@ from torch import Tensor
 from minibert.errors import MinibertError
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise MinibertError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise MinibertError(f"{path}: cannot be read as JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise MinibertError(f"{path}: holds {type(value).__name__}, not a JSON object")
+    return value
+
+
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file: the whole of it or nothing. Raises MinibertError where it cannot be written."""
     with written(file) as temporary:

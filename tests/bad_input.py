@@ -38,13 +38,16 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from conftest import write_tiny_data, write_tiny_folder  # noqa: E402
 
 import train  # noqa: E402
-from minibert import checkpoint, hub, predict, weights  # noqa: E402
-from minibert.cache import Cache  # noqa: E402
-from minibert.commandline import read_settings  # noqa: E402
-from minibert.config import BertConfig, TrainConfig  # noqa: E402
+from minibert.checkpoints import hub, weights  # noqa: E402
+from minibert.core.config import BertConfig  # noqa: E402
+from minibert.data.cache import Cache  # noqa: E402
+from minibert.data.tokenizer import Tokenizer  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
-from minibert.replay import read_update  # noqa: E402
-from minibert.resume import read_state  # noqa: E402
+from minibert.options import read_settings  # noqa: E402
+from minibert.run import checkpoint  # noqa: E402
+from minibert.run.replay import read_update  # noqa: E402
+from minibert.run.resume import read_state  # noqa: E402
+from minibert.settings import TrainConfig  # noqa: E402
 from minibert.tasks.classify import Classify  # noqa: E402
 from minibert.tasks.match import Match  # noqa: E402
 from minibert.tasks.mlm import MLM  # noqa: E402
@@ -53,7 +56,7 @@ from minibert.tasks.qa import QA  # noqa: E402
 from minibert.tasks.relation import Relation  # noqa: E402
 from minibert.tasks.reply import Reply  # noqa: E402
 from minibert.tasks.seq2seq import Translate  # noqa: E402
-from minibert.tokenizer import Tokenizer  # noqa: E402
+from minibert.use import predict  # noqa: E402
 
 SECONDS, MEGABYTES, CHUNK = 10.0, 200, 1000        # CHUNK: inputs that hypothesis draws, and remembers, at a time
 CONLL = [b"\n", b"\r\n", b"\r", b"\t", b" ", b"O", b"B-PER", b"I-PER", b"E-LOC", b"S-X", b"B-", b"-", b"#",

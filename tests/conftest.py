@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from minibert.config import BertConfig
-from minibert.weights import random_bert, save
+from minibert.checkpoints.weights import random_bert, save
+from minibert.core.config import BertConfig
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PERSONS = ["ada", "bruno", "clara", "edgar", "ivana", "stone", "keller", "moreau"]

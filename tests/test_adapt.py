@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from minibert.adapt import freeze
+from minibert.adapt.freeze import freeze
+from minibert.core.layout import Layout
+from minibert.core.model import Bert, Model
+from minibert.core.optim import SGD, AdamW, decay_groups
 from minibert.errors import MinibertError
-from minibert.layout import Layout
-from minibert.model import Bert, Model
-from minibert.optim import SGD, AdamW, decay_groups
 
 
 class Head(nn.Module):

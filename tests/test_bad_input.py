@@ -8,7 +8,7 @@ from bad_input import Bad, readers, resident, try_out
 from conftest import write_tiny_folder
 from hypothesis import strategies as st
 
-from minibert import weights
+from minibert.checkpoints import weights
 from minibert.errors import MinibertError
 
 NAMES = ["CoNLL files", "safetensors", "model.safetensors.index.json", "config.json", "labels", "tokenizer.json",

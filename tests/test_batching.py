@@ -6,9 +6,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minibert.batching import Feature, collate, epoch_batches, owned_words, windows, word_features
-from minibert.layout import KINDS
-from minibert.tokenizer import CASE_SHAPES, Tokenizer
+from minibert.core.batch import Feature, collate
+from minibert.core.layout import KINDS
+from minibert.data.order import epoch_batches
+from minibert.data.rows import owned_words, windows, word_features
+from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
 
 steady = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from minibert.batching import epoch_batches
-from minibert.config import BertConfig
+from minibert.checkpoints.weights import random_bert
+from minibert.core.config import BertConfig
+from minibert.data.order import epoch_batches
 from minibert.errors import MinibertError
-from minibert.weights import random_bert
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -14,13 +14,14 @@ from refusing import refused
 
 import minibert
 import train
-from minibert import byhand, ops
-from minibert.batching import collate
-from minibert.model import Bert, Model
-from minibert.optim import AdamW
-from minibert.precision import DropoutMasks
-from minibert.predict import FineTuned
-from minibert.tasks.ner import NER, TokenHead
+from minibert.core import byhand, ops
+from minibert.core.batch import collate
+from minibert.core.dropout import DropoutMasks
+from minibert.core.heads import TokenHead
+from minibert.core.model import Bert, Model
+from minibert.core.optim import AdamW
+from minibert.tasks.ner import NER
+from minibert.use.predict import FineTuned
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["O", *(p + t for t in ("LOC", "MISC", "ORG") for p in ("B-", "I-"))]
@@ -365,7 +366,7 @@ def uses_autograd(source: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["ops", "byhand"])
 def test_no_differentiation_of_torch_in_the_source(name):
-    assert uses_autograd((ROOT / "minibert" / f"{name}.py").read_text("utf-8")) == []
+    assert uses_autograd((ROOT / "minibert" / "core" / f"{name}.py").read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("source", [

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from minibert import cache as module
-from minibert.cache import Cache
+from minibert.data import cache as module
+from minibert.data.cache import Cache
 
 KEY = {"kind": "things", "files": {"train": "ab12"}, "limit": 7, "labels": ["O", "B-É"]}
 EXTRA = {"notices": ["tags are IOB1"], "n": 5}

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minibert import checkpoint
-from minibert.checkpoint import Checkpoints, Interval, fault, read_optimizer, write_optimizer
+from minibert.core.optim import SGD, AdamW
 from minibert.errors import MinibertError
-from minibert.optim import SGD, AdamW
+from minibert.run import checkpoint
+from minibert.run.checkpoint import Checkpoints, Interval, fault, read_optimizer, write_optimizer
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 

@@ -9,10 +9,12 @@ import torch
 from refusing import refused
 
 import train
-from minibert import metrics, weights
-from minibert.model import Model, initialise
-from minibert.predict import load, read_tokenizer
+from minibert import metrics
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core.model import Model, initialise
 from minibert.tasks.classify import Classify, Example, PooledHead
+from minibert.use.predict import load
 
 REVIEWS = ("text,label\nThis is a positive review,positive\nI did not enjoy a minute of it,negative\n"
            "The best evening in years,positive\nA waste of my money,negative\n")
@@ -273,7 +275,7 @@ def test_the_pooled_head_is_the_published_order(tiny_folder):
     model, found = Model(bert, head).eval(), learnt(["a", "b", "c"])
     rows = [r for i, text in enumerate(["Ada met Bruno", "rain", "the old bank of New Lima left"])
             for r in found.encode(i, Example(text, (), ""), read_tokenizer(tiny_folder, bert), 24, 6)]
-    from minibert.batching import collate
+    from minibert.core.batch import collate
     scores = model(collate(rows)).detach()
     for row, z in zip(rows, scores, strict=True):
         _, pooled = bert.encode(torch.tensor(row.ids[None]), types=torch.tensor(row.types[None]))

@@ -12,8 +12,8 @@ import pytest
 import minibert
 import train
 from minibert.__main__ import main
-from minibert.evaluate import predict_examples
-from minibert.model import Model
+from minibert.core.model import Model
+from minibert.use.evaluate import predict_examples
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ import torch
 from refusing import refused
 
 import train
-from minibert.commandline import add_options, parse, read_settings
-from minibert.config import ACTIVATIONS, BertConfig, TrainConfig, option, read_json
-from minibert.model import ACTIVATE
+from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.model import ACTIVATE
+from minibert.files import read_json
+from minibert.options import add_options, option, parse, read_settings
+from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 
 # shapes of published files, written down by hand: keys, order and the extras that appear in the wild

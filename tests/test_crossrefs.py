@@ -80,18 +80,18 @@ def change(file: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("file, old, new, fault", [
-    ("minibert/ops.py", "  # [LN-3]", "", "[LN-3] stands on no line of code"),
+    ("minibert/core/ops.py", "  # [LN-3]", "", "[LN-3] stands on no line of code"),
     ("docs/03-layernorm-gelu.md", "**[LN-3]**", "LN-3:", "without a label"),
     ("docs/03-layernorm-gelu.md", "**[LN-12]**", "**[LN-77]**", "[LN-77] stands on no line of code"),
     ("tests/test_eq_03_layernorm_gelu.py", "GELU_9", "GELU_nine", "[GELU-9] stands in no test's name"),
-    ("minibert/ops.py", "# [LN-3]", "# [LN-4]", "[LN-4] stands in minibert/ops.py already"),
+    ("minibert/core/ops.py", "# [LN-3]", "# [LN-4]", "[LN-4] stands in minibert/core/ops.py already"),
     ("docs/03-layernorm-gelu.md", "**[LN-3]**", "**[LN-2]**", "defined in 03-layernorm-gelu.md already"),
     ("docs/03-layernorm-gelu.md", "## Shapes", "**[LN-50]** Nothing.\n\n## Shapes", "no displayed equation"),
     ("docs/03-layernorm-gelu.md", "## Shapes", "$$\nx\n$$\n\n## Shapes", "without a label"),
     ("tests/test_eq_03_layernorm_gelu.py", "_LN_3_LN_4(", "_LN_3_LN_4_LN_5_LN_6(", "4 labels in one test"),
-    ("minibert/ops.py", "# [LN-3] [P,1]", "# [LN-3] [GELU-1]", "more than one label"),
-    ("minibert/ops.py", "# [LN-3] [P,1]", "\n    pass  # [LN-3]", "a line that computes nothing"),
-    ("minibert/ops.py", "# [LN-3] [P,1]", "\n    # [LN-3]", "[LN-3] stands on no line of code"),
+    ("minibert/core/ops.py", "# [LN-3] [P,1]", "# [LN-3] [GELU-1]", "more than one label"),
+    ("minibert/core/ops.py", "# [LN-3] [P,1]", "\n    pass  # [LN-3]", "a line that computes nothing"),
+    ("minibert/core/ops.py", "# [LN-3] [P,1]", "\n    # [LN-3]", "[LN-3] stands on no line of code"),
     ("docs/03-layernorm-gelu.md", "## Shapes", "$$ y = x^3 $$\n\n## Shapes", "not $$ alone"),
     ("docs/03-layernorm-gelu.md", "## Shapes", "```math\nx\n```\n\n## Shapes", "not $$ alone")])
 def test_each_way_of_breaking_the_chain_is_found(twin, file, old, new, fault):
@@ -110,5 +110,5 @@ def test_a_reference_to_nothing_is_found(twin, text, fault):
 
 def test_a_stale_index_is_found(twin):
     page = (twin / "docs" / "notation.md").read_text("utf-8")
-    change(twin / "minibert" / "ops.py", "def layernorm_forward", "def layernorm_onward")
+    change(twin / "minibert" / "core" / "ops.py", "def layernorm_forward", "def layernorm_onward")
     assert with_index(page, scan(twin)) != page and crossrefs.BEGIN in page

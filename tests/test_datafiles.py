@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from refusing import refused
 
-from minibert.datafiles import TABLES, find_files, read_lines, read_table, split_files
+from minibert.data.tables import TABLES, find_files, read_lines, read_table, split_files
 from minibert.errors import MinibertError
 from minibert.tasks.classify import Classify
 from minibert.tasks.match import Match

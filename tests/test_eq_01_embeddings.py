@@ -8,12 +8,12 @@ import pytest
 import torch
 from differences import check_gradient
 
-from minibert import byhand, ops
-from minibert.batching import Batch, Feature, collate
-from minibert.config import BertConfig
-from minibert.model import Embeddings
-from minibert.optim import AdamW
-from minibert.precision import DropoutMasks
+from minibert.core import byhand, ops
+from minibert.core.batch import Batch, Feature, collate
+from minibert.core.config import BertConfig
+from minibert.core.dropout import DropoutMasks
+from minibert.core.model import Embeddings
+from minibert.core.optim import AdamW
 
 H, V, TYPES, POSITIONS = 15, 23, 6, 17
 LENGTHS = (9, 5, 7)                                # rows of different length: the rectangle holds dead cells

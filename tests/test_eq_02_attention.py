@@ -8,9 +8,9 @@ import torch
 from differences import check_gradient
 from torch.utils.flop_counter import FlopCounterMode
 
-from minibert import model, ops
-from minibert.layout import KINDS, Layout
-from minibert.precision import DropoutMasks
+from minibert.core import model, ops
+from minibert.core.dropout import DropoutMasks
+from minibert.core.layout import KINDS, Layout
 
 # rows of 9 columns: right padding, holes, full, a single piece, no piece at all, both ends padded, left padding
 ROWS = ["111111000", "110101011", "111111111", "000010000", "000000000", "011111100", "000111111"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from differences import check_gradient
 
-from minibert import ops
+from minibert.core import ops
 
 P, H = 7, 11
 EPS = 0.3                                          # so large that a forgotten or misplaced eps shows

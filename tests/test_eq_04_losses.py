@@ -11,13 +11,13 @@ from differences import check_gradient
 from torch.nn import functional as F
 
 import train
-from minibert import ops
-from minibert.batching import Feature, collate
-from minibert.config import TrainConfig
-from minibert.model import Model, initialise
+from minibert.checkpoints.weights import random_bert
+from minibert.core import ops
+from minibert.core.batch import Feature, collate
+from minibert.core.model import Model, initialise
+from minibert.settings import TrainConfig
 from minibert.tasks.classify import Classify, Example
 from minibert.tasks.ner import NER
-from minibert.weights import random_bert
 
 M, K, V = 11, 7, 13
 DOUT = 0.7                                         # the gradient from above: 1 would hide a forgotten factor

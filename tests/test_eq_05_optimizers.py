@@ -8,8 +8,8 @@ import torch
 from differences import check_gradient
 from torch import nn
 
-from minibert.model import Bert
-from minibert.optim import SGD, AdamW, clip_gradient, decay_groups
+from minibert.core.model import Bert
+from minibert.core.optim import SGD, AdamW, clip_gradient, decay_groups
 
 N, T = 11, 7
 ETA, MU, DECAY = 0.03, 0.85, 0.4

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import train
-from minibert import ops, optim
-from minibert.batching import collate
-from minibert.config import TrainConfig
-from minibert.evaluate import encode_all
-from minibert.precision import DropoutMasks, LossScaler, autocast
+from minibert.core import ops, optim
+from minibert.core.batch import collate
+from minibert.core.dropout import DropoutMasks
+from minibert.core.precision import LossScaler, autocast
+from minibert.settings import TrainConfig
 from minibert.tasks.ner import NER
+from minibert.use.prepare import encode_all
 
 CPU = torch.device("cpu")
 ENGINES = ["autograd", "by-hand", "fast"]

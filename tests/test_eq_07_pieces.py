@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from minibert import batching
-from minibert.batching import Feature, collate, epoch_batches, owned_words, poorer_side, windows, word_features
-from minibert.config import TrainConfig
-from minibert.layout import KINDS
-from minibert.model import Model
-from minibert.tasks.ner import NER, Example, Options
-from minibert.tokenizer import CASE_SHAPES, Pieces, Tokenizer, wordpiece
-from minibert.weights import random_bert
+from minibert.checkpoints.weights import random_bert
+from minibert.core.batch import Feature, collate
+from minibert.core.layout import KINDS
+from minibert.core.model import Model
+from minibert.data.order import epoch_batches, shuffled
+from minibert.data.rows import owned_words, poorer_side, windows, word_features
+from minibert.data.tokenizer import CASE_SHAPES, Pieces, Tokenizer, wordpiece
+from minibert.settings import TrainConfig
+from minibert.tasks.conll import Example
+from minibert.tasks.ner import NER, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "07-pieces.md").read_text("utf-8")
@@ -302,7 +304,7 @@ def test_what_sorting_in_pools_saves_on_the_projects_own_data_PAD_1():
     def share(batches):
         return 1 - lengths.sum() / sum(len(b) * lengths[b].max() for b in batches)
 
-    order = batching.shuffled(len(lengths), seed=0, epoch=1, purpose=0)
+    order = shuffled(len(lengths), seed=0, epoch=1, purpose=0)
     unsorted = share([order[i:i + 32] for i in range(0, len(order), 32)])
     pooled = share(epoch_batches(lengths, 32, seed=0, epoch=1))
     assert f"{100 * unsorted:.1f} percent of all cells are padding without sorting" in " ".join(PAGE.split())

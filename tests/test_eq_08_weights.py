@@ -17,10 +17,13 @@ import torch
 from refusing import refused
 from safetensors import safe_open
 
-from minibert import AdamW, weights
-from minibert.config import BertConfig
-from minibert.model import Bert, grow_types
-from minibert.tasks.ner import TokenHead
+from minibert import AdamW
+from minibert.adapt.grow import grow_types
+from minibert.checkpoints import weights
+from minibert.checkpoints.names import BLOCK_NAMES, EMBEDDING_NAMES, POOLER_NAMES
+from minibert.core.config import BertConfig
+from minibert.core.heads import TokenHead
+from minibert.core.model import Bert
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "08-weights.md").read_text("utf-8")
@@ -232,7 +235,7 @@ def test_the_published_numbers_SIZE_1_SIZE_2_SIZE_3():
 
 def test_the_file_of_minilm_to_the_byte_SIZE_3():
     """8 + 11,408 of header + 512 positions of 8 bytes + 4 bytes a number."""
-    known = tomllib.loads((ROOT / "minibert" / "manifest.toml").read_text("utf-8"))["minilm-l6"]
+    known = tomllib.loads((ROOT / "minibert" / "checkpoints" / "manifest.toml").read_text("utf-8"))["minilm-l6"]
     assert encoder_numbers(MINILM) == 22_713_216
     assert known["size"] == 8 + 11_408 + 512 * 8 + 4 * 22_713_216 == 90_868_376
     assert 0x90 + 256 * 0x2c == 11_408
@@ -256,7 +259,7 @@ def test_the_pages_table_is_the_programs_table(tiny_config):
     """Every row, and no row more; the shapes with H = 30, F = 44, V = 95, 40 positions, 2 types."""
     shapes = {k: list(p.shape) for k, p in Bert(tiny_config).state_dict().items()}
     sizes = {"V": 95, "H": 30, "F": 44, "Tmax": 40, "U": 2}
-    rows = [*weights.EMBEDDING_NAMES, *weights.BLOCK_NAMES, *weights.POOLER_NAMES]
+    rows = [*EMBEDDING_NAMES, *BLOCK_NAMES, *POOLER_NAMES]
     table = re.findall(r"^\| (`[^|]*`) \| `([^|`]*)` \| `([^|`]*)` \| \[([^]|]*)\] \|$", PAGE, flags=re.M)
     assert [s for symbols, *_ in table for s in symbols.strip("`").split("`, `")] == [n.symbol for n in rows]
     plain = {(n.ours.rpartition(".")[0], n.published.rpartition(".")[0]) for n in rows}

@@ -6,10 +6,10 @@ from conftest import shake
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from minibert import byhand, ops
-from minibert.batching import collate
-from minibert.model import Block
-from minibert.precision import DropoutMasks
+from minibert.core import byhand, ops
+from minibert.core.batch import collate
+from minibert.core.dropout import DropoutMasks
+from minibert.core.model import Block
 
 MASKS = DropoutMasks(7, 11)
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from minibert import metrics
+from minibert.scores import tags as module
+from minibert.scores.tables import COLUMNS, row_of
 from minibert.tasks.ner import best_tags, best_valid_path
 
 BIO = ["O"] + [f"{prefix}-{kind}" for kind in ("LOC", "ORG") for prefix in "BI"]
@@ -62,7 +64,7 @@ def test_f1_is_the_harmonic_mean_SCORE_4():
             p, r = Fraction(correct, marked), Fraction(correct, there)
             claimed = 2 * p * r / (p + r)                                     # [SCORE-4]
             assert claimed == Fraction(2 * correct, marked + there) == statistics.harmonic_mean([p, r])
-            assert metrics._row(correct, marked, there)["f1"] == pytest.approx(float(claimed), rel=1e-14)
+            assert row_of(correct, marked, there)["f1"] == pytest.approx(float(claimed), rel=1e-14)
             assert min(p, r) <= claimed <= (p + r) / 2
 
 
@@ -82,7 +84,7 @@ def test_micro_f1_of_one_tag_a_word_is_accuracy_SCORE_5_SCORE_6(sentences):
     assert 0.5 < micro < 0.9
 
 
-@pytest.mark.parametrize("column", metrics.COLUMNS)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_macro_counts_tags_and_weighted_counts_words_SCORE_7_SCORE_8(sentences, column):
     gold, predicted = ([t for s in side for t in s] for side in sentences)
     values = []
@@ -115,7 +117,7 @@ def test_an_entity_counts_only_whole_SCORE_9(sentences):
 def test_two_words_are_joined_where_conlleval_joins_them_SCORE_10():
     for before, word in itertools.product(EVERY, repeat=2):
         joined = any(stop - start == 2 for _, start, stop in spans([before, word]))
-        assert metrics._joined(metrics._split(before), metrics._split(word)) is joined
+        assert module._joined(module._split(before), module._split(word)) is joined
     for tags in itertools.product(EVERY, repeat=4):
         assert set(metrics.entities(tags)) == spans(tags)
 

@@ -19,18 +19,21 @@ from test_byhand import Untouched, by_autograd
 from torch import nn
 
 import train
-from minibert import byhand, fast, ops
-from minibert.adapt import freeze
-from minibert.batching import Feature, collate
-from minibert.config import TrainConfig
-from minibert.model import Bert, Model, attention
-from minibert.optim import SGD, AdamW, clip_gradient
-from minibert.precision import DropoutMasks, LossScaler
-from minibert.products import Convolution, Linear
+from minibert.adapt.freeze import freeze
+from minibert.checkpoints.weights import random_bert
+from minibert.core import byhand, ops
+from minibert.core.batch import Feature, collate
+from minibert.core.dropout import DropoutMasks
+from minibert.core.heads import TokenHead, WordHead
+from minibert.core.model import Bert, Model, attention
+from minibert.core.optim import SGD, AdamW, clip_gradient
+from minibert.core.precision import LossScaler
+from minibert.engines.fast import encoder as fast
+from minibert.engines.fast.adamw import FusedAdamW
+from minibert.engines.fast.linear import Convolution, Linear
+from minibert.engines.fast.memory import give_back, keep_memory
+from minibert.settings import TrainConfig
 from minibert.tasks.mlm import MLM
-from minibert.tasks.ner import TokenHead
-from minibert.weights import random_bert
-from minibert.wordhead import WordHead
 
 PREFIX = torch.tensor([3, 5, 2, 6, 4, 7])
 
@@ -260,7 +263,7 @@ def test_a_dense_gradient_that_stands_there_already_is_added_to(tiny):
 def test_weights_that_moved_are_cast_again(tiny):
     """By an optimizer, and by hand between two updates: the products see the new matrices."""
     model, (first, second, _) = tiny
-    optimizer = fast.FusedAdamW(model.parameters(), lr=0.05)
+    optimizer = FusedAdamW(model.parameters(), lr=0.05)
     by_fast(model, collate(first))
     optimizer.step()
     _, wanted = byhand.reached_gradients(model, collate(second), None, Untouched())
@@ -328,7 +331,7 @@ def test_a_scorer_takes_the_weights_as_they_are_when_it_is_made(rows):
     """Also between an optimizer's step and the next gradient, when the engine's own copies are out of date."""
     model, features = rows
     batch = collate(features)
-    optimizer = fast.FusedAdamW(model.parameters(), lr=0.05)
+    optimizer = FusedAdamW(model.parameters(), lr=0.05)
     fast.add_gradients(model, Untouched(), batch, None, {"words": 1.0}, "fp32")
     before = fast.Scorer(model, "fp32")(batch)
     optimizer.step()
@@ -415,10 +418,10 @@ def test_fused_adamw_is_adamw(sparse, band, settings, monkeypatch):
 
     The table's 29 rows are four bands of 7 and one of 1, or fewer than a band; some bands have no gradient at all.
     """
-    monkeypatch.setattr(fast, "BAND", band)
+    monkeypatch.setattr("minibert.engines.fast.adamw.BAND", band)
     mine, plain = quadratic(), quadratic()
     optimizers = [rule([{"params": p[:2], "weight_decay": 0.1}, {"params": p[2:]}], lr=1e-3, **settings)
-                  for rule, p in ((fast.FusedAdamW, mine), (AdamW, plain))]
+                  for rule, p in ((FusedAdamW, mine), (AdamW, plain))]
     start = [p.detach().clone() for p in plain]
     for step in range(1, 101):
         give_gradients(mine, step, sparse)
@@ -438,7 +441,7 @@ def test_fused_adamw_is_adamw(sparse, band, settings, monkeypatch):
 def test_a_short_gradient_is_clipped_and_moves_as_the_same_numbers_in_full():
     """Six tensors, the matrices' gradients in bf16 or sparse; clipping on and off, and forgotten after its step."""
     mine, plain = quadratic(), quadratic()
-    optimizers = [rule(p, lr=0.01, weight_decay=0.1) for rule, p in ((fast.FusedAdamW, mine), (AdamW, plain))]
+    optimizers = [rule(p, lr=0.01, weight_decay=0.1) for rule, p in ((FusedAdamW, mine), (AdamW, plain))]
     for step in range(1, 31):
         give_gradients(mine, step, sparse=True)
         give_gradients(plain, step, sparse=False)
@@ -458,7 +461,7 @@ def test_a_short_gradient_is_clipped_and_moves_as_the_same_numbers_in_full():
 
 def test_what_is_clipped_once_is_not_clipped_again():
     mine, plain = quadratic(), quadratic()
-    first, second = fast.FusedAdamW(mine, lr=0.01), fast.FusedAdamW(plain, lr=0.01)
+    first, second = FusedAdamW(mine, lr=0.01), FusedAdamW(plain, lr=0.01)
     for step in (1, 2):
         give_gradients(mine, step, sparse=False)
         give_gradients(plain, step, sparse=False)
@@ -471,7 +474,7 @@ def test_what_is_clipped_once_is_not_clipped_again():
 
 
 def test_clipping_nothing():
-    optimizer = fast.FusedAdamW(quadratic(), lr=0.01)
+    optimizer = FusedAdamW(quadratic(), lr=0.01)
     assert optimizer.clip(1.0) == 0.0
     optimizer.step()
 
@@ -491,7 +494,7 @@ def test_a_gradient_in_bf16_stays_so_for_the_optimizer_that_reads_it(tiny):
     AdamW(model.parameters(), lr=0.1)
     wide = [gradients(batch) for batch in batches]
     assert {g.dtype for found in wide for g in found.values()} == {torch.float32}
-    fast.FusedAdamW(model.parameters(), lr=0.1)
+    FusedAdamW(model.parameters(), lr=0.1)
     short = gradients(batches[0])
     in_bf16 = {n for n, g in short.items() if g.dtype == torch.bfloat16}
     assert {n for n, m in model.bert.named_modules(prefix="bert") if isinstance(m, nn.Linear)} - {"bert.pooler"} == {
@@ -518,7 +521,7 @@ def test_the_state_goes_from_one_rule_to_the_other():
     """Seven steps by the readable rule, seven by the fused one: as fourteen by either."""
     mine, plain = quadratic(), quadratic()
     first, whole = AdamW(mine, lr=0.01, weight_decay=0.1), AdamW(plain, lr=0.01, weight_decay=0.1)
-    second = fast.FusedAdamW(mine, lr=0.5)
+    second = FusedAdamW(mine, lr=0.5)
     for step in range(1, 15):
         if step == 8:
             second.load_state_dict(first.state_dict())
@@ -531,7 +534,7 @@ def test_the_state_goes_from_one_rule_to_the_other():
 
 def test_a_group_without_any_gradient_stands_still():
     params = quadratic()
-    optimizer = fast.FusedAdamW([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, weight_decay=0.5)
+    optimizer = FusedAdamW([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, weight_decay=0.5)
     before = [p.detach().clone() for p in params]
     for p in params[3:]:
         p.grad = torch.ones_like(p)
@@ -562,7 +565,7 @@ def test_it_is_the_default_and_brings_its_optimizer(tiny):
     assert TrainConfig().gradients == "fast"
     rules = {engine: type(train.build_optimizer(model, TrainConfig(gradients=engine)))
              for engine in ("fast", "by-hand", "autograd")}
-    assert rules == {"fast": fast.FusedAdamW, "by-hand": AdamW, "autograd": AdamW}
+    assert rules == {"fast": FusedAdamW, "by-hand": AdamW, "autograd": AdamW}
     assert type(train.build_optimizer(model, TrainConfig(optimizer="sgd"))) is SGD
 
 
@@ -578,17 +581,17 @@ class Library:
 def test_memory_is_kept_and_given_back_where_the_c_library_can_and_nothing_happens_elsewhere(monkeypatch):
     monkeypatch.setattr(Library, "asked", [])
     monkeypatch.setattr(ctypes, "CDLL", Library)
-    fast.keep_memory()
-    fast.give_back()
+    keep_memory()
+    give_back()
     # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of glibc's malloc.h, then malloc_trim
     assert Library.asked == [(-1, 2 ** 31 - 1), (-4, 0), (-8, 1), 0]
     for error in (OSError, TypeError):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
-        fast.keep_memory()
-        fast.give_back()
+        keep_memory()
+        give_back()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())                  # a library without them
-    fast.keep_memory()
-    fast.give_back()
+    keep_memory()
+    give_back()
 
 
 def test_the_heap_gives_back_its_free_pages_around_a_batch_larger_than_all_before(tiny, monkeypatch):

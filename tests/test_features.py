@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from minibert import features as module
-from minibert.batching import Feature, collate, epoch_batches, word_features
-from minibert.evaluate import encode_all
-from minibert.features import Features, check_ends, join, narrow, pack, ragged, running, texts_of_words
-from minibert.tasks.ner import NER, Example, Examples
-from minibert.tokenizer import Tokenizer
-from minibert.words import Numbering
+from minibert.core.batch import Feature, collate
+from minibert.data import features as module
+from minibert.data.features import Features, check_ends, join, narrow, pack, ragged, running, texts_of_words
+from minibert.data.order import epoch_batches
+from minibert.data.rows import word_features
+from minibert.data.tokenizer import Tokenizer
+from minibert.data.wordlist import Numbering
+from minibert.tasks.conll import Example, Examples
+from minibert.tasks.ner import NER
+from minibert.use.prepare import encode_all
 
 NAMES = [f.name for f in fields(Feature)]
 NOTHING = ["\u200b", "\x01", "", "\u00ad", " "]                                # words without a piece
@@ -190,8 +193,8 @@ def test_spelling_nothing(tokenizer):
 def test_blocks_of_words_are_put_together(tokenizer, monkeypatch):
     words = sorted({w for t in random_texts(60, seed=8) for w in t})
     whole = tokenizer.spell(words)
-    monkeypatch.setattr("minibert.tokenizer.TEXT", 5)
-    monkeypatch.setattr("minibert.tokenizer.BLOCK", 35)
+    monkeypatch.setattr("minibert.data.tokenizer.TEXT", 5)
+    monkeypatch.setattr("minibert.data.tokenizer.BLOCK", 35)
     assert len(words) > 3 * 35
     again = tokenizer.spell(words)
     assert again.ids.tolist() == whole.ids.tolist() and again.ends.tolist() == whole.ends.tolist()
@@ -241,7 +244,7 @@ def test_words_are_tokenised_once_a_chunk_and_never_more_than_a_chunk_at_a_time(
 
 
 def test_a_task_of_lists_and_a_task_of_arrays_give_the_same(tokenizer, tiny_data, monkeypatch):
-    monkeypatch.setattr("minibert.evaluate.PART", 7)
+    monkeypatch.setattr("minibert.use.prepare.PART", 7)
     task = NER(NER.Options())
     splits = task.read(tiny_data)
     task.learn_labels(splits)

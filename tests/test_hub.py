@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from minibert import hub
+from minibert.checkpoints import hub
 from minibert.errors import MinibertError
 
 REPOSITORY = "someone/tiny"

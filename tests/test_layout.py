@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minibert.layout import KINDS, Layout, allowed
+from minibert.core.layout import KINDS, Layout, allowed
 
 # rows of 9 columns: left padding, right padding, holes, full, a single piece, and no piece at all
 ROWS = ["000111111", "111111000", "110101011", "111111111", "000010000", "000000000", "011111100"]

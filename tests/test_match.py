@@ -8,10 +8,13 @@ import torch
 from refusing import refused
 
 import train
-from minibert import metrics, weights
-from minibert.batching import Feature, collate, pair_rows
-from minibert.predict import load, read_tokenizer
+from minibert import metrics
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core.batch import Feature, collate
+from minibert.data.rows import pair_rows
 from minibert.tasks.match import Example, Match
+from minibert.use.predict import load
 
 PAIRS = ("first,second,label\nwhere is my card,has the card been sent,same\nwhere is my card,block the card,different\n"
          "open an account,I want to join your bank,same\nclose it,how do I open one,different\n")

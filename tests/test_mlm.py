@@ -9,16 +9,18 @@ from refusing import refused
 
 import minibert
 import train
-from minibert import byhand, weights
 from minibert.__main__ import main
-from minibert.batching import collate, row_generator
-from minibert.evaluate import encode_all
-from minibert.features import join, spill
-from minibert.model import Model
-from minibert.predict import read_tokenizer
-from minibert.scratch import learn_vocabulary
+from minibert.checkpoints import weights
+from minibert.checkpoints.scratch import learn_vocabulary
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core import byhand
+from minibert.core.batch import collate
+from minibert.core.heads import WordHead
+from minibert.core.model import Model
+from minibert.data.features import join, spill
+from minibert.data.order import row_generator
 from minibert.tasks.mlm import MLM, Lines, hide_pieces, portions, stream, words_and_masks
-from minibert.wordhead import WordHead
+from minibert.use.prepare import encode_all
 
 TEXT = "Ada met Bruno in Oslo .\n\n\n\n  The rain left Lima today, Clara visited Cairo.\nNordia bought ACME\n"
 
@@ -267,7 +269,7 @@ def test_a_uniform_guess_has_the_perplexity_of_the_vocabulary():
 
 
 def test_hits_are_those_of_the_scores(tokenizer):
-    from minibert.batching import Feature
+    from minibert.core.batch import Feature
     from minibert.tasks.mlm import hits
     z = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32))
     f = Feature(0, np.zeros(4, np.int64), np.zeros(4, np.int64), np.array([1, 2]), np.array([1, 2]))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from minibert.batching import Feature, collate
-from minibert.config import BertConfig
+from minibert.adapt.grow import grow_types
+from minibert.core.batch import Feature, collate
+from minibert.core.config import BertConfig
+from minibert.core.dropout import DropoutMasks
+from minibert.core.layout import KINDS, Layout
+from minibert.core.model import Bert, Embeddings, FeedForward, Model, attention, attention_fused, initialise
 from minibert.errors import MinibertError
-from minibert.layout import KINDS, Layout
-from minibert.model import Bert, Embeddings, FeedForward, Model, attention, attention_fused, grow_types, initialise
-from minibert.precision import DropoutMasks
 
 EPS = 1e-3                                         # of LayerNorm here: large enough that forgetting it shows
 RIGHT, LEFT, HOLES = "111111000", "000111111", "110101101"

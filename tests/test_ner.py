@@ -12,13 +12,16 @@ import torch
 from refusing import refused
 
 import train
-from minibert.batching import Feature, collate
-from minibert.config import BertConfig, TrainConfig
-from minibert.evaluate import encode_all, predict_examples
-from minibert.model import Model, initialise
-from minibert.tasks.ner import NER, Example, best_tags, best_valid_path, read_conll
-from minibert.tokenizer import Tokenizer
-from minibert.weights import random_bert, save
+from minibert.checkpoints.weights import random_bert, save
+from minibert.core.batch import Feature, collate
+from minibert.core.config import BertConfig
+from minibert.core.model import Model, initialise
+from minibert.data.tokenizer import Tokenizer
+from minibert.settings import TrainConfig
+from minibert.tasks.conll import Example, read_conll
+from minibert.tasks.ner import NER, best_tags, best_valid_path
+from minibert.use.evaluate import predict_examples
+from minibert.use.prepare import encode_all
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 

@@ -9,8 +9,9 @@ import pytest
 from refusing import refused
 
 from minibert import metrics
-from minibert.tasks import ner as module
-from minibert.tasks.ner import NER, Example, Examples, begins_wrongly, read_conll, read_examples
+from minibert.tasks import conll as module
+from minibert.tasks.conll import Example, Examples, begins_wrongly, read_conll, read_examples
+from minibert.tasks.ner import NER
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = {"IOB1": ["O", "I-PER", "I-LOC", "B-PER", "I-ORG"], "IOB2": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-co-op"],
@@ -137,7 +138,7 @@ def test_sentences_are_read_while_they_are_taken(tmp_path):
 
 def test_lines_are_forgotten_before_they_are_many(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 5)
-    monkeypatch.setattr("minibert.words.REMEMBERED", 5)
+    monkeypatch.setattr("minibert.data.wordlist.REMEMBERED", 5)
     found = random_file(tmp_path / "train.txt", 60, seed=13)
     examples = read_examples(tmp_path / "train.txt", whole=False)
     assert [(e.words, e.tags) for e in examples] == [(words, tags) for words, tags, _, _ in found]

@@ -11,15 +11,18 @@ from refusing import refused
 
 import minibert
 import train
-from minibert import byhand, fast, weights
-from minibert.batching import Feature, collate, row_generator
-from minibert.config import read_json
-from minibert.features import join
-from minibert.files import write_json
-from minibert.model import Model
-from minibert.nextsentence import FOLLOWS, OTHER, NextSentenceHead, firsts, halves, partners, stretches
-from minibert.predict import read_tokenizer
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core import byhand
+from minibert.core.batch import Feature, collate
+from minibert.core.heads import NextSentenceHead, firsts
+from minibert.core.model import Model
+from minibert.data.features import join
+from minibert.data.order import row_generator
+from minibert.engines.fast import encoder as fast
+from minibert.files import read_json, write_json
 from minibert.tasks.mlm import MLM, hits
+from minibert.tasks.next_sentence import FOLLOWS, OTHER, halves, partners, stretches
 
 WORDS = "ada bruno clara oslo lima cairo the met rain old left visited".split()
 
@@ -246,7 +249,7 @@ def test_a_run_says_how_many_halves_were_told_apart(run):
                 answers = model.head.cls["seq_relationship"](model.bert.pooler(states[:1]))
             right.append(int(answers.argmax()) == f.labels[0])
     assert len(right) > 50
-    found = minibert.config.read_json(run / "metrics.json")["dev"]["next_sentence"]
+    found = read_json(run / "metrics.json")["dev"]["next_sentence"]
     assert found == pytest.approx(sum(right) / len(right), abs=1e-9)
     said, = model.predict(["ada met [MASK]"])
     assert len(said["masks"][0]["pieces"]) == 5

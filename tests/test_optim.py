@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from minibert import optim
+from minibert.core import optim
+from minibert.core.model import Bert
+from minibert.core.optim import SGD, AdamW, clip_gradient, decay_groups, lr_at
 from minibert.errors import MinibertError
-from minibert.model import Bert
-from minibert.optim import SGD, AdamW, clip_gradient, decay_groups, lr_at
 
 SHAPES = [(7, 11), (13,), (5, 6, 8), (9, 1)]
 STEPS = 100

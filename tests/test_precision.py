@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from minibert.precision import DropoutMasks, LossScaler, autocast, resolve_precision
+from minibert.core.dropout import DropoutMasks
+from minibert.core.precision import LossScaler, autocast, resolve_precision
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros((), dtype=torch.float64)

@@ -11,15 +11,15 @@ import pytest
 from refusing import refused
 
 import train
-from minibert import prepare
-from minibert.config import TrainConfig
+from minibert.data.features import Features
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.evaluate import encode_all
-from minibert.features import Features
-from minibert.prepare import Splits, encode_splits, read_splits
+from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
-from minibert.tasks.ner import NER, Examples
-from minibert.tokenizer import Tokenizer
+from minibert.tasks.conll import Examples
+from minibert.tasks.ner import NER
+from minibert.use import prepare
+from minibert.use.prepare import Splits, encode_all, encode_splits, read_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -152,8 +152,8 @@ def test_the_vocabulary_is_part_of_the_key(data, tmp_path, tiny_folder, tiny_voc
 
 
 @pytest.mark.parametrize("where, name, value", [
-    ("minibert.prepare", "FORMAT", 99), ("tokenizers", "__version__", "99.0"),
-    ("unicodedata", "unidata_version", "99.0"), ("minibert.prepare", "code", lambda task: "other"),
+    ("minibert.use.prepare", "FORMAT", 99), ("tokenizers", "__version__", "99.0"),
+    ("unicodedata", "unidata_version", "99.0"), ("minibert.use.prepare", "code", lambda task: "other"),
     ("minibert.tasks.ner.NER", "name", "other")])
 def test_code_and_libraries_are_part_of_the_key(data, tmp_path, tiny_folder, monkeypatch, where, name, value):
     Start(data, tmp_path / "c", tiny_folder)
@@ -164,9 +164,9 @@ def test_code_and_libraries_are_part_of_the_key(data, tmp_path, tiny_folder, mon
 
 def test_a_changed_line_of_any_source_is_other_code(tmp_path, monkeypatch):
     package = Path(shutil.copytree(ROOT / "minibert", tmp_path / "minibert", ignore=shutil.ignore_patterns("*.pyc")))
-    monkeypatch.setattr(prepare, "__file__", str(package / "prepare.py"))
+    monkeypatch.setattr(prepare, "__file__", str(package / "use" / "prepare.py"))
     task, seen = NER(NER.Options()), set()
-    for file in (None, "tokenizer.py", "tasks/ner.py", "metrics.py"):
+    for file in (None, "data/tokenizer.py", "tasks/ner.py", "scores/tags.py"):
         if file:
             (package / file).write_text((package / file).read_text("utf-8") + "\n", encoding="utf-8")
         seen.add(prepare.code(task))

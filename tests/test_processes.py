@@ -14,7 +14,7 @@ from together import ENGINES, ROWS
 from torch import nn
 
 from minibert.errors import MinibertError
-from minibert.processes import ALONE, Processes, join
+from minibert.run.processes import ALONE, Processes, join
 
 TESTS = Path(__file__).resolve().parent
 

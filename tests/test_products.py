@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from minibert.products import Convolution, Linear, linear_kind
+from minibert.engines.fast.linear import Convolution, Linear, linear_kind
 
 FORMATS = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 6e-3}    # relative; the last is 1.5 · 2^-8
 

@@ -9,11 +9,13 @@ import torch
 from refusing import refused
 
 import train
-from minibert import textscores, weights
 from minibert.__main__ import one_by_one
-from minibert.batching import Feature, collate
-from minibert.predict import read_tokenizer
-from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, Example, best_span, by_row, edges, first_answer
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core.batch import Feature, collate
+from minibert.scores import texts as textscores
+from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, best_span, by_row, edges, first_answer
+from minibert.tasks.squad import Example
 
 TEXT = "Ada met Bruno Keller in Oslo; the rainer visited Lima."
 
@@ -135,7 +137,7 @@ def test_characters_are_counted_and_not_bytes(tokenizer):
     ("Bruno", "Bruno"), ("runo Kell", "Bruno Keller"), ("rain", "rainer"), ("er", "Keller"), ("; the", "; the"),
     ("Lima.", "Lima."), (TEXT, TEXT), ("A", "Ada")])
 def test_an_answer_is_widened_to_whole_words(tokenizer, answer, wanted):
-    from minibert.tokenizer import split_words
+    from minibert.data.text import split_words
     pieces, = tokenizer.pieces([[TEXT[a:b] for a, b in split_words(TEXT)]])
     starts, ends = edges(TEXT, pieces, tokenizer)
     first, last = first_answer(Example("", TEXT, ((answer, TEXT.index(answer)),), ""), starts, ends)

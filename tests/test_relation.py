@@ -7,11 +7,14 @@ import torch
 from refusing import refused
 
 import train
-from minibert import byhand, metrics, weights
-from minibert.batching import collate
-from minibert.evaluate import score_features
-from minibert.predict import load, read_tokenizer
+from minibert import metrics
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core import byhand
+from minibert.core.batch import collate
 from minibert.tasks.relation import MARKS, Example, Relation, marked, nearest, with_marks
+from minibert.use.evaluate import score_features
+from minibert.use.predict import load
 
 BLOCKS = ('1\t"<e1>Ada</e1> left <e2>ACME</e2>."\nEmployer-Employee(e2,e1)\nComment: hm\n\n'
           '8\t"The <e1>rain</e1> met <e2>New Lima</e2>."\nOther\nComment:\n\n'

@@ -12,10 +12,13 @@ from refusing import refused
 
 import minibert
 import train
-from minibert import coupled, evaluate, metrics, ops, weights
+from minibert import metrics
 from minibert.__main__ import main
-from minibert.batching import Batch, Feature, collate, row_generator
-from minibert.predict import read_tokenizer
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core import coupled, ops
+from minibert.core.batch import Batch, Feature, collate
+from minibert.data.order import row_generator
 from minibert.tasks.reply import (
     ANSWER,
     PAIR,
@@ -29,6 +32,7 @@ from minibert.tasks.reply import (
     question_row,
     text_number,
 )
+from minibert.use import evaluate
 
 PAIRS = [("who met ada ?", "bruno met her in oslo ."), ("where is the bank ?", "in lima ."),
          ("the rain left", "today it rained in oslo and lima ."), ("is acme old", "nordia bought acme"),

@@ -15,13 +15,17 @@ import torch
 import torture
 
 import train
-from minibert import checkpoint, predict, resume, runfolder, weights
+from minibert.checkpoints import weights
+from minibert.core.optim import AdamW
+from minibert.engines.fast.adamw import FusedAdamW
 from minibert.errors import MinibertError
-from minibert.evaluate import predict_examples
-from minibert.fast import FusedAdamW
-from minibert.optim import AdamW
-from minibert.stopping import STOPPED, Stopped, StopRequest
-from minibert.tasks.ner import NER, Example
+from minibert.run import checkpoint, resume
+from minibert.run import folder as runfolder
+from minibert.run.stopping import STOPPED, Stopped, StopRequest
+from minibert.tasks.conll import Example
+from minibert.tasks.ner import NER
+from minibert.use import predict
+from minibert.use.evaluate import predict_examples
 
 UPDATES = 27                                       # three epochs of nine
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from minibert import runfolder
-from minibert.config import TrainConfig
 from minibert.errors import MinibertError
-from minibert.runfolder import claim_folder, lock
+from minibert.run import folder as runfolder
+from minibert.run.folder import claim_folder, lock
+from minibert.settings import TrainConfig
 
-HOLD = "import sys, pathlib, time; from minibert.runfolder import lock; f = lock(pathlib.Path(sys.argv[1]));" \
+HOLD = "import sys, pathlib, time; from minibert.run.folder import lock; f = lock(pathlib.Path(sys.argv[1]));" \
        "print('held', flush=True); time.sleep(60)"
 
 

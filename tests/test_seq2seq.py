@@ -10,15 +10,16 @@ from refusing import refused
 
 import minibert
 import train
-from minibert import textscores, weights
 from minibert.__main__ import main
-from minibert.batching import Feature, collate
-from minibert.features import pack
-from minibert.generate import Beams, Writer, extend, write
-from minibert.model import Model
-from minibert.predict import read_tokenizer
+from minibert.checkpoints import weights
+from minibert.checkpoints.weights import read_tokenizer
+from minibert.core.batch import Feature, collate
+from minibert.core.heads import WordHead
+from minibert.core.model import Model
+from minibert.data.features import pack
+from minibert.scores import texts as textscores
+from minibert.tasks.generate import Beams, Writer, extend, write
 from minibert.tasks.seq2seq import Dialogue, Example, Translate, Written, source_row
-from minibert.wordhead import WordHead
 
 PAIRS = [("ada met bruno", "bruno left oslo today"), ("the rain left lima", "today it rained"),
          ("acme bought nordia", "ok"), ("who works at globex", "clara stone works at the old bank in cairo"),

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from minibert.tasks import TASKS, Task
+from minibert.tasks import TASKS
+from minibert.tasks.base import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "minibert").rglob("*.py"))
@@ -42,7 +43,7 @@ def imported(tree: ast.AST) -> list[tuple[str, int]]:
 
 
 def test_the_files_are_there():
-    some = {"config", "model", "weights", "tokenizer", "tasks", "tasks.ner", "train", "minibert", "__main__"}
+    some = {"core.config", "core.model", "data.tokenizer", "tasks", "tasks.ner", "train", "minibert", "__main__"}
     assert some <= set(TREES)
 
 
@@ -107,43 +108,20 @@ def test_only_the_oracle_needs_transformers(file):
 # -------------------------------------------------------------------------------------- imports point one way
 
 
-# DESIGN section 1, module by module. A module may also import what those it may import may import: tasks come by
-# config and tokenizer through model and batching. errors and layout are leaves that anyone may import.
-LEAVES = {"errors", "layout"}
+# Package by package, as docs/00-map.md has it. A package may also import what those it may import may import. What
+# stands at the top of minibert/ is a package of one file; so is train.py.
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(), "layout": set(), "config": set(), "ops": set(), "optim": set(), "precision": set(),
-    "products": set(), "tokenizer": set(), "metrics": set(), "textscores": set(), "hub": set(), "words": set(),
-    "stopping": set(), "processes": set(), "files": set(), "datafiles": set(), "commandline": {"config"},
-    "runfolder": {"config", "files"}, "terminal": {"processes", "stopping"},
-    "features": {"batching", "words"},
-    "model": {"config"}, "byhand": {"ops", "model"},
-    "fast": {"byhand", "config", "model", "optim", "precision", "products"},
-    "weights": {"config", "files", "model"}, "batching": {"tokenizer"},
-    "adapt": {"model"}, "checkpoint": {"config", "files", "optim"},
-    "tasks": {"batching", "datafiles", "features", "metrics", "model", "ops", "tasks.*"},
-    "tasks.*": {"batching", "datafiles", "features", "generate", "metrics", "model", "nextsentence", "ops", "pooled",
-                "textscores", "towerhead", "wordhead", "words"},
-    "nextsentence": {"features", "pooled", "wordhead"},
-    "pooled": {"batching", "config", "model", "ops"}, "wordhead": {"batching", "config", "model", "ops"},
-    "towerhead": {"pooled"},
-    "generate": {"batching", "model", "precision"}, "coupled": {"batching", "precision"},
-    "scratch": {"config", "datafiles", "tokenizer", "weights"},
-    "evaluate": {"batching", "fast", "features", "model", "processes"},             # the tasks' interface, never a task
-    "cache": {"files"}, "prepare": {"cache", "evaluate", "features"},
-    "predict": {"commandline", "evaluate", "tasks", "weights"},
-    "replay": {"byhand", "precision", "predict"},
-    "resume": {"cache", "checkpoint", "precision", "processes", "replay", "terminal"},
-    "__main__": {"commandline", "evaluate", "hub", "predict", "scratch", "tasks", "terminal",
-                 "weights"},
-    "minibert": {"byhand", "hub", "metrics", "optim", "predict", "weights"},  # __init__.py: the Python door
-    "train": {"adapt", "checkpoint", "commandline", "coupled", "byhand", "evaluate", "fast", "hub", "optim", "predict",
-              "precision", "prepare", "resume", "runfolder", "stopping", "tasks", "terminal", "weights"},
+    "errors": set(), "files": {"errors"}, "options": {"files"}, "settings": {"options"},
+    "core": {"files"}, "scores": {"errors"}, "adapt": {"core"}, "engines": {"core"}, "data": {"core"},
+    "checkpoints": {"data"}, "tasks": {"data", "options", "scores"},
+    "use": {"checkpoints", "engines", "settings", "tasks"}, "run": {"use"},
+    "__main__": {"run"}, "minibert": {"use"}, "train": {"adapt", "run"},
 }
 
 
-def closure(module: str) -> set[str]:
-    """Everything that may be reached from a module by allowed imports."""
-    found, waiting = set(LEAVES), [module]
+def closure(package: str) -> set[str]:
+    """Everything that may be reached from a package by allowed imports, itself included."""
+    found, waiting = {package}, [package]
     while waiting:
         new = MAY_IMPORT[waiting.pop()] - found
         found |= new
@@ -163,19 +141,20 @@ def own_imports(tree: ast.AST, modules: set[str]) -> set[str]:
     return found
 
 
-def row_of(module: str) -> str:
-    return "tasks.*" if module.startswith("tasks.") else module
+def package_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-USERS_OF_TASKS = {"train", "predict", "__main__"}                             # DESIGN: only these import tasks
+USERS_OF_TASKS = {"train", "use.predict", "__main__"}                          # DESIGN: only these import the table
 
 
 def wrong_imports(module: str, tree: ast.AST, modules: set[str]) -> set[str]:
     """Modules that `module` imports and may not; the table TASKS is for its users, a single task for the table."""
-    allowed = closure(row_of(module))
-    allowed -= {"tasks"} if module not in USERS_OF_TASKS else set()
-    allowed -= {"tasks.*"} if module != "tasks" else set()
-    return {m for m in own_imports(tree, modules) if row_of(m) not in allowed}
+    allowed, mine = closure(package_of(module)), own_imports(tree, modules)
+    wrong = {m for m in mine if package_of(m) not in allowed}
+    wrong |= {"tasks"} & mine if module not in USERS_OF_TASKS else set()
+    tasks = {kind.__module__.removeprefix("minibert.") for kind in TASKS.values()} | {"tasks.new"}
+    return wrong | (mine & tasks if module != "tasks" else set())
 
 
 MODULES = set(TREES)
@@ -183,70 +162,39 @@ MODULES = set(TREES)
 
 @pytest.mark.parametrize("module", TREES)
 def test_imports_point_one_way(module):
-    assert row_of(module) in MAY_IMPORT, "a new module needs a row in MAY_IMPORT"
+    assert package_of(module) in MAY_IMPORT, "a new package needs a row in MAY_IMPORT"
     assert wrong_imports(module, TREES[module], MODULES) == set()
 
 
-def drawn(text: str) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """(module -> what docs/00-map.md draws an arrow to; module -> its level)."""
-    arrows, levels, level, name = {}, {}, 0, ""
-    for line in text.splitlines():
-        level = int(line[0]) if line[:1].isdigit() else level
-        words = line[13:].split("(")[0]
-        if ">" in words:
-            name, _, rest = words.partition(">")
-            name = name.strip(" ─")
-            arrows[name], levels[name] = set(rest.split()), level
-        elif level == 1:
-            levels |= dict.fromkeys(words.split(), 1)
-            arrows |= {module: set() for module in words.split()}
-        elif name and "─" not in words:
-            arrows[name] |= set(words.split())
-    return arrows, levels
-
-
-MAP = (ROOT / "docs" / "00-map.md").read_text("utf-8").split("## Who imports whom")[1].split("```")[1].strip()
-
-
-def test_the_map_draws_every_import():
-    """The arrow that the drawing leaves out is the one that every file has: errors."""
-    arrows, _ = drawn(MAP)
-    assert arrows == {module: own_imports(tree, MODULES) - {"errors"} for module, tree in TREES.items()
-                      if module != "errors"}
-
-
-def test_the_map_draws_every_arrow_downwards():
-    """Save those that its text names: a file that stands beside another of its level."""
-    arrows, levels = drawn(MAP)
-    beside = {(a, b) for a, targets in arrows.items() for b in targets if levels[b] >= levels[a]}
-    assert beside == {("fast", "byhand"), ("features", "batching"), ("resume", "replay"), ("tasks.classify", "pooled"),
-                      ("tasks.match", "pooled"), ("tasks.relation", "pooled"), ("tasks.qa", "pooled"),
-                      ("tasks.reply", "pooled"), ("tasks.reply", "towerhead"), ("towerhead", "pooled"),
-                      ("tasks.mlm", "wordhead"),
-                      ("tasks.seq2seq", "wordhead"), ("tasks.seq2seq", "generate"), ("tasks.mlm", "nextsentence"),
-                      ("nextsentence", "pooled"), ("nextsentence", "wordhead")}
+def test_every_package_says_what_lives_there():
+    packages = {f.parent for f in PACKAGE} - {ROOT / "minibert"}
+    for package in packages:
+        text = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
+        files = {f.name for f in package.glob("*.py")} - {"__init__.py"}
+        assert len(text) > 80, package
+        missing = {name for name in files if name not in text}
+        assert missing <= {kind.__module__.split(".")[-1] + ".py" for kind in TASKS.values()}, (package, missing)
 
 
 def test_the_table_has_no_circle():
-    for module in set(MAY_IMPORT) - LEAVES:
-        assert module not in closure(module), module
-    assert all(not MAY_IMPORT[leaf] for leaf in LEAVES)
+    for package in MAY_IMPORT:
+        assert all(package not in closure(lower) for lower in MAY_IMPORT[package]), package
 
 
-def test_modules_that_import_nothing_of_ours_import_nothing_of_ours():
-    for module in ("config", "ops", "optim", "precision", "tokenizer", "metrics", "errors", "layout"):
-        if module in TREES:
-            assert own_imports(TREES[module], MODULES) <= LEAVES, module
+def test_no_package_of_the_table_is_unused():
+    assert set(MAY_IMPORT) == {package_of(module) for module in TREES}
 
 
 @pytest.mark.parametrize("module, source", [
-    ("config", "from minibert.model import Bert"), ("model", "from minibert import weights"),
-    ("batching", "from minibert.model import Model"), ("tokenizer", "import minibert.batching"),
-    ("evaluate", "from minibert.tasks import TASKS"), ("evaluate", "def f():\n    from minibert.tasks.ner import NER"),
-    ("weights", "from minibert.tasks import TASKS"), ("tasks.ner", "from minibert.tasks import TASKS"),
-    ("tasks.ner", "from minibert.evaluate import at"), ("adapt", "from minibert.weights import load"),
-    ("metrics", "import minibert"), ("hub", "from minibert.config import BertConfig"),
-    ("minibert", "from minibert.tasks import TASKS"), ("optim", "from minibert.precision import autocast"),
+    ("core.config", "import minibert.data.text"), ("core.model", "import minibert.checkpoints.weights"),
+    ("core.batch", "import minibert.data.rows"), ("data.tokenizer", "from minibert import checkpoints"),
+    ("use.evaluate", "from minibert.tasks import TASKS"),
+    ("use.evaluate", "def f():\n    from minibert.tasks.ner import NER"),
+    ("checkpoints.weights", "from minibert.tasks import TASKS"), ("tasks.ner", "from minibert.tasks import TASKS"),
+    ("tasks.ner", "from minibert.use.evaluate import at"), ("adapt.freeze", "import minibert.checkpoints.weights"),
+    ("scores.tags", "import minibert"), ("scores.tags", "from minibert.core.config import BertConfig"),
+    ("minibert", "from minibert.tasks import TASKS"), ("engines.fast.adamw", "from minibert.data.rows import windows"),
+    ("use.predict", "from minibert.run.folder import lock"), ("run.resume", "import minibert.__main__"),
     ("tasks.new", "from minibert.tasks.ner import NER"), ("train", "from minibert.tasks.ner import NER")])
 def test_the_rule_of_imports_can_fail(module, source):
     assert wrong_imports(module, ast.parse(source), MODULES | {"tasks.new"})
@@ -365,8 +313,8 @@ def test_everything_public_has_a_docstring(module):
 
 # Parameters that carry no annotation on purpose: naming the type would turn an import round (model <- precision,
 # model <- batching, evaluate <- tasks).
-UNANNOTATED = {("model", "masks"), ("tasks.ner", "masks"), ("model", "batch"), ("evaluate", "task"),
-               ("evaluate", "tokenizer"), ("prepare", "task"), ("prepare", "tokenizer")}
+UNANNOTATED = {("core.model", "masks"), ("core.heads", "masks"), ("core.model", "batch"), ("use.evaluate", "task"),
+               ("use.prepare", "task"), ("use.prepare", "tokenizer"), ("run.processes", "task")}
 
 
 def without_annotation(tree: ast.AST, module: str = "") -> list[str]:

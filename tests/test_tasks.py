@@ -11,13 +11,15 @@ from conftest import write_tiny_folder
 from torture import same_weights
 
 import train
-from minibert import byhand
-from minibert.batching import collate, row_generator
-from minibert.config import TrainConfig
+from minibert.core import byhand
+from minibert.core.batch import collate
+from minibert.data.order import row_generator
 from minibert.errors import MinibertError
-from minibert.evaluate import at, predict_examples
-from minibert.predict import load
-from minibert.tasks import TASKS, Task
+from minibert.settings import TrainConfig
+from minibert.tasks import TASKS
+from minibert.tasks.base import Task
+from minibert.use.evaluate import at, predict_examples
+from minibert.use.predict import load
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 ENGINES = ("autograd", "by-hand", "fast")
@@ -174,7 +176,7 @@ def test_it_predicts_what_it_scored(folder, tmp_path, run, capsys):
 
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
 def test_features_from_the_cache_train_alike(folder, tmp_path, run, monkeypatch):
-    monkeypatch.setattr("minibert.prepare.WORTH", 0)
+    monkeypatch.setattr("minibert.use.prepare.WORTH", 0)
     for name in ("first", "second"):
         train.train([*arguments(run, folder, tmp_path / name, "--max-steps", "2"), "--cache", str(tmp_path / "cache")])
     assert same_weights(tmp_path / "first", tmp_path / "second")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import train
-from minibert import __main__, terminal
+from minibert import __main__
 from minibert.__main__ import main
+from minibert.run import terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,7 +119,7 @@ def test_predict_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys, error)
     def full(*_):
         raise error
 
-    monkeypatch.setattr("minibert.predict.load", full)
+    monkeypatch.setattr("minibert.use.predict.load", full)
     assert main(["predict", str(tmp_path), "text"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "out of memory; give shorter texts" in said[0]

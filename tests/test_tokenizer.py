@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from refusing import refused
 
-from minibert.batching import word_features
-from minibert.tokenizer import CASE_SHAPES, Tokenizer, case_shape, split_words
+from minibert.data.rows import word_features
+from minibert.data.text import split_words
+from minibert.data.tokenizer import CASE_SHAPES, Tokenizer, case_shape
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 UNKNOWN = 1

@@ -12,16 +12,17 @@ from refusing import refused
 from test_resume import scripted
 
 import train
-from minibert import hub, weights
-from minibert.batching import Feature, collate
-from minibert.config import BertConfig, TrainConfig
+from minibert.checkpoints import hub, weights
+from minibert.checkpoints.weights import random_bert
+from minibert.core.batch import Feature, collate
+from minibert.core.config import BertConfig
+from minibert.core.model import Model, initialise
+from minibert.core.optim import Optimizer, lr_at
+from minibert.core.precision import LossScaler
 from minibert.errors import MinibertError
-from minibert.model import Model, initialise
-from minibert.optim import Optimizer, lr_at
-from minibert.precision import LossScaler
+from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 from minibert.tasks.ner import NER
-from minibert.weights import random_bert
 
 QUICK = ["--epochs", "2", "--batch-size", "7", "--learning-rate", "3e-3", "--precision", "fp32", "--max-pieces", "24",
          "--overlap", "6"]

@@ -18,10 +18,13 @@ import torch
 from refusing import refused
 from torch import nn
 
-from minibert import files, weights
-from minibert.config import BertConfig
+from minibert import files
+from minibert.adapt.grow import grow_types
+from minibert.checkpoints import weights
+from minibert.checkpoints.names import name_table
+from minibert.core.config import BertConfig
+from minibert.core.model import Model
 from minibert.files import write_json
-from minibert.model import Model, grow_types
 
 V, H, L, A, F, P, TYPES, K = 53, 30, 2, 5, 44, 19, 7, 9
 CONFIG = BertConfig(V, H, L, A, F, max_position_embeddings=P, type_vocab_size=TYPES)
@@ -168,7 +171,7 @@ def head_tensors(K: int = K) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("pooler", [True, False])
 def test_name_table_is_one_to_one_and_covers_every_parameter(pooler):
-    rows = weights.name_table(CONFIG, pooler)
+    rows = name_table(CONFIG, pooler)
     symbols, ours, published = ([r[i] for r in rows] for i in range(3))
     for names in (symbols, ours, published):
         assert len(set(names)) == len(names) == 5 + 16 * L + 2 * pooler
@@ -181,7 +184,7 @@ def test_name_table_is_one_to_one_and_covers_every_parameter(pooler):
 
 def test_symbols_are_matrices_for_matrices_and_vectors_for_vectors():
     state = weights.random_bert(CONFIG).state_dict()
-    for row in weights.name_table(CONFIG):
+    for row in name_table(CONFIG):
         kind = row.symbol.split("_")[0]
         assert {"W": 2, "E": 2, "b": 1, "gamma": 1, "beta": 1}[kind] == state[row.ours].dim(), row
         assert (kind in ("gamma", "beta")) == ("LayerNorm" in row.published), row
@@ -219,7 +222,7 @@ def test_stored_formats(tmp_path, kind):
     folder = checkpoint(tmp_path, draw(), kind)
     stored = parse_file(folder / "model.safetensors")
     state = weights.load_bert(folder).state_dict()
-    for row in weights.name_table(CONFIG):
+    for row in name_table(CONFIG):
         assert state[row.ours].dtype == torch.float32
         assert np.array_equal(state[row.ours].numpy(), stored[row.published].astype(np.float32)), row
     if kind in ("F16", "BF16"):                    # the rounding of the file is there, so it was that file

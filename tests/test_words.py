@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 
-from minibert import words
-from minibert.words import Numbering, Words
+from minibert.data import wordlist as words
+from minibert.data.wordlist import Numbering, Words
 
 NASTY = ["", "a", "São", "\u200b", "北京市", "😀x", "\x00", "\ud83d", "e\u0301", " ", "\ufeff", "longer than others"]
 

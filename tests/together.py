@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import train  # noqa: E402
 from minibert.files import write_json, write_tensors  # noqa: E402
-from minibert.processes import Processes  # noqa: E402
+from minibert.run.processes import Processes  # noqa: E402
 
 ENGINES = ("fast", "by-hand", "autograd")
 ROWS = {"even": range(24), "uneven": range(23), "fewer than processes": range(2), "one": range(1)}

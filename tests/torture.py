@@ -28,8 +28,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from conftest import write_tiny_data, write_tiny_folder  # noqa: E402
 
-from minibert import weights  # noqa: E402
-from minibert.checkpoint import NAME  # noqa: E402
+from minibert.checkpoints import weights  # noqa: E402
+from minibert.run.checkpoint import NAME  # noqa: E402
 
 PATIENCE = 300                                     # seconds until a run that does nothing counts as hung
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minibert.batching import Batch, Feature, collate
-from minibert.config import BertConfig
-from minibert.model import Model, initialise
-from minibert.precision import DropoutMasks
-from minibert.tasks.ner import TokenHead
-from minibert.weights import random_bert
+from minibert.checkpoints.weights import random_bert
+from minibert.core.batch import Batch, Feature, collate
+from minibert.core.config import BertConfig
+from minibert.core.dropout import DropoutMasks
+from minibert.core.heads import TokenHead
+from minibert.core.model import Model, initialise
 
 K, LR, DECAY, SEED = 7, 3e-3, 0.1, 23
 

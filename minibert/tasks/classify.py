@@ -13,13 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert import metrics, ops
-from minibert.batching import Batch, Feature, word_features
-from minibert.config import BertConfig, option
-from minibert.datafiles import Columns, FromTables, read_table
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import PooledHead
+from minibert.data.rows import word_features
+from minibert.data.tables import read_table
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.pooled import PooledHead, mean_scores, sigmoid, softmax
-from minibert.tokenizer import Tokenizer, split_words
+from minibert.options import option
+from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
+from minibert.tasks.base import Columns, FromTables, mean_scores, sigmoid, softmax
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Classify(FromTables):
         """Count labels that training never saw."""
         for split, examples in splits.items():
             there = Counter(label for e in examples for label in e.labels)
-            self.notices += metrics.unseen(split, there, self.labels, "labels", "texts")
+            self.notices += unseen(split, there, self.labels, "labels", "texts")
 
     def example(self, text: str) -> Example:
         """Raw text."""
@@ -213,11 +218,11 @@ class Classify(FromTables):
         return (max(prediction, key=prediction.get),)
 
     def score(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> dict[str, Any]:
-        """metrics.label_scores; with one label a text the confusion matrix too."""
+        """label_scores; with one label a text the confusion matrix too."""
         gold, guess = [e.labels for e in examples], [self.chosen(p) for p in predictions]
-        scores = metrics.label_scores(gold, guess, self.labels)
+        scores = label_scores(gold, guess, self.labels)
         if self.options.choice != "several":
-            scores["confusion"] = metrics.confusion([g for g, in gold], [g for g, in guess], self.labels)
+            scores["confusion"] = confusion([g for g, in gold], [g for g, in guess], self.labels)
         return scores
 
     def collapsed(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str | None:
@@ -230,10 +235,10 @@ class Classify(FromTables):
     def report(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str:
         """The table a class, and the confusion matrix where classes are not too many to be read."""
         scores = self.score(predictions, examples)
-        table = metrics.label_report(scores)
+        table = label_report(scores)
         if self.options.choice == "several" or len(self.labels) > 20:
             return table
-        return f"{table}\n\n{metrics.confusion_report(scores['confusion'], self.labels)}"
+        return f"{table}\n\n{confusion_report(scores['confusion'], self.labels)}"
 
     def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
         """{"text", "labels": the chosen, "probabilities": {label: p}, the most probable first}."""

@@ -13,13 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert import metrics, ops
-from minibert.batching import Batch, Feature, pair_rows
-from minibert.config import BertConfig, option
-from minibert.datafiles import Columns, FromTables, read_table
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import PooledHead
+from minibert.data.rows import pair_rows
+from minibert.data.tables import read_table
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.pooled import PooledHead, mean_scores, softmax
-from minibert.tokenizer import Tokenizer, split_words
+from minibert.options import option
+from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
+from minibert.scores.numbers import correlations
+from minibert.tasks.base import Columns, FromTables, mean_scores, softmax
 
 BAR = "|||"                                        # between two texts that come as one
 LARGEST = 1e15                                     # a score; float32 holds the squares of such, and their sums
@@ -103,7 +109,7 @@ class Match(FromTables):
     def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
         """Count labels that training never saw; any number will do."""
         for split, examples in {} if self.numeric else splits.items():
-            self.notices += metrics.unseen(split, Counter(e.label for e in examples), self.labels, "labels", "pairs")
+            self.notices += unseen(split, Counter(e.label for e in examples), self.labels, "labels", "pairs")
 
     def example(self, text: str) -> Example:
         """Raw text, "first ||| second"."""
@@ -170,12 +176,12 @@ class Match(FromTables):
         return [dict(zip(self.outputs, row.tolist(), strict=True)) for row in rows]
 
     def score(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> dict[str, Any]:
-        """metrics.label_scores and the confusion matrix, or metrics.correlations."""
+        """label_scores and the confusion matrix, or correlations."""
         if self.numeric:
-            return metrics.correlations([e.label for e in examples], [p["score"] for p in predictions])
+            return correlations([e.label for e in examples], [p["score"] for p in predictions])
         gold, guess = [e.label for e in examples], [max(p, key=p.get) for p in predictions]
-        return {**metrics.label_scores([[g] for g in gold], [[g] for g in guess], self.labels),
-                "confusion": metrics.confusion(gold, guess, self.labels)}
+        return {**label_scores([[g] for g in gold], [[g] for g in guess], self.labels),
+                "confusion": confusion(gold, guess, self.labels)}
 
     def collapsed(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str | None:
         """The one answer that all pairs were given, if they have several."""
@@ -188,9 +194,9 @@ class Match(FromTables):
         if self.numeric:
             return "\n".join(f"{name:9}{value:>10,}" if name == "support" else f"{name:9}{value:10.3f}"
                              for name, value in scores.items())
-        table = metrics.label_report(scores)
+        table = label_report(scores)
         return table if len(self.labels) > 20 else (
-            f"{table}\n\n{metrics.confusion_report(scores['confusion'], self.labels)}")
+            f"{table}\n\n{confusion_report(scores['confusion'], self.labels)}")
 
     def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
         """{"first", "second", "score"}, or {..., "label", "probabilities": {label: p}, the most probable first}."""

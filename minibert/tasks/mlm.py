@@ -15,14 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert.batching import Batch, Feature, row_generator, word_features
-from minibert.config import BertConfig, option
-from minibert.datafiles import read_lines, split_files
+from minibert.core.batch import Batch, Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import NextSentenceHead, WordHead, firsts
+from minibert.data.features import Features, compact, ragged, running
+from minibert.data.order import row_generator
+from minibert.data.rows import word_features
+from minibert.data.tables import read_lines, split_files
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.features import Features, compact, ragged, running
-from minibert.nextsentence import NextSentenceHead, firsts, halves
-from minibert.tokenizer import Tokenizer, split_words
-from minibert.wordhead import PieceTask, WordHead
+from minibert.options import option
+from minibert.tasks.base import PieceTask
+from minibert.tasks.next_sentence import halves
 
 HIDDEN = "[MASK]"
 LONG = 2 ** 22                                     # characters of a line that are cut into words at a time
@@ -251,9 +256,6 @@ class MLM(PieceTask):
             best = "  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"])
             lines.append(f"  \033[36m{best}\033[0m" if colour else f"  {best}")
         return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------------- hiding pieces
 
 
 def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: float, mask: int, V: int,

@@ -4,8 +4,7 @@ Question and text stand in one row, [CLS] question [SEP] text [SEP]. One linear 
 scores, that the answer starts there and that it ends there; both at [CLS] say that the row has no answer (Devlin et al.
 2019, section 4.3). A long text has several rows.
 """
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert import ops, textscores
-from minibert.batching import Batch, Feature, PairRow, pair_rows
-from minibert.config import BertConfig, option
-from minibert.datafiles import encodable, read_lines, split_files
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import SpanHead
+from minibert.core.layout import moved
+from minibert.data.rows import PairRow, pair_rows
+from minibert.data.tables import split_files
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Pieces, Tokenizer
 from minibert.errors import MinibertError
-from minibert.layout import moved
-from minibert.pooled import softmax
-from minibert.tokenizer import Pieces, Tokenizer, split_words
+from minibert.options import option
+from minibert.scores import texts as textscores
+from minibert.tasks.base import softmax
+from minibert.tasks.squad import Example, read_squad
 
 BAR = "|||"                                        # between question and text that come as one
 STARTS, ENDS = 1, 2                                # bits of a piece's label: the answer starts here, ends here
 NOWHERE = -1                                       # character of a piece at whose edge no answer can begin or end
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question, a text, its right answers (text, first character), none if it has no answer; None: not known."""
-    question: str
-    context: str
-    answers: tuple[tuple[str, int], ...] | None
-    where: str                                     # file:line
 
 
 @dataclass(frozen=True)
@@ -47,30 +43,6 @@ class Options:
     def __post_init__(self) -> None:
         if not 1 <= self.longest <= 10 ** 6:
             raise MinibertError(f"--longest is {self.longest}; it must be between 1 and 1,000,000")
-
-
-class SpanHead(nn.Module):
-    """One linear map to two scores a piece, without dropout: published as BertForQuestionAnswering."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> scores [M,2] of the batch's picks: start, end."""
-        return self.qa_outputs(hidden.index_select(0, batch.picks))
-
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,2], cache."""
-        picked, lookup = ops.embedding_forward(batch.picks, hidden)
-        scores, linear = ops.linear_forward(picked, self.qa_outputs.weight, self.qa_outputs.bias)
-        return scores, (lookup, linear)
-
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[M,2] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, linear = cache
-        dpicked, dw, db = ops.linear_backward(dscores, linear)
-        return ops.embedding_backward(dpicked, lookup), [(self.qa_outputs.weight, dw), (self.qa_outputs.bias, db)]
 
 
 class QA:
@@ -286,83 +258,3 @@ def best_span(feature: Feature, z: np.ndarray, longest: int, always: bool) -> tu
         return lead, {"start": None, "end": None, "probability": float(p[0, 0] * p[1, 0])}
     return lead, {"start": int(starts[first]), "end": int(ends[first + more]),
                   "probability": float(p[0, first] * p[1, first + more])}
-
-
-# ------------------------------------------------------------------------------------------------------ the files
-
-
-def read_squad(file: Path) -> Iterator[Example]:
-    """The examples of a file in the layout of SQuAD. Raises MinibertError with file:line."""
-    text = "".join(read_lines(file))
-    try:
-        whole = json.loads(text)
-    except ValueError as e:
-        line = getattr(e, "lineno", 1)
-        raise MinibertError(f"{file}:{line}: not JSON ({e}); expected the layout of SQuAD") from None
-    except RecursionError:
-        raise MinibertError(f"{file}:1: JSON nested too deeply; expected the layout of SQuAD") from None
-    if "\\ud" in text.lower() and not encodable(whole):
-        raise MinibertError(f"{file}: \\ud... is half of a pair that UTF-8 cannot write; mend the file")
-    lines, empty = Lines(text), True
-    for article in member(whole, "data", list, f"{file}:1"):
-        for paragraph in member(article, "paragraphs", list, f"{file}:{lines.now}"):
-            context = member(paragraph, "context", str, f"{file}:{lines.now}")
-            for question in member(paragraph, "qas", list, f"{file}:{lines.now}"):
-                where = f"{file}:{lines.of(question)}"
-                yield read_question(question, context, where)
-                empty = False
-    if empty:
-        raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
-
-
-class Lines:
-    """The line of each question of a JSON file, which a parser forgets: ids are looked for in their order."""
-
-    def __init__(self, text: str):
-        self.text, self.at, self.now = text, 0, 1
-
-    def of(self, question: Any) -> int:
-        """The line that has the question's id, a text; of other ids the last one found."""
-        number = question.get("id") if isinstance(question, dict) else None
-        forms = [json.dumps(number, ensure_ascii=ascii) for ascii in (False, True)] if isinstance(number, str) else []
-        found = min((at for form in forms if (at := self.text.find(form, self.at)) >= 0), default=None)
-        if found is not None:
-            self.now += self.text.count("\n", self.at, found)
-            self.at = found + 1
-        return self.now
-
-
-def read_question(question: Any, context: str, where: str) -> Example:
-    """One entry of "qas"."""
-    asked = member(question, "question", str, where)
-    for name, words in (("question", asked), ("context", context)):
-        if not words.strip():
-            raise MinibertError(f"{where}: the {name} is empty")
-    without = question.get("is_impossible", False)
-    if not isinstance(without, bool):
-        raise MinibertError(f"{where}: is_impossible is {repr(without)[:40]}, neither true nor false")
-    answers = [] if without else member(question, "answers", list, where)
-    if not answers and not without:
-        raise MinibertError(f'{where}: no answer; a question without one says "is_impossible": true')
-    return Example(asked, context, tuple(read_answer(answer, context, where) for answer in answers), where)
-
-
-def read_answer(answer: Any, context: str, where: str) -> tuple[str, int]:
-    """(text, first character). Raises MinibertError unless it is a slice of the text."""
-    text, start = member(answer, "text", str, where), member(answer, "answer_start", int, where)
-    there = context[start:start + len(text)] if start >= 0 else ""
-    if not text.strip() or there != text:
-        raise MinibertError(f"{where}: the answer {text[:40]!r} is not at character {start}, where the text has "
-                            f"{there[:40]!r}; answer_start counts characters from 0")
-    blank = len(text) - len(text.lstrip())
-    return text.strip(), start + blank
-
-
-def member(holder: Any, name: str, kind: type, where: str) -> Any:
-    """holder[name], of this kind. Raises MinibertError where it is not there."""
-    names = {list: "a list", str: "a text", int: "a whole number"}
-    value = holder.get(name) if isinstance(holder, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise MinibertError(f"{where}: {name} is not {names[kind]}; expected the layout of SQuAD: data, paragraphs, "
-                            "context, qas, question, answers, text, answer_start")
-    return value

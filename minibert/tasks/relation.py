@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from minibert import metrics, ops
-from minibert.batching import Batch, Feature
-from minibert.config import BertConfig, option
-from minibert.datafiles import Columns, FromTables, read_lines, read_table
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import PairHead
+from minibert.data.tables import read_lines, read_table
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.model import draw, dropout
-from minibert.pooled import mean_scores, softmax
-from minibert.tokenizer import Tokenizer, split_words
+from minibert.options import option
+from minibert.scores.labels import relation_report, relation_scores, unseen
+from minibert.tasks.base import Columns, FromTables, mean_scores, softmax
 
 MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 TAGS = re.compile(r"</?e[12]>")
@@ -41,36 +44,6 @@ class Options(Columns):
     columns: str = option("text,label", "names of the columns that hold the marked text and its relation", later=True)
     none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score",
                       later=True)
-
-
-class PairHead(nn.Module):
-    """The states of two pieces of a row, side by side, dropout, one linear map."""
-    one_a_row = True                               # scores, of two picks
-
-    def __init__(self, config: BertConfig, K: int):
-        super().__init__()
-        self.classifier = nn.Linear(2 * config.hidden_size, K)
-        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
-
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> scores [B,K]; each row of the batch has two picks."""
-        pair = hidden.index_select(0, batch.picks).view(-1, 2 * hidden.shape[1])
-        return self.classifier(dropout(pair, self.p, masks, self.site))
-
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [B,K], cache."""
-        picked, lookup = ops.embedding_forward(batch.picks, hidden)            # [2B,H]
-        pair = picked.view(-1, 2 * hidden.shape[1])                            # [B,2H] the same memory
-        x, mask = ops.dropout_forward(pair, draw(masks, self.site, pair.shape, self.p, pair))
-        scores, linear = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
-        return scores, (lookup, mask, linear)
-
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[B,K] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, mask, linear = cache
-        dx, dw, db = ops.linear_backward(dscores, linear)
-        dpicked = ops.dropout_backward(dx, mask).view(2 * len(dx), -1)         # each half to its piece
-        return ops.embedding_backward(dpicked, lookup), [(self.classifier.weight, dw), (self.classifier.bias, db)]
 
 
 class Relation(FromTables):
@@ -124,7 +97,7 @@ class Relation(FromTables):
         """Count labels that training never saw."""
         for split, examples in splits.items():
             there = Counter(e.label for e in examples)
-            self.notices += metrics.unseen(split, there, self.labels, "labels", "sentences")
+            self.notices += unseen(split, there, self.labels, "labels", "sentences")
 
     def example(self, text: str) -> Example:
         """Raw text with <e1>...</e1> and <e2>...</e2> in it."""
@@ -177,9 +150,9 @@ class Relation(FromTables):
         return [dict(zip(self.labels, row.tolist(), strict=True)) for row in table]
 
     def score(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> dict[str, Any]:
-        """metrics.relation_scores, and the accuracy over all labels."""
+        """relation_scores, and the accuracy over all labels."""
         gold, guess = [e.label for e in examples], [max(p, key=p.get) for p in predictions]
-        return {"relation": metrics.relation_scores(gold, guess, self.options.none),
+        return {"relation": relation_scores(gold, guess, self.options.none),
                 "accuracy": sum(g == p for g, p in zip(gold, guess, strict=True)) / max(1, len(gold)),
                 "support": len(gold)}
 
@@ -191,7 +164,7 @@ class Relation(FromTables):
     def report(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str:
         """The table a relation, and the accuracy."""
         scores = self.score(predictions, examples)
-        return f"{metrics.relation_report(scores['relation'])}\n\naccuracy of all labels  {scores['accuracy']:.3f}"
+        return f"{relation_report(scores['relation'])}\n\naccuracy of all labels  {scores['accuracy']:.3f}"
 
     def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
         """{"text", "e1", "e2": {"text", "start", "end"}, "label", "probabilities": {label: p}}, the likely first."""

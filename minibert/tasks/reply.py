@@ -17,15 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert import metrics, ops
-from minibert.batching import Batch, Feature
-from minibert.config import BertConfig, option
-from minibert.datafiles import Columns, FromTables, read_lines, read_table
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import TowerHead
+from minibert.core.layout import moved
+from minibert.data.tables import read_lines, read_table
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.layout import moved
-from minibert.pooled import sigmoid
-from minibert.tokenizer import Tokenizer, split_words
-from minibert.towerhead import TowerHead
+from minibert.options import option
+from minibert.scores.numbers import ranking_scores
+from minibert.tasks.base import Columns, FromTables, sigmoid
 
 BAR = "|||"                                        # between a question and answers that come as one text
 QUESTION, ANSWER, PAIR = 0, 1, 2                   # what a row of a batch is
@@ -301,7 +304,7 @@ class Reply(FromTables):
         return rankings
 
     def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> dict[str, Any]:
-        """metrics.ranking_scores, and of the vectors alone; every answer of an equal question is right."""
+        """ranking_scores, and of the vectors alone; every answer of an equal question is right."""
         right: dict[int, set[int]] = defaultdict(set)
         for example in examples:
             right[text_number(example.question)].add(text_number(example.answer))
@@ -311,8 +314,8 @@ class Reply(FromTables):
                              if text_number(p.answers[n]) in right[text_number(e.question)])
                     for p, e in zip(predictions, examples, strict=True)]
 
-        return {**metrics.ranking_scores(places_of(lambda p: p.order)),
-                "vectors": metrics.ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
+        return {**ranking_scores(places_of(lambda p: p.order)),
+                "vectors": ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
 
     def collapsed(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str | None:
         """The one answer that all questions were given, if there are several."""
@@ -346,9 +349,6 @@ class Reply(FromTables):
 def in_full(x: Tensor) -> torch.autocast:
     """Products in the format of x, whatever the run's: divided by the temperature, a cosine has 16 bits too few."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-# ---------------------------------------------------------------------------------------------------------- rows
 
 
 def text_number(text: str) -> int:

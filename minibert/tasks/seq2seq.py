@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minibert import textscores
-from minibert.batching import Feature
-from minibert.config import option
-from minibert.datafiles import Columns, FromTables, read_table
+from minibert.core.batch import Feature
+from minibert.data.features import Features
+from minibert.data.tables import read_table
+from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.features import Features
-from minibert.generate import write
-from minibert.tokenizer import Tokenizer, split_words
-from minibert.wordhead import PieceTask
+from minibert.options import option
+from minibert.scores import texts as textscores
+from minibert.tasks.base import Columns, FromTables, PieceTask
+from minibert.tasks.generate import write
 
 ROWS = 64                                          # texts written, rows scored at a time
 

@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 
 import minibert
 import train
-from minibert import weights
-from minibert.batching import Batch
-from minibert.config import TrainConfig
+from minibert.checkpoints import weights
+from minibert.checkpoints.names import name_table
+from minibert.core.batch import Batch
+from minibert.core.layout import KINDS, Layout
+from minibert.core.model import Model
 from minibert.errors import MinibertError
-from minibert.evaluate import score_features
-from minibert.layout import KINDS, Layout
-from minibert.model import Model
-from minibert.predict import FineTuned
+from minibert.settings import TrainConfig
 from minibert.tasks.ner import NER
-from minibert.weights import name_table
+from minibert.use.evaluate import score_features
+from minibert.use.predict import FineTuned
 
 MASKS = ("none", "right", "left", "holes", "mixed")
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-MISC", "I-MISC"]

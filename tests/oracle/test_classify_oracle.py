@@ -14,7 +14,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 import minibert
 import train
 from minibert import metrics
-from minibert.evaluate import score_features
+from minibert.use.evaluate import score_features
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["Orders doubled and the forecast rose.", "Rain.", "", "NASA's McCoy sold 1,200.50 € of shares, again",

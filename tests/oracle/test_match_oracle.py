@@ -11,7 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 import minibert
 import train
 from minibert import metrics
-from minibert.evaluate import score_features
+from minibert.use.evaluate import score_features
 
 PAIRS = [("where is my card", "has the new card been sent yet?"), ("", "rain"), ("NASA's McCoy sold 1,200.50 €", ""),
          ("the plant in São Paulo closed " * 12, "it closed"), ("a long story " * 30, "another long story " * 30)]

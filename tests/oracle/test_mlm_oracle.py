@@ -8,12 +8,13 @@ import transformers as hf
 
 import minibert
 import train
-from minibert import byhand, weights
-from minibert.batching import Feature, collate
-from minibert.model import Model
-from minibert.nextsentence import NextSentenceHead, firsts
+from minibert.checkpoints import weights
+from minibert.checkpoints.names import name_table
+from minibert.core import byhand
+from minibert.core.batch import Feature, collate
+from minibert.core.heads import NextSentenceHead, WordHead, firsts
+from minibert.core.model import Model
 from minibert.tasks.mlm import MLM
-from minibert.wordhead import WordHead
 
 
 def drawn(V: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,7 +57,7 @@ def test_scores_loss_and_every_gradient_are_theirs(random_bert, tmp_path, shape)
     with torch.no_grad():
         assert torch.allclose(model(batch), found.logits[hidden], rtol=0, atol=1e-10)
     assert float(sums["pieces"]) == pytest.approx(count * float(found.loss.detach()), rel=1e-12)
-    assert_same_gradients(gradients, theirs, weights.name_table(config, pooler=False))
+    assert_same_gradients(gradients, theirs, name_table(config, pooler=False))
 
 
 @pytest.mark.parametrize("shape", [0, 1, 2])
@@ -84,7 +85,7 @@ def test_next_sentence_scores_losses_and_every_gradient_are_theirs(random_bert, 
         rest = torch.ones(len(scores), dtype=torch.bool).index_fill(0, first, False)
         assert torch.allclose(scores[rest], found.prediction_logits[hidden], rtol=0, atol=1e-10)
     assert sum(float(sums[t]) * factors[t] for t in sums) == pytest.approx(float(found.loss.detach()), rel=1e-12)
-    assert_same_gradients(gradients, theirs, weights.name_table(config))
+    assert_same_gradients(gradients, theirs, name_table(config))
 
 
 def test_transformers_opens_a_run_with_next_sentences(minilm, tmp_path):

@@ -9,14 +9,14 @@ from transformers.trainer import Trainer
 
 import minibert
 import train
-from minibert import weights
-from minibert.batching import Feature, collate
-from minibert.config import TrainConfig
-from minibert.model import Model
-from minibert.optim import decay_groups
-from minibert.precision import LossScaler
+from minibert.checkpoints import weights
+from minibert.checkpoints.names import name_table
+from minibert.core.batch import Feature, collate
+from minibert.core.model import Model
+from minibert.core.optim import decay_groups
+from minibert.core.precision import LossScaler
+from minibert.settings import TrainConfig
 from minibert.tasks.ner import NER
-from minibert.weights import name_table
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 SETTINGS = TrainConfig(batch_size=32, precision="fp32", max_pieces=30)

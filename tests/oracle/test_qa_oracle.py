@@ -10,9 +10,10 @@ from torchmetrics.functional.text import squad
 
 import minibert
 import train
-from minibert import byhand, textscores
-from minibert.batching import collate
-from minibert.evaluate import score_features
+from minibert.core import byhand
+from minibert.core.batch import collate
+from minibert.scores import texts as textscores
+from minibert.use.evaluate import score_features
 
 TEXTS = ["Who sold it? ||| NASA's McCoy sold it for 1,200.50 € in São Paulo.", "where? ||| the plant closed " * 30,
          "When was the plant in the old harbour closed " * 12 + "||| It closed in May. " * 40]

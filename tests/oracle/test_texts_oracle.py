@@ -6,7 +6,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from minibert import textscores
+from minibert.scores import texts as textscores
 
 WORDS = ["the", "The", "cat", "a", "3,000.50", "5%", "(net)", "don't", "x-ray", "4-5", "U.S.", "&amp;", "&lt;b&gt;",
          '"no"', "“so”", "…", "größe", "$5", "a/b", "end.", "3.", ",5", "[1]", "`", "~", "日本", "<skipped>", "-",

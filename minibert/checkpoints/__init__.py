@@ -1,0 +1,3 @@
+"""Published weights in and out: names.py (the table of names), weights.py (safetensors, with every check), hub.py and
+manifest.toml (from a name to a verified folder), scratch.py (an untrained checkpoint). Imports core and data.
+"""

@@ -1,0 +1,288 @@
+"""safetensors <-> Bert: the table of names, reading with every check, the load report, saving.
+
+A safetensors file is eight bytes (header length, little-endian), a JSON header {name: dtype, shape, offsets}, then the
+numbers. The safetensors library reads it; this file adds what that leaves unchecked: duplicate names, shapes against
+the config, numbers that are not finite.
+"""
+import dataclasses
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from minibert.checkpoints.names import BUFFERS, KNOWN_HEADS, POOLER_NAMES, name_table
+from minibert.core.config import BertConfig
+from minibert.core.model import Bert, Model, initialise
+from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
+from minibert.errors import MinibertError
+from minibert.files import read_json, write_json, write_tensors
+
+
+def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
+    """The tokenizer of a checkpoint; raises MinibertError where it does not belong to its encoder."""
+    tokenizer = Tokenizer.read(folder)
+    if tokenizer.size > bert.config.vocab_size:
+        raise MinibertError(f"{folder}: the tokenizer has {tokenizer.size} pieces, the encoder "
+                            f"{bert.config.vocab_size}; they belong to different checkpoints")
+    if bert.config.case_shapes not in ((), CASE_SHAPES):
+        raise MinibertError(f"{folder}/config.json: case_shapes {list(bert.config.case_shapes)}; this version knows "
+                            f"{list(CASE_SHAPES)}")
+    tokenizer.case_shapes = bool(bert.config.case_shapes)
+    tokenizer.types = bert.config.type_vocab_size // max(1, len(bert.config.case_shapes))
+    return tokenizer
+
+MAX_HEADER = 100_000_000                           # bytes, the format's own limit
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file. Raises MinibertError for a truncated file or a name given twice."""
+    size = file.stat().st_size
+    with open(file, "rb") as f:
+        start = f.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
+        if length > min(MAX_HEADER, size - 8):                                # [FILE-2]
+            raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or not "
+                                "safetensors; fetch it again")
+        text = f.read(length)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [k for k, _ in pairs]
+        if len(set(names)) != len(names):
+            twice = next(k for k in names if names.count(k) > 1)
+            raise MinibertError(f"{file}: the name {twice!r} stands twice in the header; the file cannot be trusted")
+        return dict(pairs)
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as e:
+        raise MinibertError(f"{file}: the header is not JSON ({e}); fetch the file again") from None
+    if not isinstance(header, dict):
+        raise MinibertError(f"{file}: the header is not a JSON object; fetch the file again")
+    return header
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors of `folder`, or the files that model.safetensors.index.json lists."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        other = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.ckpt*")]
+        hint = f" ({other[0]} is not read: it can run code when opened)" if other else ""
+        raise MinibertError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(v, str) and Path(v).name == v for v in table.values()):
+        raise MinibertError(f"{index}: no weight_map of names to files in the same folder; fetch it again")
+    files = [folder / name for name in sorted(set(table.values()))]
+    if missing := [f for f in files if not os.path.isfile(f)]:                 # Path.is_file raises for a long name
+        raise MinibertError(f"{missing[0]}: listed in {index.name} but not there; fetch the checkpoint again")
+    return files
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Path, Any]]:
+    """(published name without "bert.", file, lazy slice) of every tensor of a checkpoint, gamma/beta renamed."""
+    seen: dict[str, Path] = {}
+    for file in weight_files(Path(folder)):
+        read_header(file)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+                    plain = modern_name(name)
+                    if plain in seen:
+                        raise MinibertError(f"{file}: {name!r} means {plain!r}, which {seen[plain].name} has already")
+                    seen[plain] = file
+                    yield plain, file, tensors.get_slice(name)
+        except SafetensorError as e:
+            raise MinibertError(f"{file}: not a whole safetensors file ({e}); fetch it again") from None
+
+
+def modern_name(name: str) -> str:
+    """Without "bert.", and LayerNorm.gamma/beta of the first published files as weight/bias."""
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def read_weight(name: str, file: Path, stored: Any, shape: tuple[int, ...]) -> Tensor:
+    """One tensor as float32 of `shape`. Raises MinibertError naming tensor, file and both shapes or dtypes."""
+    if stored.get_dtype() not in FLOATS:
+        raise MinibertError(f"{file}: {name} is stored as {stored.get_dtype()}; weights must be {', '.join(FLOATS)}")
+    if tuple(stored.get_shape()) != tuple(shape):
+        raise MinibertError(f"{file}: {name} is {stored.get_shape()}, but config.json asks for {list(shape)}")
+    value = stored[...].to(torch.float32)
+    if not bool(torch.isfinite(value).all()):
+        raise MinibertError(f"{file}: {name} holds numbers that are not finite; fetch the checkpoint again")
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass
+class Report:
+    """What happened to every tensor of a checkpoint, in plain words."""
+    loaded: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)            # of ours, not in the file
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # what it is -> names in the file
+    grown: list[str] = field(default_factory=list)          # what was made from loaded tensors, in words
+
+    def __str__(self) -> str:
+        lines = [f"loaded: {len(self.loaded)} tensors"]
+        if self.new:
+            what = "new pooler and head" if POOLER_NAMES[0].published in self.new else "new head"
+            lines.append(f"newly initialised: {', '.join(self.new)} (expected: {what})")
+        lines += self.grown
+        lines += [f"ignored: {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                  for what, names in self.ignored.items()]
+        return "\n".join(lines)
+
+
+def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
+    """BertConfig of `folder`, with both dropout probabilities replaced unless `dropout` is None."""
+    config = BertConfig.read(folder)
+    if dropout is None:
+        return config
+    return dataclasses.replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+
+
+@torch.no_grad()
+def load(folder: Path, head: nn.Module | None = None, new_head: bool = False, dropout: float | None = None,
+         parts: tuple[str, ...] = ()) -> tuple[Bert, Report]:
+    """The encoder in `folder` (eval mode, float32), and `head` filled in place from the same file.
+
+    A head tensor that is missing is an error, with two exceptions. `new_head`: the head keeps its initial values and is
+    reported as new, whatever the file holds. `parts`: beginnings of names; where the file has none of a part, that part
+    is new. Raises MinibertError for a missing encoder weight, a wrong shape or dtype, a number that is not finite, a
+    damaged file.
+    """
+    folder = Path(folder)
+    config = read_config(folder, dropout)
+    found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
+    have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    if config.least_numbers > 2 * have + 10 ** 6:  # a network of that size is not even begun
+        raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
+                            f"are {have:,}; does it belong to this checkpoint?")
+    stored = POOLER_NAMES[0].published in found
+    bert = Bert(config, pooler=stored or getattr(head, "uses_pooler", False))
+    new = new_names(head, set(found), new_head, parts)
+    table = {n.published: n.ours for n in name_table(config, pooler=stored or not new and bert.pooler is not None)}
+    report, state = Report(), bert.state_dict()
+    if missing := [name for name in table if name not in found]:
+        raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
+                            "checkpoint, and does config.json belong to it?")
+    if extra := [n for n in found if n.startswith(("embeddings.", "encoder.")) and n not in {*table, *BUFFERS}]:
+        raise MinibertError(f"{folder}: config.json has no place for {len(extra)} weights, first {extra[0]}; does it "
+                            "belong to this checkpoint?")
+    for published, ours in table.items():
+        state[ours].copy_(read_weight(published, *found[published], state[ours].shape))
+        report.loaded.append(published)
+    if bert.pooler is not None and not stored:
+        report.new += [name.published for name in POOLER_NAMES]
+    load_head(head, found, new, folder, report)
+    used = set(report.loaded)
+    for name in (n for n in found if n not in used):
+        report.ignored.setdefault(describe(name), []).append(name)
+    return bert.eval(), report
+
+
+def new_names(head: nn.Module | None, stored: set[str], new_head: bool, parts: tuple[str, ...]) -> set[str]:
+    """Names of the head's tensors that keep their initial values: all, or those of the parts that are not stored."""
+    missing = tuple(part for part in parts if not any(name.startswith(part) for name in stored))
+    return {name for name in (head.state_dict() if head is not None else {}) if new_head or name.startswith(missing)}
+
+
+def load_head(head: nn.Module | None, found: dict, new: set[str], folder: Path, report: Report) -> None:
+    """Fill the head's tensors (their names are the published ones) and note in `report` what was loaded or is new."""
+    for name, tensor in (head.state_dict() if head is not None else {}).items():
+        if name in new:
+            report.new.append(name)
+            continue
+        if name not in found:
+            raise MinibertError(f"{folder}: {name} missing; this folder was saved for another task")
+        tensor.copy_(read_weight(name, *found[name], tensor.shape))
+        report.loaded.append(name)
+
+
+def describe(name: str) -> str:
+    """What a tensor is that the model here has no place for."""
+    if name in BUFFERS:
+        return "constant buffers"
+    return next((f"known: {what}" for start, what in KNOWN_HEADS.items() if name.startswith(start)), f"unknown: {name}")
+
+
+def read_labels(folder: Path) -> list[str]:
+    """The names of a head's labels in config.json, by number; [] for an encoder alone."""
+    own = read_own(folder)
+    if isinstance(own.get("labels"), list):        # more labels than outputs: yes and no
+        return [str(label) for label in own["labels"]]
+    return read_outputs(folder)
+
+
+def read_own(folder: Path) -> dict[str, Any]:
+    """What config.json has that no other library knows; {} without."""
+    own = read_json(folder / "config.json").get("minibert")
+    return own if isinstance(own, dict) else {}
+
+
+def read_outputs(folder: Path) -> list[str]:
+    """What each score of a head speaks for, by number; [] for an encoder alone."""
+    names = read_json(folder / "config.json").get("id2label")
+    return [str(names.get(str(i))) for i in range(len(names))] if isinstance(names, dict) else []
+
+
+def holds_head_of(folder: Path, task: Any) -> bool:
+    """Whether the head stored in `folder`, if there is one, means what a head of this task would mean.
+
+    The same size is not enough: other labels, or a softmax where sigmoids are asked for.
+    """
+    config = read_json(folder / "config.json")
+    kind = config.get("problem_type") or task.problem_type                     # some leave it to be guessed
+    return config.get("architectures") == [task.architecture] and (
+        (read_labels(folder), read_outputs(folder), kind) == (task.labels, task.outputs, task.problem_type))
+
+
+def load_into(folder: Path, model: Model) -> None:
+    """Replace the weights of `model` by those in `folder`, which was saved from a model of the same kind."""
+    bert, _ = load(folder, model.head)
+    model.bert.load_state_dict(bert.state_dict())
+
+
+def load_bert(folder: str | Path) -> Bert:
+    """The encoder in `folder`, ready to use: eval mode, float32. Raises MinibertError as load() does."""
+    return load(Path(folder))[0]
+
+
+def random_bert(config: BertConfig, seed: int = 0, pooler: bool = True) -> Bert:
+    """An untrained encoder, initialised as in the paper."""
+    bert = Bert(config, pooler)
+    initialise(bert, config.initializer_range, seed)
+    return bert.eval()
+
+
+# ------------------------------------------------------------------------------------------------------ saving
+
+
+def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[str, Any] | None = None) -> None:
+    """model.safetensors and config.json under the published names; the usual libraries open the folder.
+
+    `extra` joins config.json (architectures, id2label …), its "minibert" what the config itself has under that key.
+    Each file is written beside its name, flushed and renamed, so that a crash leaves the old file or the new one.
+    """
+    folder = Path(folder)
+    state = bert.state_dict()
+    tensors = {"bert." + n.published: state[n.ours] for n in name_table(bert.config, bert.pooler is not None)}
+    tensors |= dict(head.state_dict()) if head is not None else {}
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
+    write_tensors(folder / "model.safetensors", tensors)
+    values, extra = bert.config.to_dict(), extra or {}
+    own = values.pop("minibert", {}) | extra.get("minibert", {})
+    rest = {key: value for key, value in extra.items() if key != "minibert"}
+    write_json(folder / "config.json", values | rest | ({"minibert": own} if own else {}))

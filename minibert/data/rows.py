@@ -1,0 +1,112 @@
+"""Texts as rows: windows over long ones, a label a word, two texts in one row."""
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from minibert.core.batch import Feature
+from minibert.data.tokenizer import Pieces, Tokenizer
+
+
+def windows(words: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
+    """Cut a text of pieces into windows [start, stop) of at most `capacity` pieces, never inside a word.
+
+    `words`: the word of each piece, ascending. Neighbours share about `overlap` pieces. A word of more than `capacity`
+    pieces has a window of its own, which holds the first `capacity` of them.
+    """
+    words = np.asarray(words)
+    n = len(words)
+    if n <= capacity:
+        return [(0, n)]
+    begins = np.flatnonzero(np.diff(words, prepend=-1))              # piece where each word begins
+    edges = np.append(begins, n)
+    result, start = [], 0
+    while True:
+        stop = int(edges[edges <= start + capacity][-1])             # the last word that ends inside
+        if stop == start:                                            # one word, longer than the window
+            stop = int(edges[edges > start][0])
+            result.append((start, start + capacity))
+            if stop == n:
+                return result
+            start = stop
+            continue
+        result.append((start, stop))
+        if stop == n:
+            return result
+        # back by the overlap, but not so far that the next window could show no new word
+        earliest = min(stop, max(stop - overlap, int(edges[edges > stop][0]) - capacity))
+        start = int(edges[(edges > start) & (edges >= earliest)][0])
+
+
+def owned_words(words: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """For each window the words it owns: every word belongs to the window where it has most context.
+
+    Context is the smaller of the pieces to its left and to its right inside the window; an end of the text itself
+    limits nothing. Of equals the first wins.
+    """
+    words = np.asarray(words)
+    n, count = len(words), int(words[-1]) + 1 if len(words) else 0
+    begins, last = np.searchsorted(words, np.arange(count)), np.searchsorted(words, np.arange(count), side="right") - 1
+    best, owner = np.full(count, -1.0), np.full(count, -1)
+    for i, (start, stop) in enumerate(cuts):
+        context = poorer_side(begins, last, start, stop, n)
+        better = (begins >= start) & (begins < stop) & (context > best)
+        best[better], owner[better] = context[better], i
+    return [np.flatnonzero(owner == i) for i in range(len(cuts))]
+
+
+def poorer_side(begins: np.ndarray, last: np.ndarray, start: int, stop: int, n: int) -> np.ndarray:
+    """Context of each word in a window [start, stop) of n pieces: the smaller of the numbers to its left and right.
+
+    `begins`, `last` [words]: first and last piece of each word. The result [words] means something only for words that
+    begin inside the window; one that the window cuts off has context 0.
+    """
+    left = begins - start if start else np.full(len(begins), np.inf)          # [WIN-1]
+    right = stop - 1 - last if stop < n else np.full(len(last), np.inf)       # [WIN-2]
+    return np.maximum(np.minimum(left, right), 0.0)                           # [WIN-3]
+
+
+def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
+                  labels: Sequence[int]) -> list[Feature]:
+    """One text with a label a word as features: [CLS] window [SEP], picks on the first piece of each owned word."""
+    cuts = windows(pieces.words, max_pieces - 2, overlap)
+    ids = np.array(pieces.ids, np.int64)
+    types = tokenizer.types * np.array(pieces.shapes, np.int64)               # [PIECE-3]
+    begins = np.searchsorted(pieces.words, np.arange(len(labels)))            # [PIECE-2]
+    features = []
+    for (start, stop), owned in zip(cuts, owned_words(pieces.words, cuts), strict=True):
+        picks = begins[owned] - start + 1                                     # [PIECE-4]
+        features.append(Feature(
+            example, ids=np.concatenate([[tokenizer.start], ids[start:stop], [tokenizer.end]]),
+            types=np.concatenate([[0], types[start:stop], [0]]), picks=picks,
+            labels=np.asarray(labels, np.int64)[owned], targets=owned))
+    return features
+
+
+class PairRow(NamedTuple):
+    """[CLS] first [SEP] second [SEP]: two texts, or a window of each, in a row; types of the second are one higher."""
+    ids: np.ndarray                                # int64 [T]
+    types: np.ndarray                              # int64 [T]
+    first: tuple[int, int]                         # pieces [start, stop) of the first text that stand in it
+    second: tuple[int, int]
+
+
+def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[PairRow]:
+    """The rows of two texts.
+
+    Where they do not fit in one row, the longer text is cut into windows; where both are longer than half a row, both
+    are, and each window of the first stands with each of the second.
+    """
+    room = max_pieces - 3
+    of_first = max(room - len(second.ids), room // 2)
+    of_second = room - min(of_first, len(first.ids))
+    second_type = 1 if tokenizer.types > 1 else 0
+    rows = []
+    for a, b in windows(first.words, of_first, overlap):
+        for c, d in windows(second.words, of_second, overlap):
+            shapes = [0, *first.shapes[a:b], 0, *second.shapes[c:d], 0]
+            order = [0] * (b - a + 2) + [second_type] * (d - c + 1)
+            ids = [tokenizer.start, *first.ids[a:b], tokenizer.end, *second.ids[c:d], tokenizer.end]
+            types = tokenizer.types * np.array(shapes, np.int64) + np.array(order)
+            rows.append(PairRow(np.array(ids, np.int64), types, (a, b), (c, d)))
+    return rows

@@ -1,0 +1,206 @@
+"""Text -> words -> pieces: each piece knows its word and its character span, each word its case shape.
+
+WordPiece itself is the tokenizers library's; this file decides what a word is, that no word is ever lost, and that
+nothing is cut or padded behind our back.
+"""
+import functools
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from minibert.errors import MinibertError
+
+CASE_SHAPES = ("lower", "title", "upper", "mixed")
+SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+TEXT, BLOCK = 128, 2 ** 16                         # words that spell() gives the library as one text, and in one call
+
+
+def case_shape(word: str) -> int:
+    """Index into CASE_SHAPES: how the letters of a word are written.
+
+    >>> [CASE_SHAPES[case_shape(w)] for w in ("apple", "Apple", "USA", "McCoy", "1996")]
+    ['lower', 'title', 'upper', 'mixed', 'lower']
+    """
+    word = unicodedata.normalize("NFC", word)        # a combining mark would end a word for istitle
+    letters = [c for c in word if c.isalpha()]
+    if not any(c.istitle() for c in letters):          # capital or titlecase (ǅ)
+        return 0
+    if all(c.isupper() for c in letters):
+        return 2
+    return 1 if word.istitle() else 3
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one text, without special pieces. Lists of equal length, one entry a piece."""
+    ids: list[int]
+    words: list[int]                               # which word each piece belongs to
+    spans: list[tuple[int, int]]                   # characters of that word, [start, end)
+    shapes: list[int]                              # case shape of that word; all 0 where case is not given back
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """The pieces of many words, each tokenised by itself."""
+    ids: np.ndarray                                # int64, of all words one after the other
+    ends: np.ndarray                               # int64 [words + 1]: word w has ids[ends[w]:ends[w + 1]], never none
+    shapes: np.ndarray                             # int64 [words]: case shapes; all 0 where case is not given back
+
+
+class Tokenizer:
+    """WordPiece with the vocabulary of a checkpoint."""
+
+    def __init__(self, backend: Backend, case_shapes: bool = False, types: int = 2):
+        self.case_shapes = case_shapes             # whether pieces carry the case shape of their word
+        self.types = types                         # token types a case shape has: shape s begins at types · s
+        backend.no_truncation()                    # some published files cut at 128 pieces and pad everything to 128
+        backend.no_padding()
+        self.backend = backend
+        ids = {role: backend.token_to_id(piece) for role, piece in SPECIAL.items()}
+        if missing := [SPECIAL[role] for role, i in ids.items() if i is None and role != "mask"]:
+            raise MinibertError(f"vocabulary without {', '.join(missing)}; is this the tokenizer of a BERT checkpoint?")
+        self.unknown, self.start, self.end, self.pad, self.mask = ids.values()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Tokenizer":
+        """From tokenizer.json, or vocab.txt with tokenizer_config.json. Raises MinibertError if neither can be read."""
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        try:
+            if file.is_file():
+                return cls(Backend.from_file(str(file)))
+            file = folder / "vocab.txt"
+            if file.is_file():
+                return cls(wordpiece(file, folder / "tokenizer_config.json"))
+        except MinibertError as e:
+            raise MinibertError(f"{file}: {e}") from None
+        except Exception as e:                     # the library raises bare Exception for whatever does not parse
+            raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
+        raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want."""
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
+        settings = {"strip_accents": normalizer.get("strip_accents"),
+                    "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+                    "tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
+                    "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def uncased(self) -> bool:
+        """Whether capital letters are thrown away."""
+        normalizer = self.backend.normalizer
+        return normalizer is not None and normalizer.normalize_str("A") == "a"
+
+    def add(self, pieces: Sequence[str]) -> None:
+        """New pieces at the end of the vocabulary; what has them already stays as it is."""
+        self.backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in pieces])
+
+    def number(self, piece: str) -> int:
+        """The number of a piece. Raises MinibertError where the vocabulary has none such."""
+        found = self.backend.token_to_id(piece)
+        if found is None:
+            raise MinibertError(f"vocabulary without {piece}; is this the run folder of this task?")
+        return found
+
+    def spell_out(self, ids: Sequence[int]) -> str:
+        """The text of pieces: ##s joined to what they continue, punctuation where it belongs; special pieces left out.
+
+        An uncased vocabulary gives no capitals. Blanks are set by rule: what stood there is not known.
+        """
+        pieces = [self.backend.id_to_token(i) or SPECIAL["unknown"] for i in ids
+                  if i not in (self.start, self.end, self.pad, self.mask)]
+        return with_punctuation(" ".join(pieces).replace(" ##", ""))
+
+    @functools.cached_property
+    def continuing(self) -> np.ndarray:
+        """bool [V]: which pieces continue a word (##s)."""
+        found = np.zeros(max(self.backend.get_vocab().values()) + 1, bool)
+        found[[number for piece, number in self.backend.get_vocab().items() if piece.startswith("##")]] = True
+        return found
+
+    @property
+    def size(self) -> int:
+        """[V] pieces in the vocabulary."""
+        return self.backend.get_vocab_size()
+
+    def pieces(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
+        """Each text, given as its words, as pieces; spans count characters inside the word.
+
+        A word that gives no piece (a lone zero-width space, a control character) becomes one unknown piece, so that
+        every word has a first piece, a label and a prediction.
+        """
+        encoded = self.backend.encode_batch([clean(t) for t in texts], is_pretokenized=True, add_special_tokens=False)
+        return [self._complete(words, e) for words, e in zip(texts, encoded, strict=True)]
+
+    def _complete(self, words: Sequence[str], encoded) -> Pieces:
+        rows = list(zip(encoded.ids, encoded.word_ids, encoded.offsets, strict=True))
+        if empty := set(range(len(words))) - set(encoded.word_ids):
+            rows += [(self.unknown, w, (0, len(words[w]))) for w in empty]
+            rows.sort(key=lambda r: r[1])          # stable: the pieces of one word keep their order
+        ids, owners, spans = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+        shape = [case_shape(w) if self.case_shapes else 0 for w in words]
+        return Pieces(ids, owners, spans, [shape[w] for w in owners])
+
+    def spell(self, words: Sequence[str]) -> Spelling:
+        """What pieces() gives for each word as a text of its own; it depends on no neighbour, so it holds in any text.
+
+        Words go to the library many to a text, which is faster than one by one.
+        """
+        ids, owners = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for i in range(0, len(words), BLOCK):
+            texts = [clean(words[j:j + TEXT]) for j in range(i, min(i + BLOCK, len(words)), TEXT)]
+            for number, e in enumerate(self.backend.encode_batch(texts, is_pretokenized=True,
+                                                                 add_special_tokens=False)):
+                ids.append(np.array(e.ids, np.int64))
+                owners.append(np.array(e.word_ids, np.int64) + i + TEXT * number)
+        flat, owner = np.concatenate(ids), np.concatenate(owners)
+        counts = np.bincount(owner, minlength=len(words))
+        empty = np.flatnonzero(counts == 0)                                   # words that give no piece
+        flat = np.insert(flat, np.searchsorted(owner, empty), self.unknown)
+        ends = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
+        shapes = [case_shape(w) for w in words] if self.case_shapes else [0] * len(words)
+        return Spelling(flat, ends, np.array(shapes, np.int64))
+
+
+def clean(words: Sequence[str]) -> list[str]:
+    """Words that the library takes: half a surrogate pair becomes "?"."""
+    return [w.encode("utf-8", "replace").decode() for w in words]
+
+
+def wordpiece(vocabulary: Path, config: Path) -> Backend:
+    """The BERT tokenizer that vocab.txt (one piece a line) and tokenizer_config.json describe."""
+    settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    lines = vocabulary.read_text("utf-8").split("\n")
+    pieces = {piece.rstrip("\r"): i for i, piece in enumerate(lines) if piece or i < len(lines) - 1}
+    backend = Backend(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"), lowercase=settings.get("do_lower_case", True))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in SPECIAL.values() if p in pieces])
+    return backend
+
+
+def with_punctuation(text: str) -> str:
+    """Words and signs with blanks between all of them -> blanks as they are usual.
+
+    >>> with_punctuation("it ' s a t - shirt ( red ) for $ 1 , 200 . 50 , isn ' t it ?")
+    "it's a t-shirt (red) for $1,200.50, isn't it?"
+    >>> with_punctuation("the skaters ' coach left at two o ' clock")
+    "the skaters' coach left at two o'clock"
+    """
+    for pattern, result in ((r" ([.,!?;:%)\]}])", r"\1"), (r"([(\[{$€£#]) ", r"\1"), (r"(\w) ([/-]) (?=\w)", r"\1\2"),
+                            (r"(\ws) (['’]) (?!(?:s|t|d|m|ll|re|ve)\b)", r"\1\2 "), (r"(\w) (['’]) (?=\w)", r"\1\2"),
+                            (r"(\d), (?=\d{3}\b)", r"\1,"), (r"(\d)\. (?=\d)", r"\1.")):
+        text = re.sub(pattern, result, text)
+    return text

@@ -1,0 +1,91 @@
+"""The folder of a run: which one it is, and that it is one process's."""
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import IO
+
+from minibert.errors import MinibertError
+from minibert.files import flush_folder
+from minibert.settings import TrainConfig
+
+BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
+
+
+def claim_folder(settings: TrainConfig) -> Path:
+    """The run folder: made here and empty, or with --resume one that holds a run; MinibertError for any other."""
+    if settings.output is None and settings.resume and (last := last_run(settings.task)):
+        return last
+    if settings.output is not None:
+        output = Path(settings.output)
+        if os.path.lexists(output) and not output.is_dir():
+            raise MinibertError(f"--output {output}: is there and no folder; name another")
+        inside = {f.name for f in output.iterdir()} - BARELY_BEGUN if output.is_dir() else set()
+        if inside and not settings.resume:
+            raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
+                                "continue it with --resume")
+        if inside and "train.json" not in inside:
+            raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
+        return make_folder(output, exist_ok=True)
+    make_folder(Path("runs"), exist_ok=True)       # else what is wrong with it would look like a number that is taken
+    for number in itertools.count(max(numbers(settings.task), default=0) + 1):
+        output = default_folder(settings.task, number)
+        with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
+            return make_folder(output, exist_ok=False)
+
+
+def default_folder(task: str, number: int) -> Path:
+    """runs/TASK, runs/TASK-2, runs/TASK-3 ..."""
+    return Path("runs") / (task if number == 1 else f"{task}-{number}")
+
+
+def numbers(task: str) -> list[int]:
+    """Of the default folders that are there, rising: the highest is the newest, because no gap is ever filled."""
+    names = [f.name.removeprefix(task) for f in Path("runs").glob(f"{task}*")]
+    return sorted(int(name[1:] or 1) for name in names if re.fullmatch(r"|-([2-9]|[1-9][0-9]+)", name))
+
+
+def last_run(task: str) -> Path | None:
+    """The last of the default folders that holds a run."""
+    runs = [folder for n in numbers(task) if ((folder := default_folder(task, n)) / "train.json").is_file()]
+    return runs[-1] if runs else None
+
+
+def make_folder(folder: Path, exist_ok: bool) -> Path:
+    """`folder`, made and its name on the disk. Raises FileExistsError for one that is taken, unless `exist_ok`.
+
+    Any other fault is the user's: MinibertError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as e:
+        if isinstance(e, FileExistsError) and not exist_ok:
+            raise
+        raise MinibertError(f"{folder}: cannot be made ({e.strerror}); name another with --output") from None
+    flush_folder(folder.parent)
+    return folder
+
+
+def lock(run: Path) -> IO[str]:
+    """Hold a run folder for as long as the file that comes back is open, at most until this process ends.
+
+    Raises MinibertError where another process holds it. The lock is the system's and not the file: a killed process
+    leaves the file, and no lock.
+    """
+    file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (it stays open)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if not isinstance(e, BlockingIOError):
+            file.close()
+            raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()
+    return file

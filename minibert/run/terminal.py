@@ -1,0 +1,113 @@
+"""What a run says to the person in front of it, and how its end becomes an exit code."""
+import contextlib
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from minibert.errors import MinibertError
+from minibert.run.processes import Shared
+from minibert.run.stopping import STOPPED, Stopped
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a program says where it ran out of memory, and where Ctrl-C ended it ("": nothing)."""
+    memory: str = "give shorter texts, or fewer at a time"
+    interrupted: str = ""
+
+
+def say(text: str) -> None:
+    """A line for the user. Where nobody can hear it any more (a pipe whose reader is gone, a full disk under a
+    redirection) the program does not end for it: from then on standard output leads nowhere.
+    """
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError:
+        lead_nowhere(sys.stdout)
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """From now on whatever is written to this stream is lost, and no error."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def open_streams() -> None:
+    """Standard output and error that are there, though perhaps nowhere, and spell out what they cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:                         # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as it runs)
+        elif getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_wrapped(text: str) -> None:
+    """A long line as a paragraph."""
+    say(textwrap.fill(text, 118, subsequent_indent="  "))
+
+
+def side_by_side(*columns: tuple[str, str]) -> str:
+    """Titled blocks of text, next to each other."""
+    blocks = [[title, *text.splitlines()] for title, text in columns]
+    widths = [max(map(len, b)) for b in blocks]
+    height = max(map(len, blocks))
+    rows = zip(*(b + [""] * (height - len(b)) for b in blocks), strict=True)
+    return "\n".join("   |   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def interpreter() -> str:
+    """What to type for the Python that runs this: its path from here where that is short, as in .venv/bin/python."""
+    path = os.path.relpath(sys.executable)
+    return Path(sys.executable).name if path.startswith("..") else shlex.quote(path)
+
+
+def complain(text: str) -> None:
+    """One line on standard error, if anybody is there to read it."""
+    with contextlib.suppress(OSError):
+        process = os.environ.get("RANK", "0")
+        print(f"error: {text}" if process == "0" else f"process {process}: error: {text}", file=sys.stderr, flush=True)
+
+
+def exit_code(work: Callable[[], object], advice: Advice) -> int:
+    """0 after work(), 2 for what the user can mend, 75 for Stopped, 130 for Ctrl-C; a line on standard error says it.
+
+    What nobody expects goes through, with its traceback.
+    """
+    open_streams()
+    try:
+        work()
+        return 0
+    except (MinibertError, OSError) as e:
+        if not isinstance(e, Shared) or os.environ.get("RANK", "0") == "0":
+            complain(str(MinibertError(e)))        # one line, of a length that can be read
+        return 2
+    except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
+        if not (words := mendable(e, advice)):
+            raise
+        complain(words)
+        return 2
+    except Stopped:
+        return STOPPED
+    except KeyboardInterrupt:
+        if advice.interrupted:
+            complain(advice.interrupted)
+        return 130
+
+
+def mendable(e: Exception, advice: Advice) -> str:
+    """What to do about a fault of memory or of another process, in one line; "" for any other."""
+    first = (str(e) or type(e).__name__).splitlines()[0][:200]
+    if isinstance(e, MemoryError) or "allocate memory" in str(e) or "out of memory" in str(e):
+        return f"out of memory; {advice.memory} ({first})"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ("gloo" in str(e) or "NCCL" in str(e)):
+        return f"another process is gone; --resume goes on from the last checkpoint ({first})"
+    return ""

@@ -1,0 +1,50 @@
+"""Counts -> precision, recall, F1; their averages; text tables of them."""
+from collections.abc import Mapping
+from typing import Any
+
+Row = dict[str, Any]
+COLUMNS = ("precision", "recall", "f1")
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole; what would be 0/0 is 0."""
+    return part / whole if whole else 0.0
+
+
+def row_of(correct: int, predicted: int, gold: int) -> Row:
+    """{"precision", "recall", "f1", "support"} of three counts."""
+    precision = ratio(correct, predicted)                                    # [SCORE-1]
+    recall = ratio(correct, gold)                                            # [SCORE-2]
+    f1 = ratio(2 * correct, predicted + gold)                                # [SCORE-3]
+    return {"precision": precision, "recall": recall, "f1": f1, "support": gold}
+
+
+def averaged(rows: Mapping[str, Row], micro: Mapping[str, float]) -> dict[str, float]:
+    """{"micro_…", "macro_…", "weighted_…": a number} for each of COLUMNS."""
+    scores, every, support = {}, rows.values(), sum(row["support"] for row in rows.values())
+    for column in COLUMNS:
+        scores[f"micro_{column}"] = micro[column]
+        scores[f"macro_{column}"] = ratio(sum(r[column] for r in every), len(rows))  # [SCORE-7]
+        scores[f"weighted_{column}"] = ratio(sum(r[column] * r["support"] for r in every), support)  # [SCORE-8]
+    return scores
+
+
+# ---- tables
+
+
+def table(*groups: Mapping[str, Row]) -> str:
+    """Text with a heading and one line a row; an empty line before each group."""
+    width = max(len(name) for group in groups for name in group)
+    lines = [f"{'':{width}}  {'precision':>9}  {'recall':>9}  {'f1-score':>9}  {'support':>9}"]
+    for group in filter(None, groups):
+        lines.append("")
+        for name, row in group.items():
+            numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
+            lines.append(f"{name:{width}}  {numbers}  {row['support']:9d}")
+    return "\n".join(lines)
+
+
+def averages(scores: Mapping[str, Any]) -> dict[str, Row]:
+    """The rows of the three averages below a table, from what averaged() gave."""
+    return {f"{kind} avg": {**{column: scores[f"{kind}_{column}"] for column in COLUMNS}, "support": scores["support"]}
+            for kind in ("micro", "macro", "weighted")}

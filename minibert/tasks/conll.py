@@ -1,0 +1,213 @@
+"""CoNLL columns: files of a word and a tag a line, as examples by the million."""
+import dataclasses
+import itertools
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.data.features import check_ends, narrow
+from minibert.data.tables import read_lines
+from minibert.data.wordlist import REMEMBERED, Numbering, Words
+from minibert.errors import MinibertError
+from minibert.scores import tags as metrics
+
+SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence, or a document of several."""
+    words: list[str]
+    tags: list[str]                                # one a word; empty for raw text
+    sentences: list[int]                           # word where each sentence begins
+    where: str                                     # file:line of the first word
+    text: str = ""                                 # raw text, where the words were cut from one
+    spans: Sequence[tuple[int, int]] = ()          # characters of each word in `text`
+
+    def cut(self, values: Sequence[Any]) -> list[list[Any]]:
+        """One value a word -> one list a sentence."""
+        ends = [*self.sentences[1:], len(self.words)][:len(self.sentences)]
+        return [list(values[a:b]) for a, b in zip(self.sentences, ends, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Sequence[Example]):
+    """N examples of one file in arrays; an Example is made when asked for. A slice without a step is Examples again."""
+    file: Path
+    words: Words                                   # the distinct words
+    names: Words                                   # the distinct tags
+    numbers: np.ndarray                            # int32 [W] every word of the file, into `words`
+    tags: np.ndarray                               # [W] its tag, into `names`
+    sentence_ends: np.ndarray                      # int64 [S+1]: sentence s begins at word sentence_ends[s]
+    example_ends: np.ndarray                       # int64 [N+1]: the same for an example's sentences
+    lines: np.ndarray                              # int64 [N] line of its first word
+
+    @property
+    def word_ends(self) -> np.ndarray:
+        """int64 [N+1]: example i has words word_ends[i]:word_ends[i + 1]."""
+        return self.sentence_ends[self.example_ends]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, i: int | slice) -> "Example | Sequence[Example]":
+        if isinstance(i, slice):
+            chosen = range(len(self))[i]
+            if chosen.step != 1:
+                return [self[j] for j in chosen]
+            return dataclasses.replace(self, lines=self.lines[i],
+                                       example_ends=self.example_ends[chosen.start:chosen.start + len(chosen) + 1])
+        i = range(len(self))[i]
+        bounds = self.sentence_ends[self.example_ends[i]:self.example_ends[i + 1] + 1]
+        inside = slice(bounds[0], bounds[-1])
+        return Example(list(self.words.take(self.numbers[inside])), list(self.names.take(self.tags[inside])),
+                       (bounds[:-1] - bounds[0]).tolist(), f"{self.file}:{self.lines[i]}")
+
+    def count_tags(self) -> dict[str, int]:
+        """{tag: words that have it}, in the order of their first words."""
+        ends = self.word_ends
+        tags = self.tags[ends[0]:ends[-1]]
+        counts = np.bincount(tags, minlength=len(self.names))
+        there = sorted(np.flatnonzero(counts), key=lambda k: int((tags == k).argmax()))
+        return {self.names[k]: int(counts[k]) for k in there}
+
+    def before(self) -> np.ndarray:
+        """[W] the tag before each, len(names) where a sentence begins."""
+        before = np.roll(self.tags.astype(np.int32), 1)
+        before[self.sentence_ends[:-1]] = len(self.names)
+        return before
+
+    def count_neighbours(self) -> Counter[tuple[str, str]]:
+        """{(tag before, tag): words}; "O" stands before the first word of a sentence. Examples of whole files only."""
+        names = [*self.names, "O"]
+        counts = np.bincount(self.before() * len(names) + self.tags)
+        result: Counter[tuple[str, str]] = Counter()
+        for cell in np.flatnonzero(counts).tolist():
+            result[names[cell // len(names)], names[cell % len(names)]] += int(counts[cell])
+        return result
+
+    def in_iob2(self, scheme: str) -> "Examples":
+        """The same with tags in IOB2: what a tag becomes depends on nothing but the one before it."""
+        old, new = [*self.names, "O"], Numbering()
+        table = np.zeros((len(old), len(old)), np.int64)
+        for before, tag in self.count_neighbours():
+            converted = new[metrics.to_iob2([before, tag], scheme)[1]]
+            table[[i for i, name in enumerate(old) if name == before], old.index(tag)] = converted
+        return dataclasses.replace(self, names=new.words(), tags=narrow(table)[self.before(), self.tags])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the cache keeps: everything but the name of the file."""
+        return {"words.letters": self.words.letters, "words.ends": self.words.ends, "names.letters": self.names.letters,
+                "names.ends": self.names.ends, **{name: getattr(self, name) for name in ARRAYS}}
+
+    @classmethod
+    def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "Examples":
+        """The examples that arrays() was taken from, or of a file of the same contents.
+
+        Raises ValueError or KeyError for arrays that do not fit each other.
+        """
+        words, names = (Words(arrays[f"{x}.letters"], arrays[f"{x}.ends"]) for x in ("words", "names"))
+        found = cls(file, words, names, **{name: arrays[name] for name in ARRAYS})
+        for ends, count, total in ((words.ends, len(words), len(words.letters)),
+                                   (names.ends, len(names), len(names.letters)),
+                                   (found.sentence_ends, len(found.sentence_ends) - 1, len(found.numbers)),
+                                   (found.sentence_ends, len(found.sentence_ends) - 1, len(found.tags)),
+                                   (found.example_ends, len(found), len(found.sentence_ends) - 1)):
+            check_ends(ends, count, total)
+        for values, count in ((found.numbers, len(words)), (found.tags, len(names))):
+            if len(values) and not 0 <= values.min() <= values.max() < count:
+                raise ValueError(f"numbers outside of 0 to {count - 1}")
+        return found
+
+
+ARRAYS = ("numbers", "tags", "sentence_ends", "example_ends", "lines")
+
+
+@dataclass
+class Sentence:
+    """As it stands in the file."""
+    words: list[str]
+    tags: list[str]
+    line: int                                      # of its first word
+
+
+def has_documents(file: Path) -> bool:
+    """Whether some line of a file begins with -DOCSTART-."""
+    with open(file, "rb") as f:
+        return any(line.startswith(b"-DOCSTART-") for line in f)
+
+
+def read_examples(file: Path, whole: bool) -> Examples:
+    """A file as one example a document (`whole`) or a sentence, tags as they stand; raises what read_conll raises."""
+    words, names = Numbering(), Numbering()
+    numbers, tags, ends, lines, documents = array("i"), array("i"), array("q", [0]), array("q"), array("q")
+    for document in read_conll(file):
+        documents.append(len(lines))
+        for sentence in document:
+            numbers.extend(map(words.__getitem__, sentence.words))
+            tags.extend(map(names.__getitem__, sentence.tags))
+            ends.append(len(numbers))
+            lines.append(sentence.line)
+    first = np.array(documents) if whole else np.arange(len(lines))          # sentence where each example begins
+    return Examples(file, words.words(), names.words(), np.array(numbers, np.int32), narrow(np.array(tags)),
+                    np.array(ends), np.append(first, len(lines)), np.array(lines)[first])
+
+
+def read_conll(file: Path) -> Iterator[Iterator[Sentence]]:
+    """The documents of a file, each as its sentences, read while they are taken: take all of one before the next.
+
+    Raises MinibertError with file:line for what does not parse.
+    """
+    found = False
+    for _, group in itertools.groupby(read_sentences(file), key=lambda pair: pair[0]):
+        found = True
+        yield (sentence for _, sentence in group)
+    if not found:
+        raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
+
+
+def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
+    """(number of its document, sentence) of every sentence of a file."""
+    document, current = 0, None
+    parsed: dict[str, tuple[str, str]] = {}                                   # lines come again and again
+    for number, line in enumerate(read_lines(file), 1):
+        if line not in parsed:
+            text = line.strip(" \t\n")
+            if not text or text.startswith("-DOCSTART-"):
+                if current is not None:
+                    yield document, current
+                current, document = None, document + bool(text)
+                continue
+            if len(parsed) >= REMEMBERED:
+                parsed.clear()
+            parsed[line] = columns(text, f"{file}:{number}")
+        if current is None:
+            current = Sentence([], [], number)
+        word, tag = parsed[line]
+        current.words.append(word)
+        current.tags.append(tag)
+    if current is not None:
+        yield document, current
+
+
+def columns(line: str, where: str) -> tuple[str, str]:
+    """First and last column: a word and its tag. Raises MinibertError where there is no second or it is no tag."""
+    parts = [p.strip(" ") for p in line.split("\t")] if "\t" in line else re.split(" +", line)
+    shown = line if len(line) < 60 else line[:57] + "..."
+    if len(parts) < 2 or not parts[0]:
+        raise MinibertError(f"{where}: {shown!r} has one column; expected a word and a tag, as in 'Paris B-LOC'")
+    if not metrics.is_tag(parts[-1]):
+        raise MinibertError(f"{where}: {parts[-1]!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
+                            f"last column of {shown!r}")
+    return parts[0], parts[-1]
+
+
+def begins_wrongly(before: str, tag: str) -> int:
+    """1 where an entity begins at `tag` otherwise than IOB2 allows, with `before` in front of it; else 0."""
+    return metrics.invalid_starts([before, tag]) - metrics.invalid_starts([before])

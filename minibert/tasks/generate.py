@@ -1,0 +1,137 @@
+"""Writing with the encoder: one piece after the other, each from the source and from what was written so far.
+
+The source is read once. Its keys and values in every block are kept, and so are those of every piece written: with
+training's mask a piece sees only what stands before it, so nothing that was computed changes when another is added.
+A new piece costs the work of one position.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minibert.core.batch import Feature, collate
+from minibert.core.model import Block, Model, attention_fused
+from minibert.core.precision import autocast
+
+
+class Writer:
+    """R rows that are being written: step() takes the last piece of each and gives scores for the next."""
+
+    def __init__(self, model: Model, sources: Sequence[Feature], longest: int, kind: int, precision: str = "fp32"):
+        """`sources`: rows [CLS] source [SEP]; at most `longest` pieces are written, of token type `kind`."""
+        self.model, self.precision, self.kind = model, precision, kind
+        self.device = next(model.parameters()).device
+        batch = collate(sources, device=self.device)
+        live = batch.layout.rows(batch.layout.live)                            # [R,S]
+        R, S = self.source = live.shape
+        self.lengths = live.sum(1)                                             # [R] of the sources
+        self.written = 0
+        # which keys there are: the live ones of the source, later the pieces written
+        self.live = torch.cat([live, live.new_zeros(R, longest)], 1)
+        self.keys, self.values = [], []            # of each block [R,A,S+longest,D]
+        with torch.inference_mode(), autocast(precision, self.device):
+            x = model.bert.embeddings(batch.ids, batch.types, batch.layout.position)
+            for block in model.bert.blocks:
+                for kept, f in ((self.keys, block.attention.key), (self.values, block.attention.value)):
+                    there = block.attention.heads(batch.layout.rows(f(x)))     # [R,A,S,D]
+                    room = there.new_zeros(R, there.shape[1], S + longest, there.shape[3])
+                    room[:, :, :S] = there
+                    kept.append(room)
+                x = block(x, batch.layout)
+            self.last = x[torch.arange(R, device=self.device) * S + self.lengths - 1]    # [R,H] of the sources' [SEP]
+
+    def first(self) -> Tensor:
+        """Scores [R,V] for the first piece, from the [SEP] that ends the source."""
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            return self.model.head.words(self.last).float()
+
+    def step(self, pieces: Tensor) -> Tensor:
+        """int64 [R], the pieces just written -> scores [R,V] for the ones that follow."""
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            column = self.source[1] + self.written                             # where their keys go
+            self.live[:, column] = True
+            x = self.model.bert.embeddings(pieces, torch.full_like(pieces, self.kind), self.lengths + self.written)
+            for block, keys, values in zip(self.model.bert.blocks, self.keys, self.values, strict=True):
+                x = block_step(block, x, keys, values, self.live, column)
+            self.written += 1
+            return self.model.head.words(x).float()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [R'], in this order; a row may be there several times."""
+        self.live, self.lengths = self.live[rows], self.lengths[rows]
+        self.keys, self.values = ([x[rows] for x in kept] for kept in (self.keys, self.values))
+
+
+def block_step(m: Block, x: Tensor, keys: Tensor, values: Tensor, live: Tensor, column: int) -> Tensor:
+    """[R,H], one new piece of each row -> [R,H]; its key and value are put into `column` of [R,A,columns,D]."""
+    a, stop = m.attention, column + 1              # columns behind are not written yet
+    q, k, v = (a.heads(f(x)[:, None]) for f in (a.query, a.key, a.value))      # [R,A,1,D]
+    keys[:, :, column], values[:, :, column] = k[:, :, 0], v[:, :, 0]
+    mixed = attention_fused(q, keys[:, :, :stop], values[:, :, :stop], live[:, None, None, :stop])
+    x = m.attention_norm(x + a.output(mixed.transpose(1, 2).flatten(2)[:, 0]))
+    return m.feedforward_norm(x + m.feedforward(x))
+
+
+@dataclass
+class Beams:
+    """What is known of one text that is being written."""
+    limit: int                                     # pieces at most, the end included
+    open: list[tuple[float, list[int]]] = field(default_factory=lambda: [(0.0, [])])     # (log p, pieces)
+    done: list[tuple[float, list[int]]] = field(default_factory=list)                    # (log p a length, pieces)
+
+
+def write(model: Model, sources: Sequence[Feature], limits: Sequence[int], end: int, kind: int, beams: int = 1,
+          length_penalty: float = 1.0, precision: str = "fp32") -> list[list[int]]:
+    """For each row [CLS] source [SEP] the pieces of a text, without the `end` that closes it.
+
+    The `beams` most probable beginnings are followed side by side; one beam is greedy search. A text of n pieces, the
+    end included, is worth log p / n^length_penalty: 0 favours short ones, 1 compares log p a piece. Search ends when
+    as many texts are complete as there are beams, or at `limits`, where the open ones are taken as they stand.
+    """
+    texts = [Beams(limit) for limit in limits]
+    writer = Writer(model, sources, max(limits), kind, precision)
+    scores, owners = writer.first(), list(range(len(texts)))                   # the text of each row of the writer
+    while True:
+        best = scores.log_softmax(-1).topk(min(beams + 1, scores.shape[1]))    # one of them may be the end
+        logs, pieces = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
+        rows, following, owners = extend(texts, owners, logs, pieces, end, beams, length_penalty)
+        if not rows:
+            return [max(text.done, key=lambda pair: pair[0])[1] for text in texts]
+        if rows != list(range(len(scores))):
+            writer.keep(torch.tensor(rows, device=scores.device))
+        scores = writer.step(torch.tensor(following, device=scores.device))
+
+
+def extend(texts: list[Beams], owners: Sequence[int], logs: np.ndarray, pieces: np.ndarray, end: int, beams: int,
+           length_penalty: float) -> tuple[list[int], list[int], list[int]]:
+    """Each open beginning by its best next pieces -> (rows to go on with, their new pieces, the texts they belong to).
+
+    `owners` [R]: the text of each row; rows of one text stand in the order of its open beginnings.
+    """
+    begin, kept, following, remaining = 0, [], [], []
+    for number in dict.fromkeys(owners):
+        text = texts[number]
+        rows = range(begin, begin + len(text.open))
+        begin += len(text.open)
+        ways = sorted(((so_far + log, row, piece) for (so_far, _), row in zip(text.open, rows, strict=True)
+                       for log, piece in zip(logs[row].tolist(), pieces[row].tolist(), strict=True)),
+                      key=lambda way: -way[0])
+        going: list[tuple[float, int, int]] = []
+        for rank, (log, row, piece) in enumerate(ways):
+            before = text.open[row - rows[0]][1]
+            if piece == end and rank < beams:      # an end that is not among the best is no better than going on
+                text.done.append((log / (len(before) + 1) ** length_penalty, before))
+            elif piece != end and len(going) < beams:
+                going.append((log, row, piece))
+        text.open = [(log, [*text.open[row - rows[0]][1], piece]) for log, row, piece in going]
+        if len(text.done) >= beams or not going:
+            continue
+        if len(text.open[0][1]) == text.limit:
+            text.done += [(log / text.limit ** length_penalty, pieces) for log, pieces in text.open]
+        else:
+            kept += [row for _, row, _ in going]
+            following += [piece for *_, piece in going]
+            remaining += [number] * len(going)
+    return kept, following, remaining
