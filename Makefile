@@ -23,15 +23,15 @@ bench: .venv-oracle/ready   ## minibert beside transformers: make bench DATA=fol
 	$(ORACLE)/python benchmarks/compare.py --data $(BENCH_DATA) $(ARGS)
 
 mutants: .venv/ready        ## change every labelled line and see its tests fail; writes docs/mutants.md
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/tools/mutants.py
 
 torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad files; how long: docs/reliability.md
 	$(BIN)/python -m minibert fetch minilm-l6
-	$(BIN)/python tests/torture.py $(ARGS)
-	$(BIN)/python tests/bad_input.py
+	$(BIN)/python tests/tools/torture.py $(ARGS)
+	$(BIN)/python tests/tools/bad_input.py
 
 formulas: .katex/ready      ## every formula of docs/ through KaTeX; needs node and npm
-	node tests/formulas.mjs
+	node tests/tools/formulas.mjs
 
 lint: .venv/ready           ## ruff
 	$(BIN)/ruff check .

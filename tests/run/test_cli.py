@@ -1,0 +1,158 @@
+"""python -m minibert, as a shell sees it: fetch, predict, evaluate."""
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minibert
+import train
+from minibert.__main__ import main
+from minibert.core.model import Model
+from minibert.use.evaluate import predict_examples
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tiny_data, tmp_path_factory) -> Path:
+    return train.train(["--weights", str(tiny_folder), "--data", str(tiny_data), "--epochs", "6", "--batch-size", "6",
+                        "--learning-rate", "3e-3", "--max-pieces", "24", "--overlap", "6", "--precision", "fp32",
+                        "--no-before", "--output", str(tmp_path_factory.mktemp("runs") / "ner")])
+
+
+def texts(tiny_data) -> list[str]:
+    lines = (next(Path(tiny_data).glob("test.*"))).read_text().split("\n\n")
+    return [" ".join(line.split()[0] for line in s.splitlines() if line.strip()) for s in lines if s.strip()][:5]
+
+
+def test_the_python_door(finished, tiny_data):
+    model = minibert.load(finished)
+    assert isinstance(model, Model) and model.task.name == "ner" and model.head and model.tokenizer
+    given = texts(tiny_data)
+    results = model.predict(given)
+    assert [r["text"] for r in results] == given
+    for r in results:
+        for e in r["entities"]:
+            assert r["text"][e["start"]:e["end"]] == e["text"] and e["type"] in ("PER", "ORG", "LOC", "MISC")
+    assert sum(len(r["entities"]) for r in results) > 0
+    ids, mask, types = model.features(given)
+    assert ids.shape == mask.shape == types.shape and ids.shape[0] == len(given)
+    assert set(types.flatten().tolist()) == {0, 2, 4}                  # 2·shape: lower, title and upper occur
+    assert mask.sum(1).tolist() == [len(f.ids) for f in model.encode_examples([model.task.example(t) for t in given])]
+
+
+def test_long_texts_and_empty_ones_are_answered_too(finished, tiny_data):
+    model = minibert.load(finished)
+    long = " ".join(texts(tiny_data) * 9)
+    empty, answer = model.predict(["", long])
+    assert empty == {"text": "", "entities": []}
+    assert max((e["end"] for e in answer["entities"]), default=0) > len(long) // 2
+    assert len(model.features([long])[0]) > 3
+
+
+def test_a_trained_model_is_used_with_other_options(finished, tiny_data, capsys):
+    """As an option and from Python; the tags of each word alone are others here, and the scores with them."""
+    found = {}
+    for decoding in ("valid", "argmax"):
+        assert main(["evaluate", str(finished), "--data", str(tiny_data), "--decoding", decoding, "--json"]) == 0
+        found[decoding] = json.loads(capsys.readouterr().out)
+        model = minibert.load(finished, decoding=decoding)
+        examples = model.task.read(Path(tiny_data))["test"]
+        guess = predict_examples(model, model.task, examples, model.encode_examples(examples))
+        assert model.task.options.decoding == decoding and model.task.score(guess, examples) == found[decoding]["test"]
+    assert main(["evaluate", str(finished), "--data", str(tiny_data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found["valid"]
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--beams", "3"], "--beams: "), (["--length-penalty", "1"], "--length-penalty: "),
+    (["--decoding", "x"], "'valid'"), (["--hide", "0.5"], "--hide")])
+def test_options_that_a_trained_model_cannot_take(finished, capsys, words, says):
+    assert main(["predict", str(finished), "Ada", *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error and len(error.splitlines()) == 1
+
+
+def test_one_string_instead_of_a_list_is_an_error(finished):
+    with pytest.raises(minibert.MinibertError, match="list"):
+        minibert.load(finished).predict("Paris")
+
+
+def test_predict_prints_spans_and_json(finished, tiny_data, capsys):
+    given = texts(tiny_data)[:2]
+    assert main(["predict", str(finished), *given]) == 0
+    plain = capsys.readouterr().out
+    assert "\033" not in plain and "[" in plain
+    assert main(["predict", str(finished), "--json", *given]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == minibert.load(finished).predict(given)
+
+
+def test_predict_reads_standard_input_as_lines(finished, tiny_data, capsys, monkeypatch):
+    given = texts(tiny_data) * 30
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(given) + "\n"))
+    assert main(["predict", str(finished), "--json", "-"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == given
+
+
+def test_evaluate_repeats_what_training_reported(finished, tiny_data, capsys):
+    assert main(["evaluate", str(finished), "--data", str(tiny_data), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    reported = json.loads((finished / "metrics.json").read_text())
+    assert scores == {split: reported[split] for split in ("dev", "test")}
+    assert main(["evaluate", str(finished), "--data", str(tiny_data), "--split", "test"]) == 0
+    assert "micro avg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["predict", "/no/such/run", "x"], "/no/such/run"), (["evaluate", "RUN", "--data", "/no/data"], "/no/data"),
+    (["fetch", "bert-enormous"], "minilm-l6"), (["dance"], "dance"), ([], "fetch | predict"),
+    (["predict", "RUN"], "text"),
+    (["predict", "CHECKPOINT", "x"], "train.json")])
+def test_mistakes_are_one_line_with_exit_code_2(finished, tiny_folder, capsys, arguments, says):
+    words = [{"RUN": str(finished), "CHECKPOINT": str(tiny_folder)}.get(a, a) for a in arguments]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error and len(error.splitlines()) == 1
+
+
+def test_a_real_process_with_a_closed_pipe_stays_quiet(finished, tiny_data):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
+    lines = "\n".join(texts(tiny_data) * 400)
+    done = subprocess.run(f"{' '.join(command)} | head -n 1", input=lines, shell=True, capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stdin, answers, says", [
+    (b"ada met\nbad \xff byte\n", None, "UTF-8"), (None, 0, ""), (b"", 0, "")])
+def test_standard_input_that_breaks_or_is_closed_ends_the_program(finished, stdin, answers, says):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
+    close = " <&-" if stdin is None else ""
+    done = subprocess.run(" ".join(command) + close, input=stdin, shell=True, capture_output=True, timeout=60,
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
+    assert done.returncode == (2 if says else 0)
+    assert says in done.stderr.decode() and len(done.stderr.splitlines()) == bool(says)
+    assert answers is None or len(done.stdout.splitlines()) == answers
+
+
+@pytest.mark.parametrize("coding, text", [("utf-8:strict", b"Ada \xff met"), ("ascii", "Ada \u0141".encode())])
+def test_what_the_terminal_cannot_show_is_spelt_out(finished, coding, text):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), text]
+    done = subprocess.run(command, capture_output=True, timeout=60, cwd=ROOT,
+                          env={**os.environ, "PYTHONIOENCODING": coding})
+    assert done.returncode == 0 and done.stderr == b"" and b"\\u" in done.stdout
+
+
+def test_settings_of_a_run_that_lost_a_line_are_named(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "train.json").read_text())
+    del settings["max_pieces"]
+    (tmp_path / "run" / "train.json").write_text(json.dumps(settings))
+    assert main(["predict", str(tmp_path / "run"), "x"]) == 2
+    assert "max_pieces" in capsys.readouterr().err

@@ -1,0 +1,282 @@
+"""benchmarks/compare.py without transformers: arithmetic, options, a worker that dies, a real minibert worker."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from minibert.checkpoints.weights import random_bert
+from minibert.core.config import BertConfig
+from minibert.data.order import epoch_batches
+from minibert.errors import MinibertError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import compare  # noqa: E402
+import contender  # noqa: E402
+import summary  # noqa: E402
+import workers  # noqa: E402
+
+# ------------------------------------------------------------------------------------------------------ arithmetic
+
+
+def test_quartiles_and_median_of_five_on_paper():
+    """Sorted 1 2 4 8 16: five values, so the quartiles are the second and the fourth, the median the third."""
+    assert summary.quartiles([8.0, 1.0, 16.0, 2.0, 4.0]) == (2.0, 4.0, 8.0)
+
+
+def test_quartiles_between_two_values_are_linear():
+    assert summary.quartiles([10.0, 30.0]) == (15.0, 20.0, 25.0)
+
+
+def test_ratios_are_taken_round_by_round():
+    """A disturbance that halves both sides of one round leaves the ratio of that round: 3/2 throughout."""
+    assert summary.ratios([6.0, 3.0, 9.0], [4.0, 2.0, 6.0]) == [1.5, 1.5, 1.5]
+    with pytest.raises(ValueError):
+        summary.ratios([6.0, 3.0], [4.0])
+
+
+def test_matrix_weights_are_those_of_the_module():
+    c = BertConfig(vocab_size=53, hidden_size=30, num_hidden_layers=7, num_attention_heads=5, intermediate_size=44,
+                   max_position_embeddings=19)
+    linear = [m for m in random_bert(c).blocks.modules() if isinstance(m, nn.Linear)]
+    assert len(linear) == 6 * 7
+    assert summary.matrix_weights(c) == sum(m.weight.numel() for m in linear)
+
+
+def test_limit_of_minilm_on_paper():
+    """6 · (4·384² + 2·384·1536) = 10,616,832 weights; ·6 = 63.7 MFLOP a piece; 150 GFLOP/s are 2,355 pieces/s."""
+    c = BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+                   intermediate_size=1536)
+    assert summary.matrix_weights(c) == 10_616_832
+    assert summary.limit("train", 10_616_832, 150.0) == pytest.approx(2354.7, abs=0.1)
+    assert summary.limit("score", 10_616_832, 150.0) == pytest.approx(3 * 2354.7, abs=0.3)
+
+
+def made_result() -> dict:
+    """Two contenders, three rounds; the second pads: 70 pieces in 100 cells a round, and works while it waits."""
+    def rounds(cells, cpu):
+        return [{"pieces": 70, "cells": cells, "waited_seconds": 5.0, "waited_cpu_seconds": cpu}] * 3
+
+    return {"name": "train-fp32", "kind": "train", "geometry": "minilm-l6", "what": "training", "notes": [],
+            "matrix_weights": 1_000_000_000, "contenders": [
+                {"name": "minibert fp32", "resolved": "fp32", "rounds": rounds(70, 0.0), "values": [6.0, 12.0, 9.0]},
+                {"name": "transformers, best bf16", "resolved": "bf16", "rounds": rounds(100, 0.5),
+                 "values": [5.0, 6.0, 9.0]}]}
+
+
+def test_summarise():
+    """Ratios 1.2, 2, 1: median 1.2 (that of the medians, 9 and 6, would be 1.5), quartiles 1.1 and 1.6."""
+    result = made_result()
+    summary.summarise(result)
+    ours, theirs = result["contenders"]
+    assert (ours["median"], theirs["median"], theirs["quartiles"]) == (9.0, 6.0, [5.5, 7.5])
+    assert ours["padding"] == 0.0 and theirs["padding"] == pytest.approx(0.3)
+    assert ours["waiting_cpu"] == 0.0 and theirs["waiting_cpu"] == pytest.approx(0.1)
+    assert result["ratios"] == [{"of": "minibert fp32", "to": "transformers, best bf16", "values": [1.2, 2.0, 1.0],
+                                 "median": 1.2, "quartiles": [1.1, 1.6]}]
+
+
+def test_limits_take_the_contenders_own_number_format_and_shape():
+    """1e9 weights · 6 FLOPs: 120 GFLOP/s are 20 pieces/s, of which 9 are 45 %."""
+    result = made_result()
+    summary.summarise(result)
+    summary.add_limits(result, {"fp32": {"square 2048": 120.0, "minilm-l6": 180.0, "bert-base": 7.0},
+                                "bf16": {"square 2048": 600.0, "minilm-l6": 1200.0, "bert-base": 8.0}})
+    ours, theirs = result["contenders"]
+    assert ours["share_of_limit"] == pytest.approx({"square 2048": 0.45, "minilm-l6": 0.3})
+    assert theirs["limit"] == pytest.approx({"square 2048": 100.0, "minilm-l6": 200.0})
+
+
+def test_the_machines_best_of_several_measurements():
+    runs = [{"gflops": {"fp32": {"a": 5.0, "b": 11.0}}, "copy_gb": 7.0},
+            {"gflops": {"fp32": {"a": 6.0, "b": 10.0}}, "copy_gb": 6.5}]
+    assert summary.best_rates(runs) == {"gflops": {"fp32": {"a": 6.0, "b": 11.0}}, "copy_gb": 7.0}
+
+
+def test_the_table_says_what_its_numbers_count():
+    result = made_result()
+    summary.summarise(result)
+    rates = {form: {"square 2048": 120.0, "minilm-l6": 180.0} for form in ("fp32", "bf16")}
+    summary.add_limits(result, rates)
+    text = summary.table({"system": dict.fromkeys(("cpu", "threads", "torch", "transformers", "minibert"), "x"),
+                          "machine": {"gflops": rates, "copy_gb": 10.0}, "results": [result],
+                          "settings": {"data": "ner"}})
+    row = next(line for line in text.splitlines() if "transformers, best bf16" in line)
+    assert "6 pieces/s" in row and "padding 30%" in row and "minibert / this: 1.20 (1.10 to 1.60)" in row
+    counted = text.partition("what the numbers count")[2]
+    assert "  train: " in counted and "  limit: " in counted and "  memory: " not in counted
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_contenders_that_read_other_pieces_are_told():
+    same = {"train": {"rows": 6, "pieces": 31, "sha256": "a"}}
+    other = {"train": {"rows": 6, "pieces": 30, "sha256": "b"}}
+    assert summary.disagreements([same, same]) == []
+    assert "6 rows of 31 pieces, 6 rows of 30 pieces" in summary.disagreements([same, other])[0]
+
+
+def test_a_fingerprint_sees_pieces_order_and_the_ends_of_rows():
+    whole = contender.fingerprint([[11, 12, 13], [14]])
+    others = ([[11, 12], [13, 14]], [[14], [11, 12, 13]], [[11, 12, 15], [14]], [[1, 112, 13], [14]])
+    assert whole not in [contender.fingerprint(rows) for rows in others]
+    assert whole == contender.fingerprint(iter([(11, 12, 13), (14,)]))
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def test_turns_are_reversed_every_other_round():
+    assert [compare.turns(3, n) for n in range(3)] == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+
+
+def names(only: str | None) -> list[str]:
+    return [s.name for s in compare.choose(only, compare.settings("bf16"))]
+
+
+def test_only_takes_names_and_beginnings():
+    assert names("train-bf16,start-up") == ["train-bf16", "start-up"]
+    assert names("score-base") == ["score-base-fp32", "score-base-bf16", "score-base-auto"]
+    assert names("machine") == []
+    assert len(names(None)) == len(set(names(None))) == 15
+    with pytest.raises(MinibertError, match="--only names 'trai'; known: machine, train-fp32"):
+        names("train-bf16,trai")
+
+
+def test_minibert_stands_first_and_every_target_of_speed_has_its_pair():
+    pairs = {(s.name, s.contenders[0], other) for s in compare.settings("bf16") for other in s.contenders[1:]}
+    assert {first[0] for _, first, _ in pairs} == {"minibert"}
+    for tag in ("", "base-"):
+        for p in ("fp32", "bf16"):
+            assert (f"train-{tag}{p}", ("minibert", p), ("transformers, best", p)) in pairs
+        assert (f"train-{tag}auto", ("minibert", "auto"), ("transformers, recipe", "fp32")) in pairs
+        assert (f"train-{tag}auto", ("minibert", "auto"), ("minibert", "fp32")) in pairs
+
+
+@pytest.mark.parametrize("argv, said", [
+    ([], "the following arguments are required: --data"), (["--rounds", "1"], "--rounds is 1; it must be at least 2"),
+    (["--updates", "0"], "--updates is 0"), (["--warm-up", "0"], "--warm-up is 0"),
+    (["--memory-updates", "60,20"], "--memory-updates is [60, 20]"), (["--memory-updates", "x"], "--memory-updates"),
+    (["--fast"], "unrecognized arguments: --fast")])
+def test_a_wrong_option_is_one_line_and_exit_2(argv, said, tmp_path, capsys):
+    data = ["--data", str(tmp_path)] if argv else []
+    assert compare.main([*data, *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_a_run_of_some_settings_overwrites_no_results():
+    argv = ["--data", "x", "--only", "start-up"]
+    assert compare.read_options(argv).output is None
+    assert compare.read_options([*argv, "--output", "y"]).output == Path("y")
+    assert compare.read_options(argv[:2]).output == ROOT / "benchmarks" / "results"
+
+
+def test_arguments_for_minibert_are_one_string():
+    assert compare.read_options(["--data", "x", "--minibert", "--gradients by-hand"]).minibert == "--gradients by-hand"
+
+
+def test_missing_transformers_or_data_are_one_line(tmp_path, tiny_data, monkeypatch, capsys):
+    argv = ["--only", "train-fp32", "--data"]
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
+    assert compare.main([*argv, str(tiny_data)]) == 2
+    assert capsys.readouterr().err.startswith("error: transformers: not installed")
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: "found")
+    assert compare.main([*argv, str(tmp_path / "none")]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
+    (tmp_path / "train.txt").write_text("Oslo B-LOC\n")
+    assert compare.main([*argv, str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: no test file; both are needed\n"
+
+
+def test_the_parent_imports_no_transformers():
+    code = "import sys; sys.path.insert(0, 'benchmarks'); import compare; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# --------------------------------------------------------------------------------------------------------- workers
+
+
+DIES = """
+import sys
+if sys.argv[1] == "at once":
+    sys.exit(5)
+sys.stdin.readline()
+print("some noise\\nminibert.errors.MinibertError: no such tensor\\n", file=sys.stderr)
+if sys.argv[1] == "in the middle":
+    print('{"pieces": 3', end="", flush=True)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("when, said", [("in an order", "exit code 3: no such tensor"),
+                                        ("in the middle", "exit code 3: no such tensor"),
+                                        ("at once", "exit code 5: it printed nothing")])
+def test_a_dead_worker_is_one_line_with_its_name_and_last_words(when, said, tmp_path):
+    with workers.Worker("peer bf16", [sys.executable, "-c", DIES, when], tmp_path / "log") as worker:
+        if when == "at once":
+            worker.process.wait()                  # the order then meets a closed pipe
+        with pytest.raises(MinibertError) as caught:
+            worker.ask("updates", count=6)
+        assert str(caught.value) == f"worker 'peer bf16' died at updates with {said}"
+
+
+def test_a_killed_worker_names_the_signal(tmp_path):
+    with workers.Worker("peer", [sys.executable, "-c", "input(); import os; os.kill(os.getpid(), 9)"],
+                        tmp_path / "log") as worker:
+        with pytest.raises(MinibertError, match=r"signal 9 \(out of memory\?\): it printed nothing"):
+            worker.ask("score", every=6)
+
+
+def test_an_error_kills_a_worker_and_a_good_end_lets_it_leave(tmp_path):
+    """The process would leave by itself, with code 0, once its standard input is closed."""
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with pytest.raises(KeyboardInterrupt), workers.Worker("slow", waits, tmp_path / "log") as interrupted:
+        raise KeyboardInterrupt
+    with workers.Worker("slow", waits, tmp_path / "log") as finished:
+        pass
+    assert (interrupted.process.returncode, finished.process.returncode) == (-9, 0)
+
+
+def test_the_command_survives_a_dead_worker(tmp_path, tiny_data, monkeypatch, capsys):
+    """What was measured before is printed, the error is one line, nothing is written."""
+    rates = {form: {"square 2048": 120.0, "minilm-l6": 180.0, "bert-base": 150.0} for form in ("fp32", "bf16")}
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: "found")
+    monkeypatch.setattr(compare.minibert, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(compare.Bench, "rates", lambda self: {"gflops": rates, "copy_gb": 12.0})
+    monkeypatch.setattr(compare, "start", lambda name, spec, log: workers.Worker(
+        name, [sys.executable, "-c", DIES, "in an order"], log))
+    output = tmp_path / "results"
+    assert compare.main(["--data", str(tiny_data), "--only", "train-bf16", "--output", str(output)]) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: worker 'train-bf16: minibert bf16' died at facts with exit code 3: no such tensor\n"
+    assert "copying 12.0 GB/s" in out and not output.exists()
+
+
+def test_a_minibert_worker_trains_and_scores_what_is_counted(tiny_folder, tiny_data, tmp_path):
+    """The real process: train.py's parts still fit together, and its pieces are those of the batches it must take."""
+    spec = {"side": "minibert", "precision": "fp32", "data": str(tiny_data), "weights": str(tiny_folder),
+            "output": str(tmp_path / "run"), "arguments": ["--batch-size", "7", "--max-pieces", "24"]}
+    with workers.start("minibert", spec, tmp_path / "log") as worker:
+        facts = worker.ask("facts")
+        warm, first, rest = (worker.ask(*job, count=n) for job, n in ((["warm_up"], 2), (["updates"], 5),
+                                                                      (["updates"], 4)))
+        epoch = worker.ask("whole_epoch")
+        scored, part = worker.ask("score", every=1), worker.ask("score", every=6)
+    import train
+    run = train.Run(["--data", str(tiny_data), "--weights", str(tiny_folder), "--max-pieces", "24", "--output",
+                     str(tmp_path / "own"), "--no-before"])
+    pieces = [sum(run.lengths[i] for i in b) for b in epoch_batches(run.lengths, 7, 0, 1)]
+    assert len(pieces) == 9
+    assert (first["pieces"], rest["pieces"]) == (sum(pieces[:5]), sum(pieces[5:]))
+    assert (epoch["updates"], epoch["pieces"]) == (9, sum(run.lengths))
+    assert warm["pieces"] == sum(sum(run.lengths[i] for i in b) for b in epoch_batches(run.lengths, 7, 0, 0)[:2])
+    test = [len(f.ids) for f in run.features["test"]]
+    assert (scored["pieces"], part["pieces"]) == (sum(test), sum(test[::6]))
+    assert facts["read"]["train"] == {"rows": 60, "pieces": sum(run.lengths),
+                                      "sha256": contender.fingerprint(f.ids for f in run.features["train"])}
+    assert facts["precision"] == "fp32" and set(facts["read"]) == {"train", "dev", "test"}
+    assert first["seconds"] > 0 and first["cells"] >= first["pieces"] and json.dumps(scored)

@@ -1,0 +1,114 @@
+"""Equation ⇔ line ⇔ test: every label of docs/ has all three, and the checker is seen to miss none of them."""
+import re
+import shutil
+from pathlib import Path
+
+import crossrefs
+import pytest
+from crossrefs import ROOT, broken_references, index, scan, with_index
+from mutants import mutants_of
+
+CHAPTERS = ["00-map", "01-embeddings", "02-attention", "03-layernorm-gelu", "04-losses", "05-optimizers", "06-loop",
+            "07-pieces", "08-weights", "09-backward", "10-evaluation"]
+SECTIONS = ["What it is for", "Formula", "Shapes", "Derivation", "Backward", "A worked example",
+            "What is kept for the backward, and why", "Run this", "Exercises"]
+
+
+def test_every_label_has_its_equation_its_line_and_its_test():
+    found = scan()
+    assert found.faults == []
+    assert len(found.docs) >= 70 and set(found.docs) == set(found.lines) == set(found.tests)
+
+
+def test_no_page_refers_to_what_is_not_there():
+    assert broken_references() == []
+
+
+def test_the_index_is_as_written_by_the_tool():
+    page, found = (ROOT / "docs" / "notation.md").read_text("utf-8"), scan()
+    assert with_index(page, found) == page, "python tests/tools/crossrefs.py --write"
+    table = index(found)
+    assert all(f"| {label} |" in table for label in found.docs)
+
+
+def test_every_page_is_there_and_on_the_map():
+    pages = {f.name for f in (ROOT / "docs").glob("*.md")}
+    assert {f"{c}.md" for c in CHAPTERS} | {"notation.md", "exercises.md", "faq.md", "mutants.md"} <= pages
+    on_the_map = (ROOT / "docs" / "00-map.md").read_text("utf-8")
+    assert [p for p in sorted(pages - {"00-map.md"}) if p not in on_the_map] == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS[1:])
+def test_chapters_have_one_order_inside(chapter):
+    """Sections that a chapter has stand in the fixed order; each begins with what it is for and ends with exercises."""
+    text = (ROOT / "docs" / f"{chapter}.md").read_text("utf-8")
+    heads = [h for h in re.findall(r"(?m)^## (.+)$", text) if h in SECTIONS]
+    assert heads == sorted(heads, key=SECTIONS.index)
+    assert {"What it is for", "Run this", "Exercises"} <= set(heads) and ("A worked example" in heads)
+
+
+def test_every_mutant_of_the_table_names_a_label_and_a_test_that_are_there():
+    page = (ROOT / "docs" / "mutants.md").read_text("utf-8")
+    rows = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| (\S+) \| .* \| `(\w+)` \|$", page)
+    found = scan()
+    tests = {label: {t.split("::")[1] for t in names} for label, names in found.tests.items()}
+    assert {label for label, _, _ in rows} == set(found.docs), "make mutants"
+    changes = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| \S+ \| `(.*)` \| `\w+` \|$", page)
+    for label in found.docs:                                   # a line that has changed since has other mutants
+        assert [c for k, c in changes if k == label] == [
+            m.what.replace(" | ", " or ") for m in mutants_of(label, ROOT, found)], f"{label}: make mutants"
+    assert all(file == found.lines[label][0] and test in tests[label] for label, file, test in rows), "make mutants"
+
+
+# ------------------------------------------------------------------------------------------- the checker can fail
+
+
+@pytest.fixture
+def twin(tmp_path) -> Path:
+    """A copy of what the checker reads."""
+    for name in ("docs", "minibert", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "oracle"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    assert scan(tmp_path).faults == []
+    return tmp_path
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text("utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize("file, old, new, fault", [
+    ("minibert/core/ops.py", "  # [LN-3]", "", "[LN-3] stands on no line of code"),
+    ("docs/03-layernorm-gelu.md", "**[LN-3]**", "LN-3:", "without a label"),
+    ("docs/03-layernorm-gelu.md", "**[LN-12]**", "**[LN-77]**", "[LN-77] stands on no line of code"),
+    ("tests/equations/test_eq_03_layernorm_gelu.py", "GELU_9", "GELU_nine", "[GELU-9] stands in no test's name"),
+    ("minibert/core/ops.py", "# [LN-3]", "# [LN-4]", "[LN-4] stands in minibert/core/ops.py already"),
+    ("docs/03-layernorm-gelu.md", "**[LN-3]**", "**[LN-2]**", "defined in 03-layernorm-gelu.md already"),
+    ("docs/03-layernorm-gelu.md", "## Shapes", "**[LN-50]** Nothing.\n\n## Shapes", "no displayed equation"),
+    ("docs/03-layernorm-gelu.md", "## Shapes", "$$\nx\n$$\n\n## Shapes", "without a label"),
+    ("tests/equations/test_eq_03_layernorm_gelu.py", "_LN_3_LN_4(", "_LN_3_LN_4_LN_5_LN_6(", "4 labels in one test"),
+    ("minibert/core/ops.py", "# [LN-3] [P,1]", "# [LN-3] [GELU-1]", "more than one label"),
+    ("minibert/core/ops.py", "# [LN-3] [P,1]", "\n    pass  # [LN-3]", "a line that computes nothing"),
+    ("minibert/core/ops.py", "# [LN-3] [P,1]", "\n    # [LN-3]", "[LN-3] stands on no line of code"),
+    ("docs/03-layernorm-gelu.md", "## Shapes", "$$ y = x^3 $$\n\n## Shapes", "not $$ alone"),
+    ("docs/03-layernorm-gelu.md", "## Shapes", "```math\nx\n```\n\n## Shapes", "not $$ alone")])
+def test_each_way_of_breaking_the_chain_is_found(twin, file, old, new, fault):
+    change(twin / file, old, new)
+    assert any(fault in f for f in scan(twin).faults), scan(twin).faults
+
+
+@pytest.mark.parametrize("text, fault", [
+    ("by [LN-99] we see", "[LN-99] is defined nowhere"),
+    ("read tests/test_nothing.py", "tests/test_nothing.py is not there"),
+    ("see [there](11-more.md)", "link to 11-more.md leads nowhere")])
+def test_a_reference_to_nothing_is_found(twin, text, fault):
+    change(twin / "docs" / "03-layernorm-gelu.md", "## Shapes", text + "\n\n## Shapes")
+    assert any(fault in f for f in broken_references(twin))
+
+
+def test_a_stale_index_is_found(twin):
+    page = (twin / "docs" / "notation.md").read_text("utf-8")
+    change(twin / "minibert" / "core" / "ops.py", "def layernorm_forward", "def layernorm_onward")
+    assert with_index(page, scan(twin)) != page and crossrefs.BEGIN in page
