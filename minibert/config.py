@@ -137,7 +137,8 @@ class TrainConfig:
     task: str = option("ner", "what to train")
     data: str | None = option(None, "folder with train, dev and test files (default: data/TASK)")
     cache: str = option("cache", "folder that keeps large data sets as they were read and encoded (off: none)")
-    weights: str = option("minilm-l6", "a name of the manifest, or a folder with config.json and model.safetensors")
+    weights: str = option("minilm-l6", "a name of the manifest, org/name[@revision] of the model hub, or a folder with "
+                                       "config.json and model.safetensors")
     output: str | None = option(None, "the run folder; without --resume it must not hold a run (default: runs/TASK, "
                                       "or the number after the highest that is there)")
     epochs: int = option(3, "passes over the training data")
