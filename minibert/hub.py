@@ -216,7 +216,7 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, int], str]:
 
     def ask() -> None:
         try:
-            info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=SECONDS)
+            info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=2 * SECONDS)
             if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):
                 raise ValueError(f"commit {info.sha!r}")
             licence = info.card_data and info.card_data.license or "licence not stated"
@@ -224,7 +224,8 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, int], str]:
         except Exception as e:                     # a listing may hold anything
             answer.set_exception(e)
 
-    threading.Thread(target=ask, daemon=True).start()          # looking up an address has no limit of its own
+    # A thread, because looking up an address has no limit of its own, and each address of a host has all of the limit.
+    threading.Thread(target=ask, daemon=True).start()
     try:
         return answer.result(SECONDS)
     except Exception as e:
