@@ -16,13 +16,10 @@ from minibert.core.dropout import DropoutMasks
 from minibert.core.precision import autocast
 from minibert.errors import MinibertError
 from minibert.files import read_json, write_json
+from minibert.run.terminal import say
 from minibert.use.predict import FineTuned, load
 
 ARRAYS = ("ids", "types", "picks", "labels", "targets")
-
-
-class NotFinite(MinibertError):
-    """A loss or a gradient that is no number, in an update that has not touched the weights."""
 
 
 def broken_weight(model: nn.Module) -> str:
@@ -54,6 +51,16 @@ def read_update(file: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
     return update
+
+
+def replay_command_line(words: list[str]) -> None:
+    """--replay FILE or --replay=FILE, which stands alone: print what replay() says."""
+    given = [words[0].partition("=")[2], *words[1:]] if "=" in words[0] else words[1:]
+    if len(given) != 1:
+        raise MinibertError(f"--replay takes one file, such as RUN/broken-update-14/update.json, and nothing else; "
+                            f"there are {len(given)} words after it")
+    for line in replay(Path(given[0])):
+        say(line)
 
 
 def replay(file: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Features -> scores -> text-level predictions -> metrics; used by train.py and the command line."""
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from minibert.core.batch import Feature, collate
 from minibert.core.model import Model
-from minibert.engines.fast.encoder import Scorer
+from minibert.engines.fast.engine import Scorer
 
 CELLS = 2048                                       # pieces a batch of inference, padding included: more leave the cache
 
@@ -62,6 +63,19 @@ def predict_by(score: FeatureScorer, examples: Sequence[Any], features: Sequence
     if hasattr(score.task, "infer"):
         return score.task.infer(score, examples, features)
     return score.task.decode(examples, features, score(features))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a split; and the one label that all of it was given, if it was."""
+    scores: dict[str, Any]
+    collapsed: str | None
+
+
+def evaluate_split(score: FeatureScorer, examples: Sequence[Any], features: Sequence[Feature]) -> Evaluation:
+    """The scores of the examples that the features were cut from."""
+    predictions = predict_by(score, examples, features)
+    return Evaluation(score.task.score(predictions, examples), score.task.collapsed(predictions, examples))
 
 
 def at(scores: dict[str, Any], path: str) -> float:
