@@ -20,7 +20,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate | new")
 
     fetch = commands.add_parser("fetch", help="get and verify a published checkpoint", allow_abbrev=False)
-    fetch.add_argument("name", help="a name of the manifest, or a folder to check")
+    fetch.add_argument("name", help="a name of the manifest, or org/name[@revision] of the model hub")
 
     predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
     predict.add_argument("run", type=Path, help="run folder of train.py")

