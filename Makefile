@@ -6,14 +6,14 @@ PIP     := -m pip --disable-pip-version-check install --quiet --constraint const
 ARGS    ?=
 BENCH_DATA ?= $(or $(DATA),data/ner)
 
-.PHONY: ner test oracle bench mutants torture formulas lint clean
+.PHONY: ner test oracle bench mutants mutants-changed torture formulas lint clean
 
 ner: .venv/ready            ## fine-tune on data/ner; more options: make ner ARGS="--epochs 5"
 	$(BIN)/python train.py --task ner $(ARGS)
 
-test: .venv/ready           ## every test that needs nothing but minibert; fetches minilm-l6 once
+test: .venv/ready           ## every test that needs nothing but minibert, a worker a core; fetches minilm-l6 once
 	$(BIN)/python -m minibert fetch minilm-l6
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 oracle: .venv-oracle/ready  ## live comparisons with transformers, scikit-learn and seqeval
 	$(ORACLE)/python -m pytest tests/oracle
@@ -23,7 +23,10 @@ bench: .venv-oracle/ready   ## minibert beside transformers: make bench DATA=fol
 	$(ORACLE)/python benchmarks/compare.py --data $(BENCH_DATA) $(ARGS)
 
 mutants: .venv/ready        ## change every labelled line and see its tests fail; writes docs/mutants.md
-	$(BIN)/python tests/tools/mutants.py
+	$(BIN)/python tests/tools/mutants.py $(ARGS)
+
+mutants-changed: .venv/ready  ## those that have changed since their mutants died, and a tenth of the rest
+	$(BIN)/python tests/tools/mutants.py --changed $(ARGS)
 
 torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad files; how long: docs/reliability.md
 	$(BIN)/python -m minibert fetch minilm-l6

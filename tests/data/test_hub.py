@@ -1,4 +1,4 @@
-"""hub.py against a hub-shaped server on loopback, and against wheels made here; no other network is used."""
+"""checkpoints/hub.py against a hub-shaped server on loopback, and wheels made here; no other network is used."""
 import hashlib
 import http.server
 import json

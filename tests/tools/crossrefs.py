@@ -1,7 +1,8 @@
 """Equation ⇔ line ⇔ test: finds every label in docs/, on code lines and in names of tests, and says what is missing.
 
     python tests/tools/crossrefs.py            # what is missing
-    python tests/tools/crossrefs.py --write    # write the label index of docs/notation.md anew
+    python tests/tools/crossrefs.py --write    # write anew what is generated: the label index of docs/notation.md, the
+                                               # map of docs/00-map.md, docs/mutants.md from tests/tools/mutants.json
 
 In docs/ a bold **[LN-3]** defines a label and is followed by its displayed equation; a plain [LN-3] refers to it. The
 line that is the equation ends with `# [LN-3]`: in minibert/ or train.py, or in a test_eq_ file for a claim that no line
@@ -10,12 +11,16 @@ of the program computes. A test that checks it has LN_3 in its name, and at most
 import ast
 import functools
 import io
+import json
 import re
 import sys
 import tokenize
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import packages
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = r"[A-Z]+-[0-9]+"
@@ -23,7 +28,8 @@ DEFINED = re.compile(rf"\*\*\[({LABEL})\]\*\*")
 MENTIONED = re.compile(rf"\[({LABEL})\]")
 ON_A_LINE = re.compile(rf"#.*\[({LABEL})\]")
 IN_A_NAME = re.compile(r"_([A-Z]+)_([0-9]+)(?=_|$)")
-BEGIN, END = "<!-- labels: written by tests/tools/crossrefs.py -->", "<!-- end of labels -->"
+EXERCISE = re.compile(r"(?m)^\| (\d+) \| `(\S+)` `(\S+)` \|.*\| `(.+)` \|$")     # number, file, function, command
+BEGIN, END = "<!-- {}: written by tests/tools/crossrefs.py -->", "<!-- end of {} -->"
 
 
 @dataclass
@@ -69,7 +75,7 @@ def sort_key(label: str) -> tuple[str, int]:
 
 def scan_chapter(name: str, text: str, found: Found) -> None:
     """Definitions of one page: each followed by exactly one display; references to labels are checked at the end."""
-    text = re.sub(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", "", text, flags=re.S)
+    text = re.sub(rf"{re.escape(BEGIN.format('labels'))}.*?{re.escape(END.format('labels'))}", "", text, flags=re.S)
     waiting = None
     for number, block in enumerate(re.split(r"(?m)^\$\$\n(.*?)^\$\$$", text, flags=re.S)):
         if number % 2 == 0 and re.search(r"\$\$|^\s*(```|~~~)\s*math|\\\[", block, flags=re.M):
@@ -156,26 +162,64 @@ def broken_references(root: Path = ROOT) -> list[str]:
 def index(found: Found) -> str:
     """The label index, a table in Markdown, by chapter."""
     rows = ["| label | chapter | line | tests |", "|---|---|---|---|"]
-    for label in sorted(found.docs, key=lambda k: (found.docs[k], sort_key(k))):
+    for label in in_order(found):
         file, function, _ = found.lines.get(label, ("", "", 0))
         tests = "<br>".join(f"`{t.split('::')[1]}`" for t in found.tests.get(label, []))
         chapter = found.docs[label]
         rows.append(f"| {label} | [{chapter.removesuffix('.md')}]({chapter}) | {file}: `{function}` | {tests} |")
-    return "\n".join([BEGIN, "", *rows, "", END])
+    return "\n".join(rows)
 
 
-def with_index(page: str, found: Found) -> str:
-    """The page with its index written anew."""
-    before, rest = page.split(BEGIN)
-    return before + index(found) + rest.split(END)[1]
+def exercises(root: Path = ROOT) -> dict[str, tuple[str, str, str]]:
+    """{"exercise 7": (file, function, arguments of its command)} of docs/exercises.md."""
+    text = (root / "docs" / "exercises.md").read_text("utf-8")
+    return {f"exercise {number}": tuple(rest) for number, *rest in EXERCISE.findall(text)}
+
+
+def recorded(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+    """What mutants.py has seen of each label and exercise: {key: {hash, mutants, killers {test: how many}}}."""
+    return json.loads((root / "tests" / "tools" / "mutants.json").read_text("utf-8"))
+
+
+def mutants_table(found: Found, record: dict[str, dict[str, Any]], root: Path = ROOT) -> str:
+    """What has been mutated: a row a label, then a row an exercise, and their sum."""
+    places = {label: found.lines[label][:2] for label in in_order(found) if label in found.lines}
+    places |= {key: (file, function) for key, (file, function, _) in exercises(root).items()}
+    known = {key: place for key, place in places.items() if key in record}
+    total = sum(record[key]["mutants"] for key in known)
+    rows = [f"{total:,} mutants of {len(known)} lines and functions; none lives.", "",
+            "| label | line | mutants | killed by |", "|---|---|---:|---|"]
+    for key, (file, function) in known.items():
+        killers = "<br>".join(f"`{test}`" for test in record[key]["killers"])
+        rows.append(f"| {key} | {file}: `{function}` | {record[key]['mutants']} | {killers} |")
+    return "\n".join(rows)
+
+
+def in_order(found: Found) -> list[str]:
+    """The labels of the pages, chapter by chapter."""
+    return sorted(found.docs, key=lambda label: (found.docs[label], sort_key(label)))
+
+
+def generated(found: Found, root: Path = ROOT) -> dict[Path, str]:
+    """The pages of which a part is written here, as they should be."""
+    parts = {"notation.md": ("labels", index(found)), "00-map.md": ("packages", packages.table(root)),
+             "mutants.md": ("mutants", mutants_table(found, recorded(root), root))}
+    pages = {root / "docs" / name: part for name, part in parts.items()}
+    return {page: with_part(page.read_text("utf-8"), *part) for page, part in pages.items()}
+
+
+def with_part(page: str, name: str, text: str) -> str:
+    """The page with the part of this name written anew."""
+    begin, end = BEGIN.format(name), END.format(name)
+    return page.split(begin)[0] + f"{begin}\n\n{text}\n\n{end}" + page.split(end)[1]
 
 
 def main() -> int:
-    """Print faults; with --write the index is written first."""
+    """Print faults; with --write the pages are written first."""
     found = scan()
     if "--write" in sys.argv[1:]:
-        page = ROOT / "docs" / "notation.md"
-        page.write_text(with_index(page.read_text("utf-8"), found), encoding="utf-8")
+        for page, text in generated(found).items():
+            page.write_text(text, encoding="utf-8")
     faults = found.faults + broken_references()
     print("\n".join(faults) or f"{len(found.docs)} labels: each has its equation, its line and its test")
     return 1 if faults else 0

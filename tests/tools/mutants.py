@@ -1,38 +1,51 @@
 """Changes each labelled line, one change at a time, and runs the tests that its label names: every mutant must die.
 
-    make mutants                                 # all of them; writes docs/mutants.md
-    python tests/tools/mutants.py LN-3 GELU-4          # some labels, printed only
+    make mutants                                # all of them
+    make mutants-changed                        # those that have changed since their mutants died, a tenth of the rest
+    python tests/tools/mutants.py LN-3 GELU-4   # some labels
 
-The functions of docs/exercises.md lose their bodies too, one at a time, and the exercise's own command must fail.
+The functions of docs/exercises.md lose their bodies too, one at a time, and the exercise's own command must fail. What
+died is recorded in mutants.json, with a hash of the statement, its equation and its tests, and told in docs/mutants.md;
+every change and its killer stand in build/mutants.tsv. Nothing is recorded of a label of which one mutant lives.
 
 A mutant is a copy of the project in which one line is wrong: a factor of 1.001 on what it computes, a sign turned, a
 product made a quotient, a term or a factor dropped, a comparison or a condition turned round. It dies when a test whose
 name contains the label fails; one that lives means that the link from equation to line to test is only a word.
 """
+import argparse
 import ast
 import contextlib
 import copy
+import functools
+import hashlib
+import json
 import multiprocessing
 import os
 import queue
+import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
-from crossrefs import ROOT, Found, scan, sort_key
+from crossrefs import ROOT, Found, exercises, generated, in_order, recorded, scan
 
 FORK = multiprocessing.get_context("forkserver")
 COPIED = ("minibert", "tests", "train.py", "pyproject.toml", "docs", "data")
+TABLE = ROOT / "build" / "mutants.tsv"
 FACTOR = "1.001"
-FAST = ["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+FAST = ["-x", "-q", "--tb=no", "--assert=plain", *(word for name in ("cacheprovider", "hypothesispytest", "xdist")
+                                                  for word in ("-p", f"no:{name}"))]
 TURNED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitOr: ast.BitAnd,
           ast.BitAnd: ast.BitOr}
 OPPOSITE = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
@@ -132,8 +145,7 @@ def mutants_of(label: str, root: Path, found: Found) -> list[Mutant]:
     """All mutants of the line of a label."""
     file, _, line = found.lines[label]
     source = (root / file).read_text("utf-8")
-    tree = ast.parse(source)
-    statement = statement_at(tree, line)
+    statement = statement_at(parsed(source), line)
     result, seen = [], {ast.unparse(statement)}
     for what, node, other in changes(statement):
         changed = replaced(statement, node, other)
@@ -162,21 +174,72 @@ def replaced(statement: ast.stmt, node: ast.AST, other: ast.AST) -> ast.stmt:
     return ast.fix_missing_locations(Swap().visit(twin))
 
 
-def exercises(root: Path = ROOT) -> list[tuple[Mutant, list[str]]]:
-    """(a function without its body, the arguments of its command) for every row of docs/exercises.md."""
-    text = (root / "docs" / "exercises.md").read_text("utf-8")
-    result = []
-    for number, file, name, command in re.findall(r"(?m)^\| (\d+) \| `(\S+)` `(\S+)` \|.*\| `(.+)` \|$", text):
-        source = (root / file).read_text("utf-8")
-        scope: ast.AST = ast.parse(source)
-        for part in name.split("."):
-            scope = next(n for n in scope.body if getattr(n, "name", "") == part)
-        lines = source.splitlines(keepends=True)
-        first = scope.body[1].lineno if ast.get_docstring(scope) else scope.body[0].lineno
-        lines[first - 1:scope.end_lineno] = [" " * scope.body[0].col_offset + "raise NotImplementedError\n"]
-        result.append((Mutant(f"exercise {number}", file, first, f"{name} without its body", "".join(lines)),
-                       shlex.split(command)))
-    return result
+# -------------------------------------------------------------------------------- what is mutated, and what it hangs on
+
+
+@dataclass(frozen=True)
+class Item:
+    """A labelled line or an exercise: its mutants, the tests that must see them, a hash of all that this hangs on."""
+    mutants: list[Mutant]
+    tests: list[str]                               # arguments of pytest
+    hash: str
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
+
+
+def labelled(label: str, found: Found, root: Path = ROOT) -> Item:
+    """The hash is of the statement, of what is done to it, of the equation on its page, of the tests."""
+    file, _, line = found.lines[label]
+    mutants = mutants_of(label, root, found)
+    statement = ast.unparse(statement_at(parsed((root / file).read_text("utf-8")), line))
+    page = (root / "docs" / found.docs[label]).read_text("utf-8")
+    equation = re.search(rf"\*\*\[{label}\]\*\*.*?^\$\$\n.*?^\$\$$", page, flags=re.S | re.M)
+    tests = sorted(found.tests[label])
+    named = (test.split("::") for test in tests)
+    sources = [functions((root / test_file).read_text("utf-8"))[name] for test_file, name in named]
+    return Item(mutants, tests, digest(statement, *(m.what for m in mutants), " ".join(equation[0].split()), *sources))
+
+
+def exercise(key: str, file: str, name: str, command: str, root: Path = ROOT) -> Item:
+    """A function without its body; the hash is of the function, the command and the files of tests that it names."""
+    text = (root / file).read_text("utf-8")
+    scope: ast.AST = parsed(text)
+    for part in name.split("."):
+        scope = next(n for n in scope.body if getattr(n, "name", "") == part)
+    lines = text.splitlines(keepends=True)
+    first = scope.body[1].lineno if ast.get_docstring(scope) else scope.body[0].lineno
+    lines[first - 1:scope.end_lineno] = [" " * scope.body[0].col_offset + "raise NotImplementedError\n"]
+    tests = shlex.split(command)
+    sources = [s for t in tests if t.endswith(".py") for s in functions((root / t).read_text("utf-8")).values()]
+    return Item([Mutant(key, file, first, f"{name} without its body", "".join(lines))], tests,
+                digest(ast.unparse(scope), command, *sources))
+
+
+parsed = functools.cache(ast.parse)
+
+
+@functools.cache
+def functions(text: str) -> dict[str, str]:
+    """{name: source without comments} of the functions of a file."""
+    return {n.name: ast.unparse(n) for n in parsed(text).body if isinstance(n, ast.FunctionDef)}
+
+
+def every_item(found: Found, root: Path = ROOT) -> dict[str, Item]:
+    """All labels, chapter by chapter, then all exercises."""
+    return ({label: labelled(label, found, root) for label in in_order(found)}
+            | {key: exercise(key, *row, root) for key, row in exercises(root).items()})
+
+
+def changed(items: dict[str, Item], record: dict[str, dict[str, Any]]) -> list[str]:
+    """What has another hash than when its mutants died, or none."""
+    return [key for key, item in items.items() if record.get(key, {}).get("hash") != item.hash]
+
+
+def tenth(keys: list[str], seed: str) -> list[str]:
+    """A tenth of the keys, rounded up, drawn by the seed."""
+    return random.Random(seed).sample(keys, -(-len(keys) // 10))
 
 
 # --------------------------------------------------------------------------------------------------- killing them
@@ -252,47 +315,89 @@ def kill(mutant: Mutant, tests: list[str], folders: queue.Queue[str]) -> str:
         folders.put(folder)
 
 
-def main() -> int:
-    """0 when every mutant died."""
-    found = scan()
-    chosen = sys.argv[1:] or sorted(found.docs, key=lambda k: (found.docs[k], sort_key(k)))
-    if unknown := [k for k in chosen if k not in found.lines or k not in found.tests]:
-        print(f"no line or no test: {', '.join(unknown)}; python tests/tools/crossrefs.py tells more", file=sys.stderr)
-        return 2
-    mutants = [(m, found.tests[label]) for label in chosen for m in mutants_of(label, ROOT, found)]
-    mutants += exercises() if not sys.argv[1:] else []
+def run(items: dict[str, Item], record: dict[str, dict[str, Any]]) -> list[tuple[Mutant, str]] | None:
+    """(mutant, its killer or "") for all mutants of the items; None where a test fails before anything was changed."""
     os.environ["OMP_NUM_THREADS"] = "1"
     FORK.set_forkserver_preload(["torch", "pytest", "numpy", "tokenizers", "safetensors.torch"])
-    workers, folders = os.cpu_count() or 1, queue.Queue()
+    workers, folders, rows = os.cpu_count() or 1, queue.Queue(), []
     with tempfile.TemporaryDirectory() as base:
         for i in range(workers):
             copy_project(Path(base) / str(i))
             folders.put(f"{base}/{i}")
-        if test := run_tests(f"{base}/0", sorted({t for k in chosen for t in found.tests[k]})):
+        untouched = sorted({t for item in items.values() for t in item.tests if "::" in t})
+        if untouched and (test := run_tests(f"{base}/0", untouched)):
             print(f"{test} fails before anything was changed", file=sys.stderr)
-            return 2
-        rows = []
+            return None
+        pairs = [(m, best_first(item.tests, record.get(key))) for key, item in items.items() for m in item.mutants]
         with ThreadPoolExecutor(workers) as threads:
-            killers = threads.map(lambda pair: kill(*pair, folders), mutants)
-            for (mutant, _), test in zip(mutants, killers, strict=True):
+            killers = threads.map(lambda pair: kill(*pair, folders), pairs)
+            for (mutant, _), test in zip(pairs, killers, strict=True):
                 rows.append((mutant, test))
                 print(f"{mutant.label:8} {mutant.what}: {test or 'LIVES'}", flush=True)
-    alive = [m for m, test in rows if not test]
-    print(f"{len(rows)} mutants, {len(chosen)} labelled lines, {len(alive)} live")
-    if not sys.argv[1:] and not alive:
-        (ROOT / "docs" / "mutants.md").write_text(page(rows), encoding="utf-8")
+    return rows
+
+
+def best_first(tests: list[str], seen: dict[str, Any] | None) -> list[str]:
+    """The tests, those first that killed most the last time; the arguments of an exercise stay as they are."""
+    killers = (seen or {}).get("killers", {})
+    return sorted(tests, key=lambda t: -killers.get(t.split("::")[-1], 0)) if all("::" in t for t in tests) else tests
+
+
+def entry(item: Item, killers: list[str]) -> dict[str, Any]:
+    """What the record keeps of an item whose mutants are all dead."""
+    return {"hash": item.hash, "mutants": len(killers), "killers": dict(Counter(killers).most_common())}
+
+
+def write(record: dict[str, dict[str, Any]], root: Path = ROOT) -> None:
+    """mutants.json, a line a key, and the table of docs/mutants.md."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in record.items())
+    (root / "tests" / "tools" / "mutants.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    page = root / "docs" / "mutants.md"
+    page.write_text(generated(scan(root), root)[page], encoding="utf-8")
+
+
+def main() -> int:
+    """0 when every mutant died."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("keys", nargs="*", metavar="LABEL", help='labels, or "exercise 7"; none: all of them')
+    parser.add_argument("--changed", action="store_true",
+                        help="what has changed since its mutants died, and a tenth of the rest")
+    parser.add_argument("--seed", default=commit(), help="which tenth (default: the commit)")
+    options = parser.parse_args()
+    found = scan()
+    if found.faults:
+        print("\n".join(found.faults), file=sys.stderr)
+        return 2
+    items, record = every_item(found), recorded()
+    if unknown := [key for key in options.keys if key not in items]:
+        parser.error(f"no such label or exercise: {', '.join(unknown)}")
+    chosen = options.keys or list(items)
+    if options.changed:
+        new = changed(items, record)
+        drawn = tenth([key for key in items if key not in new], options.seed)
+        print(f"changed: {', '.join(new) or 'nothing'}\na tenth of the rest, seed {options.seed}: {', '.join(drawn)}")
+        chosen = new + drawn
+    rows = run({key: items[key] for key in chosen}, record)
+    if rows is None:
+        return 2
+    table = ["\t".join([m.label, f"{m.file}:{m.line}", m.what, test or "LIVES"]) for m, test in rows]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n".join(table) + "\n", encoding="utf-8")
+    killers = {key: [test for m, test in rows if m.label == key] for key in chosen}
+    dead = {key: entry(items[key], tests) for key, tests in killers.items() if all(tests)}
+    write({key: (record | dead)[key] for key in items if key in record | dead})
+    alive = sum(not test for _, test in rows)
+    print(f"{len(rows)} mutants of {len(chosen)} lines and functions, {alive} live; all changes: build/mutants.tsv")
     return 1 if alive else 0
 
 
-def page(rows: list[tuple[Mutant, str]]) -> str:
-    """docs/mutants.md."""
-    head = ["# Mutants", "",
-            "Written by `make mutants`. Each row is one change of one labelled line, and the first test that failed",
-            "because of it; the tests that ran are those whose names contain the label. For an exercise, a function",
-            "lost its body and the exercise's own command ran. None of the mutants lives.", "",
-            "| label | file | change | killed by |", "|---|---|---|---|"]
-    cells = [f"| {m.label} | {m.file} | `{m.what.replace(' | ', ' or ')}` | `{test}` |" for m, test in rows]
-    return "\n".join([*head, *cells, ""])
+def commit() -> str:
+    """The commit at hand; "none" in a copy without git."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "none"
+    return git.stdout.strip() or "none"
 
 
 if __name__ == "__main__":

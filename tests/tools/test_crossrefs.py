@@ -3,10 +3,10 @@ import re
 import shutil
 from pathlib import Path
 
-import crossrefs
+import mutants
 import pytest
-from crossrefs import ROOT, broken_references, index, scan, with_index
-from mutants import mutants_of
+from crossrefs import ROOT, broken_references, generated, index, recorded, scan
+from mutants import changed, every_item, labelled, tenth
 
 CHAPTERS = ["00-map", "01-embeddings", "02-attention", "03-layernorm-gelu", "04-losses", "05-optimizers", "06-loop",
             "07-pieces", "08-weights", "09-backward", "10-evaluation"]
@@ -24,9 +24,10 @@ def test_no_page_refers_to_what_is_not_there():
     assert broken_references() == []
 
 
-def test_the_index_is_as_written_by_the_tool():
-    page, found = (ROOT / "docs" / "notation.md").read_text("utf-8"), scan()
-    assert with_index(page, found) == page, "python tests/tools/crossrefs.py --write"
+def test_what_the_tool_writes_is_as_written():
+    found = scan()
+    for page, text in generated(found).items():
+        assert page.read_text("utf-8") == text, f"{page.name}: python tests/tools/crossrefs.py --write"
     table = index(found)
     assert all(f"| {label} |" in table for label in found.docs)
 
@@ -47,17 +48,14 @@ def test_chapters_have_one_order_inside(chapter):
     assert {"What it is for", "Run this", "Exercises"} <= set(heads) and ("A worked example" in heads)
 
 
-def test_every_mutant_of_the_table_names_a_label_and_a_test_that_are_there():
-    page = (ROOT / "docs" / "mutants.md").read_text("utf-8")
-    rows = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| (\S+) \| .* \| `(\w+)` \|$", page)
-    found = scan()
-    tests = {label: {t.split("::")[1] for t in names} for label, names in found.tests.items()}
-    assert {label for label, _, _ in rows} == set(found.docs), "make mutants"
-    changes = re.findall(r"(?m)^\| ([A-Z]+-\d+) \| \S+ \| `(.*)` \| `\w+` \|$", page)
-    for label in found.docs:                                   # a line that has changed since has other mutants
-        assert [c for k, c in changes if k == label] == [
-            m.what.replace(" | ", " or ") for m in mutants_of(label, ROOT, found)], f"{label}: make mutants"
-    assert all(file == found.lines[label][0] and test in tests[label] for label, file, test in rows), "make mutants"
+def test_every_label_and_every_exercise_has_its_dead_mutants_on_record():
+    """As many as there are now; what changed without another number of them, `make mutants-changed` finds."""
+    record, items = recorded(), every_item(scan())
+    assert list(record) == list(items), "make mutants-changed"
+    for key, item in items.items():
+        number, killers, advice = record[key]["mutants"], record[key]["killers"], f"{key}: make mutants-changed"
+        assert number == len(item.mutants) == sum(killers.values()), advice
+        assert set(killers) <= {t.split("::")[1] for t in item.tests if "::" in t} or key.startswith("exercise"), advice
 
 
 # ------------------------------------------------------------------------------------------- the checker can fail
@@ -108,7 +106,51 @@ def test_a_reference_to_nothing_is_found(twin, text, fault):
     assert any(fault in f for f in broken_references(twin))
 
 
-def test_a_stale_index_is_found(twin):
-    page = (twin / "docs" / "notation.md").read_text("utf-8")
-    change(twin / "minibert" / "core" / "ops.py", "def layernorm_forward", "def layernorm_onward")
-    assert with_index(page, scan(twin)) != page and crossrefs.BEGIN in page
+@pytest.mark.parametrize("file, old, new, page", [
+    ("minibert/core/ops.py", "def layernorm_forward", "def layernorm_onward", "notation.md"),
+    ("minibert/core/ops.py", "Every operation", "Each operation", "00-map.md"),
+    ("minibert/scores/tags.py", "from minibert.errors", "from minibert.core", "00-map.md"),
+    ("tests/tools/mutants.json", '"mutants": 5', '"mutants": 6', "mutants.md")])
+def test_a_stale_page_is_found(twin, file, old, new, page):
+    change(twin / file, old, new)
+    stale = {p.name for p, text in generated(scan(twin), twin).items() if p.read_text("utf-8") != text}
+    assert page in stale
+
+
+@pytest.mark.parametrize("file, old, new", [
+    ("minibert/core/ops.py", "# [LN-3]", "+ 0  # [LN-3]"),
+    ("docs/03-layernorm-gelu.md", "**[LN-3]**", "**[LN-3]** So"),
+    ("tests/equations/test_eq_03_layernorm_gelu.py", "_LN_3_LN_4(", "_LN_3_LN_4(*rest, ")])
+def test_a_label_has_another_hash_where_its_line_its_equation_or_its_tests_change(twin, file, old, new):
+    before = labelled("LN-3", scan(twin), twin)
+    assert changed({"LN-3": before}, {"LN-3": {"hash": before.hash}}) == []
+    change(twin / file, old, new)
+    after = labelled("LN-3", scan(twin), twin)
+    assert changed({"LN-3": after}, {"LN-3": {"hash": before.hash}}) == ["LN-3"]
+
+
+def test_a_label_keeps_its_hash_where_only_its_place_and_comments_change(twin):
+    before = labelled("LN-3", scan(twin), twin).hash
+    change(twin / "minibert" / "core" / "ops.py", "# [LN-3]", "# [LN-3] as it was,")
+    change(twin / "minibert" / "core" / "ops.py", "import math", "import cmath\nimport math")
+    (twin / "tests" / "equations" / "test_eq_03_layernorm_gelu.py").rename(twin / "tests" / "test_eq_03.py")
+    assert labelled("LN-3", scan(twin), twin).hash == before
+
+
+def test_the_tenth_is_drawn_by_its_seed():
+    keys = [f"LN-{i}" for i in range(41)]
+    draws = [tenth(keys, str(seed)) for seed in range(30)]
+    assert all(len(draw) == 5 and set(draw) <= set(keys) for draw in draws) and tenth(keys, "3") == draws[3]
+    assert len({tuple(draw) for draw in draws}) == 30
+
+
+def test_nothing_is_recorded_of_a_label_of_which_a_mutant_lives(monkeypatch, tmp_path, capsys):
+    kept = {}
+    monkeypatch.setattr(mutants, "run", lambda items, record: [
+        (m, "" if m is items["LN-3"].mutants[1] else "killer") for item in items.values() for m in item.mutants])
+    monkeypatch.setattr(mutants, "write", kept.update)
+    monkeypatch.setattr(mutants, "TABLE", tmp_path / "mutants.tsv")
+    monkeypatch.setattr(mutants, "recorded", dict)
+    monkeypatch.setattr(mutants.sys, "argv", ["mutants.py", "LN-3", "LN-4"])
+    assert mutants.main() == 1 and list(kept) == ["LN-4"]
+    assert "1 live" in capsys.readouterr().out and "LIVES" in (tmp_path / "mutants.tsv").read_text()
