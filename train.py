@@ -48,7 +48,7 @@ from minibert.run.terminal import Advice, exit_code, interpreter, print_wrapped,
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 from minibert.tasks.base import Task
-from minibert.use.evaluate import at, predict_by
+from minibert.use.evaluate import at
 from minibert.use.prepare import Splits, encode_splits, read_splits
 
 TRAINING = Advice(                                 # what to do when a run ends otherwise than it should
@@ -121,7 +121,7 @@ def read_data(task: Task, settings: TrainConfig) -> Splits:
 def build_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer]:
     """The published encoder with a head for the task; prints what was loaded, what is new and what is trained."""
     head = task.head(weights.read_config(folder, settings.dropout))
-    parts = getattr(task, "head_parts", ())
+    parts = task.head_parts
     bert, report = weights.load(folder, head, new_head=not parts and not weights.holds_head_of(folder, task),
                                 dropout=settings.dropout, parts=parts)
     if settings.max_pieces > bert.config.max_position_embeddings:
@@ -221,7 +221,7 @@ def accumulate_gradient(model: Model, task: Task, batches: Sequence[Batch], scal
     """
     masks = [DropoutMasks(settings.seed, step, i, processes.rank) for i in range(len(batches))]
     losses = [task] * len(batches)                 # who says what each micro-batch loses
-    if len(batches) > 1 and getattr(task, "coupled", False):
+    if len(batches) > 1 and task.coupled:
         losses = coupled.parts(model, task, batches, masks, settings.precision)
     counts: dict[str, float] = {}
     for batch in batches:
@@ -287,9 +287,7 @@ def add_by_hand(model: Model, task: Task, batch: Batch, masks: DropoutMasks, fac
 def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, settings: TrainConfig, pad: int,
                   device: torch.device, epoch: int = 1) -> list[Batch]:
     """One update's features in --accumulate parts of as nearly equal size as can be."""
-    rows = [features[i] for i in numbers]
-    if hasattr(task, "rows"):
-        rows = task.rows(rows, lambda i: row_generator(settings.seed, epoch, int(numbers[i])))
+    rows = task.rows([features[i] for i in numbers], lambda i: row_generator(settings.seed, epoch, int(numbers[i])))
     cuts = [part for part in np.array_split(np.arange(len(rows)), settings.accumulate) if len(part)]
     parts = [rows[part[0]:part[-1] + 1] for part in cuts]
     return [collate(p, settings.layout, pad, task.layout(p), device) for p in parts]
@@ -385,10 +383,11 @@ class Run(Resumable):
         """(scores, text tables) of one split."""
         examples = self.splits[split]
         score = SharedScorer(self.model, self.task, self.settings.precision, self.processes)
-        guess = predict_by(score, examples, self.features[split])
+        guess = self.task.infer(score, examples, self.features[split])
         if self.progress.step > self.progress.scored:
             self.warn_of_collapse(guess, examples)
-        return self.task.score(guess, examples), self.task.report(guess, examples)
+        scores = self.task.score(guess, examples)
+        return scores, self.task.report(scores)
 
     def end_of_epoch(self, stop: StopRequest) -> None:
         """Score dev, save if it is the best so far (or dev is not scored), note whether patience is at its end."""
@@ -423,7 +422,7 @@ class Run(Resumable):
 
 def chosen_by(task: Task, name: str | None) -> tuple[str, str]:
     """(score, "max" or "min") that selects a checkpoint. Raises MinibertError for a score that this task has not."""
-    known = dict([task.best]) | getattr(task, "also_best", {})
+    known = dict([task.best]) | task.also_best
     if name is not None and name not in known:
         raise MinibertError(f"--best is {name!r}; --task {task.name} can choose by {', '.join(known)}")
     return (name, known[name]) if name else task.best
@@ -431,7 +430,7 @@ def chosen_by(task: Task, name: str | None) -> tuple[str, str]:
 
 def refuse_uncoupled(task: Task, settings: TrainConfig, processes: Processes) -> None:
     """Raise MinibertError where rows whose loss reads those of others would not meet them."""
-    if not getattr(task, "coupled", False):
+    if not task.coupled:
         return
     if processes.size > 1:
         raise MinibertError(f"--task {settings.task} with {processes.size} processes: each would set its rows against "

@@ -148,7 +148,7 @@ class Resumable:
             "architectures": [self.task.architecture], "problem_type": self.task.problem_type,
             "id2label": {str(i): label for i, label in enumerate(outputs)},
             "label2id": {label: i for i, label in enumerate(outputs)},
-            "minibert": {**({"labels": labels} if labels != outputs else {}), **getattr(self.task, "learnt", {})}})
+            "minibert": {**({"labels": labels} if labels != outputs else {}), **self.task.learnt}})
 
     def checkpoint(self) -> None:
         """Save all that a resumed run needs. Raises MinibertError where it cannot be written, or is worth nothing.
@@ -221,7 +221,7 @@ class Resumable:
     def row_hashes(self) -> dict[str, str]:
         """What the run learns from and is chosen by: SHA-256 of the encoded rows and of the labels' names."""
         splits = {"train", "dev"} & {"train", *self.scored}
-        return {split: checksum(self.features[split].arrays(), self.task.labels) for split in sorted(splits)}
+        return {split: checksum(self.features[split].fingerprint(), self.task.labels) for split in sorted(splits)}
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, or say that there is none. All processes read the same folder."""

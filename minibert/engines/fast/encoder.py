@@ -121,7 +121,7 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
     kept = model.__dict__.setdefault("_kept", Kept())
     kept.refresh(model, precision)
     gradients, settling = Sums(model), kept.settles(len(batch.ids))
-    read = Read(batch, wide=getattr(model.head, "wide", False))
+    read = Read(batch, wide=model.head.wide)
     if settling:
         give_back()
     hidden, caches = bert_forward(model, batch, read, masks, gradients, kept)
@@ -139,8 +139,8 @@ def add_gradients(model: Model, task: Any, batch: Any, masks: Any, factors: Mapp
 def loss_and_gradient(task: Any, scores: Tensor, batch: Any, factors: Mapping[str, float],
                       ) -> tuple[dict[str, Tensor], Tensor]:
     """-> ({term: sum of losses}, the gradient of Σ factor · sum by the scores)."""
-    if hasattr(task, "terms"):
-        return cross_entropy(scores, task.terms(batch), factors)
+    if (terms := task.terms(batch)) is not None:
+        return cross_entropy(scores, terms, factors)
     sums = task.loss(scores, batch)
     return sums, sum(factors[term] * dterm for term, dterm in task.loss_backward(scores, batch).items())
 
@@ -236,7 +236,7 @@ class Scorer:
     def __call__(self, batch: Any) -> Tensor:
         """A batch.Batch -> the head's scores."""
         bert = self.model.bert
-        wide, activation = getattr(self.model.head, "wide", False), ACTIVATIONS[bert.config.hidden_act]
+        wide, activation = self.model.head.wide, ACTIVATIONS[bert.config.hidden_act]
         read = Read(batch, wide)
         x, _ = embeddings_forward(bert.embeddings, batch, None, self.kept.dtype)
         for block, maps in zip(bert.blocks, self.kept.blocks, strict=True):
