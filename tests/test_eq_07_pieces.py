@@ -13,7 +13,7 @@ from minibert.core.batch import Feature, collate
 from minibert.core.layout import KINDS
 from minibert.core.model import Model
 from minibert.data.order import epoch_batches, shuffled
-from minibert.data.rows import owned_words, context_in_window, windows, word_features
+from minibert.data.rows import context_in_window, owned_words, windows, word_features
 from minibert.data.tokenizer import CASE_SHAPES, Pieces, Tokenizer, wordpiece
 from minibert.settings import TrainConfig
 from minibert.tasks.conll import Example

@@ -49,7 +49,7 @@ def tokenizer(tiny_folder) -> Tokenizer:
 
 
 def random_features(count: int, seed: int) -> list[Feature]:
-    """Rows of 0 to 19 pieces, picks in no order, some without picks, labels of every size, a record with all kinds of fields."""
+    """Rows of 0 to 19 pieces, picks in no order, some without picks, labels of every size, fields of every kind."""
     draw, result = np.random.default_rng(seed), []
     for i in range(count):
         T = int(draw.integers(0, 20))
@@ -171,9 +171,9 @@ def test_a_record_as_json_is_the_same_record():
         same(Feature(0, f.ids, f.types, f.picks, f.labels, record_from_json(Sample, values)),
              Feature(0, f.ids, f.types, f.picks, f.labels, f.about))
     assert record_to_json(None) is None and record_from_json(Sample, None) is None
-    for kind, values in ((None, {}), (Sample, {"number": 1}), (Sample, {**values, "share": "x"})):
+    for kind, wrong in ((None, {}), (Sample, {"number": 1}), (Sample, {**values, "share": "x"})):
         with pytest.raises((KeyError, ValueError)):
-            record_from_json(kind, values)
+            record_from_json(kind, wrong)
 
 
 def test_the_fingerprint_has_every_number_of_a_row_in_its_place():

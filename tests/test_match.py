@@ -165,7 +165,8 @@ def batch_of(found: Match, labels: list):
     rows = []
     for i, label in enumerate(labels):
         number, target = found.numbers(label)
-        rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), np.zeros(1, np.int64), np.array([number]), target))
+        rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), np.zeros(1, np.int64),
+                            np.array([number]), target))
     return collate(rows)
 
 

@@ -351,7 +351,8 @@ def test_sentences_of_a_document_are_decoded_and_scored_apart(tmp_path):
         table = np.full((len(e.words), 5), -9.0, np.float32)
         table[:, 4], table[:, 3] = 5.0, 4.0
         scores.append(table)
-    features = [type("F", (), {"example": i, "about": WordNumbers(np.arange(len(e.words)))}) for i, e in enumerate(examples)]
+    features = [type("F", (), {"example": i, "about": WordNumbers(np.arange(len(e.words)))})
+                for i, e in enumerate(examples)]
     guess = ner.decode(examples, features, scores)
     assert guess == [["B-PER", "I-PER", "B-PER", "I-PER", "I-PER"], ["B-PER", "B-PER", "I-PER"]]
     # no entity goes over the end of a sentence: "ada | stone" are two persons, "lima | cairo new" two places

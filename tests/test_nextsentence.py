@@ -103,7 +103,8 @@ def test_what_is_hidden_stays_in_its_half_and_loses_its_letter_case(tokenizer, d
     t = task()
     t.tokenizer = tokenizer
     flat = [p for d in documents for p in (*d, tokenizer.end)]
-    rows = concatenate(halves([np.array([flat, [1 + p % 3 if p != tokenizer.end else 0 for p in flat]])], tokenizer, 14))
+    shapes = [1 + p % 3 if p != tokenizer.end else 0 for p in flat]
+    rows = concatenate(halves([np.array([flat, shapes])], tokenizer, 14))
     moved = 0
     for f, g in zip(rows, t.rows(rows, lambda i: row_generator(0, 1, i)), strict=True):
         changed = g.ids != f.ids

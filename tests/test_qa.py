@@ -230,7 +230,8 @@ def test_the_gradient_is_half_of_probabilities_minus_label_SPAN_3():
 
 def feature(starts: list[int], ends: list[int]) -> Feature:
     n = len(starts)
-    return Feature(0, np.arange(n), np.zeros(n, np.int64), np.arange(n), np.full(n, -1), Edges(np.array(starts), np.array(ends)))
+    return Feature(0, np.arange(n), np.zeros(n, np.int64), np.arange(n), np.full(n, -1),
+                   Edges(np.array(starts), np.array(ends)))
 
 
 def slow_best(f: Feature, z: np.ndarray, longest: int) -> tuple[float, int, int]:
