@@ -214,8 +214,7 @@ class Model(nn.Module):
     def __init__(self, bert: Bert, head: nn.Module):
         super().__init__()
         self.bert, self.head = bert, head
-        if hasattr(head, "attach"):                # a head that uses parts of the encoder
-            head.attach(bert)
+        head.attach(bert)
 
     def forward(self, batch: Batch, masks: Masks | None = None) -> Tensor:
         """A batch -> the head's scores; `masks` None: no dropout."""

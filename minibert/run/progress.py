@@ -88,7 +88,7 @@ class Progress:
             self.losses, self.loss_sum = self.losses + 1, self.loss_sum + loss
 
     def end_epoch(self, epoch: int, scores: dict[str, Any] | None, value: float, plan: Plan) -> tuple[bool, bool]:
-        """The epoch is at its end, dev scored `value` (`scores` None: it is not) -> (better than all before, or as good).
+        """The epoch is at its end, dev scored `value` (`scores` None: it is not) -> (better than all, or as good).
 
         Of equals the longer trained is kept, but patience is not begun anew.
         """

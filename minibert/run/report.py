@@ -19,7 +19,7 @@ from minibert.use.evaluate import at
 
 WIDTH = 100                                        # columns
 BORING = {"task", "data", "weights", "output", "epochs", "max_steps", "batch_size", "learning_rate", "precision",
-          "verbose", "resume", "before", "evaluate", "device"}                         # settings that have their own words
+          "verbose", "resume", "before", "evaluate", "device"}                   # settings that have their own words
 
 
 def introduce(folder: RunFolder, record: dict[str, Any], t: Training) -> None:

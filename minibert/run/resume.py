@@ -43,7 +43,7 @@ class RunStore:
     def row_hashes(self) -> dict[str, str]:
         """What the run learns from and is chosen by: SHA-256 of the encoded rows and of the labels' names."""
         splits = {"train", "dev"} & {"train", *self.plan.scored}
-        return {split: checksum(self.training.features[split].arrays(), self.training.task.labels)
+        return {split: checksum(self.training.features[split].fingerprint(), self.training.task.labels)
                 for split in sorted(splits)}
 
     # ------------------------------------------------------------------------------------------------ the best model

@@ -209,7 +209,7 @@ def test_a_batch_of_which_nothing_is_read(tiny, monkeypatch):
     """Every gradient is 0, by either library."""
     model, (features, *_) = tiny
     none = np.zeros(0, np.int64)
-    batch = collate([dataclasses.replace(f, picks=none, labels=none, targets=none) for f in features])
+    batch = collate([dataclasses.replace(f, picks=none, labels=none) for f in features])
     for products in (Linear, Convolution):
         monkeypatch.setattr(fast, "linear_kind", lambda *asked, products=products: products)
         model.__dict__.pop("_kept", None)

@@ -162,8 +162,7 @@ def test_it_predicts_what_it_scored(folder, tmp_path, run, capsys):
     assert json.loads(json.dumps(results)) == results and len(results) == 2
     assert all(isinstance(model.task.render(r, colour), str) for r in results for colour in (True, False))
     rows = list(model.encode_examples(examples[:7]))
-    if hasattr(model.task, "rows"):
-        rows = model.task.rows(rows, lambda i: row_generator(0, 1, i))
+    rows = model.task.rows(rows, lambda i: row_generator(0, 1, i))
     batch = collate(rows, prefix=model.task.layout(rows))
     sums, gradients = byhand.loss_and_gradients(model, batch)                  # a loaded model knows its loss
     assert all(bool(torch.isfinite(x).all()) for x in (*sums.values(), *gradients.values()))
