@@ -35,7 +35,7 @@ def test_the_first_difference_and_the_largest_are_told():
 @pytest.mark.parametrize("a, b", [(None, 0.0), (True, 1), ("1", 1), (math.inf, 1.0), (-math.inf, math.inf), ("x", "y"),
                                   (0.5, "missing")])
 def test_no_tolerance_forgives_what_is_not_two_numbers(a, b):
-    assert not same_bits.compare({"a": a}, {"a": b}, 0.999)[0]
+    assert not same_bits.compare({"first": 1.0, "a": a}, {"first": 1.1, "a": b}, 0.999)[0]
     assert same_bits.compare({"a": a, "b": b}, {"a": a, "b": b})[0]
 
 
@@ -85,8 +85,8 @@ with (out / "metrics.jsonl").open("w") as file:
         print(json.dumps(line), file=file)
     if after("--evaluate") == "dev":
         print(json.dumps({"step": step, "split": "dev", "f1": 0.25}), file=file)
-header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-(out / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", number))
+header = json.dumps({"w": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}).encode()
+(out / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<d", number))
 (out / "number").write_text(str(number))
 '''
 ASK = '''
@@ -125,7 +125,9 @@ def trees(tmp_path, monkeypatch):
 
 
 def test_equal_trees_are_the_same_in_every_comparison(trees, tmp_path, capsys):
+    (tmp_path / "old" / "data" / "ner" / "train.conll").write_text("other data that nobody reads\n")
     assert trees(write_tree(tmp_path / "new")) == 0
+    assert (tmp_path / "kept" / "data" / "ner" / "train.conll").read_text() == "Ada B-PER\n"
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [
         "ner/fast-bf16", "ner/fast-fp32", "ner/by-hand-fp32", "ner/accumulate", "ner/adversarial", "ner/ragged",
