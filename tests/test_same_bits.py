@@ -28,7 +28,9 @@ def test_the_last_bit_is_a_difference():
 def test_the_first_difference_and_the_largest_are_told():
     old, new = {"x": 1.0, "y": 100.0, "z": -4.0}, {"x": 1.0, "y": 99.0, "z": -5.0}
     assert same_bits.compare(old, new) == (
-        False, "DIFFERS, 2 of 3 values, first y: 100.0 -> 99.0; largest relative difference 0.2")
+        False, "DIFFERS, 2 of 3 values, first y: 100.0 -> 99.0; largest relative difference of 2 numbers 0.2")
+    words = same_bits.compare({**old, "w": "ab"}, {**new, "w": "cd"})[1]
+    assert words.startswith("DIFFERS, 3 of 4 values") and words.endswith("of 2 numbers 0.2")
     assert same_bits.compare(old, new, 0.21)[0] and not same_bits.compare(old, new, 0.19)[0]
 
 

@@ -97,19 +97,16 @@ def relative_difference(a: Leaf, b: Leaf) -> float:
 
 def compare(old: dict[str, Leaf], new: dict[str, Leaf], allowed: float = 0.0) -> tuple[bool, str]:
     """(whether no value differs by more than `allowed`, relative; what was found, in words)."""
-    differences = {}
-    for place in old | new:
-        a, b = old.get(place, "missing"), new.get(place, "missing")
-        if size := relative_difference(a, b):
-            differences[place] = size, f"{place}: {a!r} -> {b!r}"
-    if not differences:
-        return True, f"same, {len(old)} values"
+    sizes = {place: relative_difference(old.get(place, "missing"), new.get(place, "missing")) for place in old | new}
+    different = {place: size for place, size in sizes.items() if size}
+    if not different:
+        return True, f"same, {len(sizes)} values"
 
-    largest, first = max(size for size, _ in differences.values()), next(iter(differences.values()))[1]
-    good = largest <= allowed
-    verdict = f"within {allowed:g}" if good else "DIFFERS"
-    return good, f"{verdict}, {len(differences)} of {len(old)} values, first {first}; largest relative difference " \
-                 f"{largest:.2g}"
+    good, first = max(different.values()) <= allowed, next(iter(different))
+    numbers = [size for size in different.values() if size < math.inf]
+    return good, (f"{f'within {allowed:g}' if good else 'DIFFERS'}, {len(different)} of {len(sizes)} values, first "
+                  f"{first}: {old.get(first, 'missing')!r} -> {new.get(first, 'missing')!r}; largest relative difference "
+                  f"of {len(numbers)} numbers {max(numbers, default=0.0):.2g}")
 
 
 # -------------------------------------------------------------------------------------------------- running a tree
