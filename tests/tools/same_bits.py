@@ -104,9 +104,10 @@ def compare(old: dict[str, Leaf], new: dict[str, Leaf], allowed: float = 0.0) ->
 
     good, first = max(different.values()) <= allowed, next(iter(different))
     numbers = [size for size in different.values() if size < math.inf]
-    return good, (f"{f'within {allowed:g}' if good else 'DIFFERS'}, {len(different)} of {len(sizes)} values, first "
-                  f"{first}: {old.get(first, 'missing')!r} -> {new.get(first, 'missing')!r}; largest relative difference "
-                  f"of {len(numbers)} numbers {max(numbers, default=0.0):.2g}")
+    words = f"within {allowed:g}" if good else "DIFFERS"
+    change = f"{first}: {old.get(first, 'missing')!r} -> {new.get(first, 'missing')!r}"
+    return good, f"{words}, {len(different)} of {len(sizes)} values, first {change}; largest relative difference of " \
+                 f"{len(numbers)} numbers {max(numbers, default=0.0):.2g}"
 
 
 # -------------------------------------------------------------------------------------------------- running a tree
