@@ -16,6 +16,7 @@ from minibert.core import ops
 from minibert.core.batch import Feature, collate
 from minibert.core.model import Model, initialise
 from minibert.settings import TrainConfig
+from minibert.tasks.base import Task
 from minibert.tasks.classify import Classify, Example
 from minibert.tasks.ner import NER
 
@@ -70,17 +71,18 @@ class Table(torch.nn.Module):
         return self.scores[batch.ids[batch.picks]]
 
 
-class Fixed:
+class Fixed(Task):
     """A task of two terms whose sums and counts are written down beforehand, a pair a batch."""
 
-    def __init__(self, **terms):
-        self.terms = terms
+    def __init__(self, **pairs):
+        super().__init__(None)
+        self.pairs = pairs
 
     def counts(self, batch):
-        return {term: float(pairs[batch.number][1]) for term, pairs in self.terms.items()}
+        return {term: float(pairs[batch.number][1]) for term, pairs in self.pairs.items()}
 
     def loss(self, scores, batch):
-        return {term: scores * pairs[batch.number][0] for term, pairs in self.terms.items()}
+        return {term: scores * pairs[batch.number][0] for term, pairs in self.pairs.items()}
 
 
 class Numbered:

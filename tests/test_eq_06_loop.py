@@ -16,6 +16,7 @@ from minibert.core.batch import collate
 from minibert.core.dropout import DropoutMasks
 from minibert.core.precision import LossScaler, autocast
 from minibert.settings import TrainConfig
+from minibert.tasks.base import Task
 from minibert.tasks.ner import NER
 from minibert.use.prepare import encode_all
 
@@ -336,8 +337,11 @@ class Line(nn.Module):
         return self.w * batch.ids
 
 
-class Terms:
+class Terms(Task):
     """The loss of a score is the score, or its square, in terms that a batch names; counts are given."""
+
+    def __init__(self):
+        super().__init__(None)
 
     def counts(self, batch):
         return batch.counts
