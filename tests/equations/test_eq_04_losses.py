@@ -74,14 +74,15 @@ class Table(torch.nn.Module):
 class Fixed(Task):
     """A task of two terms whose sums and counts are written down beforehand, a pair a batch."""
 
-    def __init__(self, **given):
-        self.given = given
+    def __init__(self, **pairs):
+        super().__init__(None)
+        self.pairs = pairs
 
     def counts(self, batch):
-        return {term: float(pairs[batch.number][1]) for term, pairs in self.given.items()}
+        return {term: float(pairs[batch.number][1]) for term, pairs in self.pairs.items()}
 
     def loss(self, scores, batch):
-        return {term: scores * pairs[batch.number][0] for term, pairs in self.given.items()}
+        return {term: scores * pairs[batch.number][0] for term, pairs in self.pairs.items()}
 
 
 class Numbered:
