@@ -21,7 +21,7 @@ from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, score_at
 
 Example, Prediction = TypeVar("Example"), TypeVar("Prediction")
 Result = dict[str, Any]                            # a prediction as JSON
@@ -207,6 +207,14 @@ class Task(Generic[Example, Prediction]):
     def report(self, scores: Scores) -> str:
         """What score() gave as text, here a number a line."""
         return "\n".join(f"{name:14}{value:12,.3f}" for name, value in scores.items())
+
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """The scores that an epoch can be chosen by, a line each, and as they were `before`."""
+        lines = [f"{'':20}  {'now':>10}" + f"  {'before':>10}" * bool(before)]
+        for path in dict.fromkeys([self.best[0], *self.also_best]):
+            was = f"  {score_at(before, path):10.3f}" if before else ""
+            lines.append(f"{path:20}  {score_at(scores, path):10.3f}{was}")
+        return "\n".join(lines)
 
     def collapsed(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> str | None:
         """The one label that everything was given, if the examples have more than one; None otherwise."""

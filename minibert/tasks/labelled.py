@@ -14,7 +14,7 @@ from minibert.core.heads import Head, PooledHead
 from minibert.data.rows import PairRow
 from minibert.errors import MinibertError
 from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, averages, compared
 from minibert.tasks.base import Example, Result, Task, only_one
 from minibert.tasks.probabilities import mean_scores, softmax
 
@@ -100,6 +100,11 @@ class LabelTask(Task[Example, Answer]):
         if "confusion" not in scores or len(self.labels) > 20:
             return table
         return f"{table}\n\n{confusion_report(scores['confusion'], self.labels)}"
+
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """A line a class, where they are not too many, and the averages."""
+        few = len(scores["per_class"]) <= 20
+        return compared(*({**(s["per_class"] if few else {}), **averages(s)} if s else {} for s in (scores, before)))
 
     def collapsed(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> str | None:
         """The one label, or set of labels, that all were given; none of several is where they start."""

@@ -21,7 +21,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import correlations
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, TableOptions, coloured, only_one, text_of
+from minibert.tasks.base import Result, TableOptions, Task, coloured, only_one, text_of
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import mean_scores
 
@@ -162,6 +162,10 @@ class Match(LabelTask[Example]):
             return super().report(scores)
         return "\n".join(f"{name:9}{value:>10,}" if name == "support" else f"{name:9}{value:10.3f}"
                          for name, value in scores.items())
+
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """The table a class, or the correlations."""
+        return Task.summary(self, scores, before) if self.numeric else super().summary(scores, before)
 
     def collapsed(self, predictions: Sequence[Answer | Number], examples: Sequence[Example]) -> str | None:
         """The one answer that all pairs were given."""

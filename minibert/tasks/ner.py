@@ -17,7 +17,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import unseen
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, compared
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
 from minibert.tasks.base import Options as TaskOptions
 from minibert.tasks.base import Result, Task, only_one
@@ -126,6 +126,10 @@ class NER(Task[Example, list[str]]):
     def report(self, scores: Scores) -> str:
         """The table a tag and the table an entity type."""
         return f"{tag_table(scores['tags']['per_tag'], scores['tags']['micro_f1'])}\n\n{entity_table(scores['entity'])}"
+
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """Entities, a line a type."""
+        return compared(*({**s["entity"]["types"], "all": s["entity"]} if s else {} for s in (scores, before)))
 
     def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
         """The one tag that all words were given."""

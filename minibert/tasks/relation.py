@@ -20,7 +20,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import relation_report, relation_scores
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, compared
 from minibert.tasks.base import Result, TableOptions, coloured
 from minibert.tasks.labelled import Answer, LabelTask
 
@@ -118,6 +118,10 @@ class Relation(LabelTask[Example]):
     def report(self, scores: Scores) -> str:
         """The table a relation, and the accuracy."""
         return f"{relation_report(scores['relation'])}\n\naccuracy of all labels  {scores['accuracy']:.3f}"
+
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """A line a relation."""
+        return compared(*(s["relation"]["relations"] if s else {} for s in (scores, before)))
 
     def shown(self, example: Example) -> Result:
         """{"text", "e1", "e2": {"text", "start", "end"}}."""

@@ -193,7 +193,7 @@ def test_no_package_of_the_table_is_unused():
     ("use.evaluate", "from minibert.tasks import TASKS"),
     ("use.evaluate", "def f():\n    from minibert.tasks.ner import NER"),
     ("checkpoints.weights", "from minibert.tasks import TASKS"), ("tasks.ner", "from minibert.tasks import TASKS"),
-    ("tasks.ner", "from minibert.use.evaluate import at"), ("adapt.freeze", "import minibert.checkpoints.weights"),
+    ("tasks.ner", "from minibert.use.evaluate import Evaluation"), ("adapt.freeze", "import minibert.checkpoints"),
     ("scores.tags", "import minibert"), ("scores.tags", "from minibert.core.config import BertConfig"),
     ("minibert", "from minibert.tasks import TASKS"), ("engines.fast.adamw", "from minibert.data.rows import windows"),
     ("use.predict", "from minibert.run.folder import lock"), ("run.resume", "import minibert.__main__"),
