@@ -110,10 +110,7 @@ class Reply(Task[Example, Ranking]):
         self.index: AnswerIndex | None = None      # of the candidates, from the first question on
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
-        """The rows of a table."""
         examples = []
         for where, texts in read_table(file, self.options.names):
             for text in texts:
@@ -157,8 +154,6 @@ class Reply(Task[Example, Ranking]):
             raise MinibertError(f"{text[:60]!r}: expected a question {BAR} answer {BAR} answer ..., or a question and "
                                 "--answers FILE")
         return Example(question, None, candidates, "text")
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -236,8 +231,6 @@ class Reply(Task[Example, Ranking]):
         there = rows_of_kind(batch, PAIR, scores.device)
         fits = torch.tensor([float(f.labels[0]) for f in batch.features if f.about.kind == PAIR])
         return scores[there, -1], fits.to(scores), there
-
-    # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Ranking]:
         """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
@@ -325,11 +318,9 @@ class Reply(Task[Example, Ranking]):
                 "vectors": ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
 
     def collapsed(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str | None:
-        """The one answer that all questions were given."""
         return only_one({p.answers[p.order[0]] for p in predictions}, {e.answer for e in examples})
 
     def report(self, scores: Scores) -> str:
-        """Recall at 1 and 5 and MRR, of vectors alone and in the end."""
         rows = {"vectors alone": scores["vectors"], **({"read together": scores} if self.options.rerank else {})}
         lines = [f"{name:13}  {s['recall_1']:9.3f}  {s['recall_5']:9.3f}  {s['mrr']:9.3f}  {s['support']:9,}"
                  for name, s in rows.items()]
@@ -343,7 +334,6 @@ class Reply(Task[Example, Ranking]):
         return {"question": example.question, "answers": best}
 
     def render(self, result: Result, colour: bool) -> str:
-        """The question, then three answers, the best first."""
         lines = [coloured(result["question"], colour)]
         for answer in result["answers"][:3]:
             fits = f", fits {answer['probability']:.3f}" if "probability" in answer else ""
