@@ -14,7 +14,7 @@ from typing import Generic
 import pytest
 
 from minibert.tasks import TASKS
-from minibert.tasks.base import Options, Task
+from minibert.tasks.base import Task, TaskOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "minibert").rglob("*.py"))
@@ -269,7 +269,7 @@ def test_every_task_has_its_file_and_all_members():
     for name, kind in TASKS.items():
         one_file = {"translate": "seq2seq", "summarize": "seq2seq", "dialogue": "seq2seq"}
         assert kind.name == name and kind.__module__ == f"minibert.tasks.{one_file.get(name, name)}"
-        assert issubclass(kind, Task) and issubclass(kind.Options, Options)
+        assert issubclass(kind, Task) and issubclass(kind.Options, TaskOptions)
         assert WITHOUT_DEFAULT <= {m for c in kind.__mro__ if c not in (Task, Generic, object) for m in vars(c)}
     assert task_names() == set(TASKS)
 

@@ -26,8 +26,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Options as TaskOptions
-from minibert.tasks.base import Result, RowDraw, Scorer, coloured
+from minibert.tasks.base import Result, RowDraw, Scorer, TaskOptions, coloured
 from minibert.tasks.next_sentence import halves
 from minibert.tasks.vocabulary import VocabularyTask
 

@@ -19,8 +19,7 @@ from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
-from minibert.tasks.base import Options as TaskOptions
-from minibert.tasks.base import Result, Task, only_one
+from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.conll import SUFFIXES, Example, Examples, begins_wrongly, has_documents, read_examples
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34

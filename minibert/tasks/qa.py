@@ -25,8 +25,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import answer_report, answer_scores
-from minibert.tasks.base import Options as TaskOptions
-from minibert.tasks.base import Result, Task, coloured
+from minibert.tasks.base import Result, Task, TaskOptions, coloured
 from minibert.tasks.probabilities import softmax
 from minibert.tasks.squad import Example, read_squad
 

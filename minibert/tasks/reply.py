@@ -26,7 +26,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import ranking_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, coloured, only_one
+from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, coloured, filled, only_one, text_of
 from minibert.tasks.probabilities import sigmoid
 from minibert.tasks.reply_rows import (
     ANSWER,
@@ -111,13 +111,8 @@ class Reply(Task[Example, Ranking]):
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
     def read_file(self, file: Path) -> list[Example]:
-        examples = []
-        for where, texts in read_table(file, self.options.names):
-            for text in texts:
-                if not isinstance(text, str) or not text.strip():
-                    raise MinibertError(f"{where}: {text!r} is no text; expected a question and its answer")
-            examples.append(Example(*texts, (), where))
-        return examples
+        return [Example(*(filled(text, where, "a question and its answer") for text in texts), (), where)
+                for where, texts in read_table(file, self.options.names)]
 
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
@@ -126,11 +121,7 @@ class Reply(Task[Example, Ranking]):
         remembers; call this again if its weights or its precision change.
         """
         if file.suffix.lower() in set(TABLES) - {".txt"}:
-            found = []
-            for where, (text,) in read_table(file, self.options.names[1:]):
-                if not isinstance(text, str):
-                    raise MinibertError(f"{where}: {text!r} is no text; expected an answer")
-                found.append(text.strip())
+            found = [text_of(text, where).strip() for where, (text,) in read_table(file, self.options.names[1:])]
         else:
             found = [line.split(BAR)[0].strip() for line in read_lines(file)]
         self.candidates, self.index = distinct(text for text in found if text), None

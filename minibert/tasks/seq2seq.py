@@ -23,7 +23,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
-from minibert.tasks.base import Result, Scorer, TableOptions, coloured, only_one
+from minibert.tasks.base import Result, Scorer, TableOptions, coloured, filled, only_one
 from minibert.tasks.generate import write
 from minibert.tasks.vocabulary import VocabularyTask
 
@@ -83,13 +83,8 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     Options, About = Options, Row
 
     def read_file(self, file: Path) -> list[Example]:
-        examples = []
-        for where, texts in read_table(file, self.options.names):
-            for text in texts:
-                if not isinstance(text, str) or not text.strip():
-                    raise MinibertError(f"{where}: {str(text)[:60]!r} is no text; expected a source and its target")
-            examples.append(Example(*texts, where))
-        return examples
+        return [Example(*(filled(text, where, "a source and its target") for text in texts), where)
+                for where, texts in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Example:
         if not text.strip():
