@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
+class TaskOptions:
     """A task's own options: each field is made by options.option()."""
 
     def check_changes(self, changes: Mapping[str, object]) -> None:
@@ -46,7 +46,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class TableOptions(Options):
+class TableOptions(TaskOptions):
     """Options of a task that reads tables: `columns` names columns, its default says how many."""
     columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
 
@@ -75,7 +75,7 @@ class Task(Generic[Example, Prediction]):
     also_best: dict[str, str] = {}                 # {score: "max" or "min"}: those that may do so in its place
     architecture = "BertForTokenClassification"    # the published class that opens a run folder
     problem_type: str | None = None                # the published config's word for the kind of labels
-    Options: type[Options] = Options
+    Options: type[TaskOptions] = TaskOptions
     suffixes: Sequence[str] = TABLES               # of its data files
     Examples: type | tuple[()] = ()                # class of what read() gives, if the cache can keep that
     About: type | None = None                      # class of what its features are `about`
@@ -243,6 +243,13 @@ def text_of(value: object, where: str) -> str:
     """A value of a table that must be a text. Raises MinibertError for another."""
     if not isinstance(value, str):
         raise MinibertError(f"{where}: the text is {value!r}, not a string")
+    return value
+
+
+def filled(value: object, where: str, wanted: str) -> str:
+    """The same of a text that must not be empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise MinibertError(f"{where}: {str(value)[:60]!r} is no text; expected {wanted}")
     return value
 
 
