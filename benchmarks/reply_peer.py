@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minibert.scores.numbers import ranking_scores  # noqa: E402 (this checkout's, whatever else is installed)
-from minibert.tasks.reply import (
+from minibert.tasks.reply_rows import (
     distinct,  # noqa: E402
     text_number,  # noqa: E402
 )

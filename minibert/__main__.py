@@ -110,8 +110,6 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from minibert.use.predict import load
     model = load(arguments.run, **changes(arguments))
     if arguments.answers:
-        if not hasattr(model.task, "read_candidates"):
-            raise MinibertError(f"--answers: {arguments.run} holds a model that chooses no replies; leave it out")
         model.task.read_candidates(arguments.answers)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
@@ -178,7 +176,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         guess = predict_examples(model, model.task, examples, model.encode_examples(examples), precision)
         scores[split] = model.task.score(guess, examples)
         if not arguments.json:
-            print(f"{split}\n{model.task.report(guess, examples)}\n")
+            print(f"{split}\n{model.task.report(scores[split])}\n")
     if arguments.json:
         print(json.dumps(scores, ensure_ascii=False))
 

@@ -1,38 +1,139 @@
-"""A dataclass field as an option: of the command line and of a settings file, its text the help."""
+"""A dataclass field as an option, of a command line and of a settings file: its text is the help, its bounds a check.
+
+    epochs: int = option(3, "passes over the training data", least=1, group="optimization")
+"""
 import argparse
 import dataclasses
+import math
 import tomllib
-from dataclasses import field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from minibert.errors import MinibertError
 from minibert.files import read_json
+
+GROUPS = {"first": "used most", "data": "data", "model": "model",
+          "optimization": "optimization", "evaluation": "evaluation", "run": "run"}
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] | None = None, *, least: float | None = None,
+           most: float | None = None, above: float | None = None, below: float | None = None,
+           aliases: tuple[str, ...] = (), group: str = "task", later: bool = False) -> Any:
+    """A dataclass field that is also an option.
+
+    `choices`: all values there are. `least` ≤ value ≤ `most`, `above` < value < `below`. `aliases`: what other programs
+    call it, with dashes. `group`: a key of GROUPS, or "task" for what only one task has. `later`: a trained model can
+    be used with another value.
+    """
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "bounds": bounds,
+                                                        "aliases": aliases, "group": group, "later": later})
+
+
+def kind_of(f: dataclasses.Field) -> type:
+    """The type of a field's values other than None."""
+    return get_args(f.type)[0] if isinstance(f.type, UnionType) else f.type
+
+
+def typed(name: str) -> str:
+    """The name of a field as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+# ------------------------------------------------------------------------------------------------------- the bounds
+
+
+def check_bounds(settings: Any) -> None:
+    """Raises MinibertError for the first field of a dataclass whose value is out of its bounds."""
+    for f in dataclasses.fields(settings):
+        value, bounds = getattr(settings, f.name), f.metadata["bounds"]
+        if isinstance(value, str) and not writable(value):
+            raise MinibertError(f"{typed(f.name)} is {value!r}; it must be text that UTF-8 can write, and not empty")
+        if isinstance(value, int | float) and not within(value, **bounds):
+            refuse(settings, f.name, spelt(**bounds))
+
+
+def within(value: float, least: float | None, most: float | None, above: float | None, below: float | None) -> bool:
+    """Whether a number keeps to its bounds; one that is not finite keeps to none."""
+    return (math.isfinite(value) and (least is None or value >= least) and (most is None or value <= most)
+            and (above is None or value > above) and (below is None or value < below))
+
+
+def spelt(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
+    """Bounds in words."""
+    if most is not None:
+        return f"between {least:,} and {most:,}"
+    if below is not None:
+        return f"between {above} and {below}, both left out" if least is None else f"in [{least}, {below})"
+    if above is not None:
+        return f"above {above}"
+    return {0: "0 or more", None: "a finite number"}.get(least, f"at least {least}")
+
+
+def refuse(settings: Any, name: str, wanted: str) -> NoReturn:
+    """Raise MinibertError for a field whose value is not as wanted."""
+    raise MinibertError(f"{typed(name)} is {getattr(settings, name)}; it must be {wanted}")
+
+
+def writable(text: str) -> bool:
+    """Whether a path or name can be written down: not empty, no NUL, no half of a surrogate pair."""
+    return bool(text) and "\0" not in text and text.encode("utf-8", "ignore").decode("utf-8") == text
+
+
+# ---------------------------------------------------------------------------------------------- as a command line
 
 
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, no usage before it."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Called by argparse for whatever it does not understand."""
         raise MinibertError(f"{message}; {self.prog} --help lists the options")
 
 
-def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Every field of the dataclass `settings` as an option that is absent from the result unless it was given."""
-    for f in dataclasses.fields(settings):
-        add_option(parser, f, f.metadata["help"] + ("" if f.default is None else f" (default: {f.default})"))
+def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
+    """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
+    parser = OneLineParser(prog="train.py", usage="train.py [--task TASK] [options]", description=description,
+                           allow_abbrev=False)
+    fields = [f for s in settings for f in dataclasses.fields(s)]
+    for group, title in {**GROUPS, "task": "of this task alone"}.items():
+        there = parser.add_argument_group(title)
+        for f in (f for f in fields if f.metadata["group"] == group):
+            add_option(there, f, f.metadata["help"] + ("" if f.default is None else f" (default: {f.default})"))
+        if group == "run":
+            there.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE",
+                               help="TOML or JSON file with any of these options; the command line stands above it")
+    return vars(parser.parse_args(argv))
 
 
-def add_option(parser: argparse.ArgumentParser, f: dataclasses.Field, text: str) -> None:
-    """One of them, with the help `text`."""
-    name, kind, text = "--" + f.name.replace("_", "-"), _kind(f.type), text.replace("%", "%%")
+def add_option(parser: argparse._ActionsContainer, f: dataclasses.Field, text: str) -> None:
+    """A field as an option with the help `text`, absent from the result unless it was given."""
+    names, kind, text = (typed(f.name), *f.metadata["aliases"]), kind_of(f), text.replace("%", "%%")
     if kind is bool:
-        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        parser.add_argument(*names, dest=f.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+                            help=text)
     else:
-        parser.add_argument(name, type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=text,
-                            metavar=None if f.metadata["choices"] else kind.__name__.upper())
+        parser.add_argument(*names, dest=f.name, type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS,
+                            help=text, metavar=None if f.metadata["choices"] else kind.__name__.upper())
+
+
+def parse_before(argv: list[str], *names: str) -> dict[str, str]:
+    """Those of the options `names` that stand in `argv`, before it is known which others there may be."""
+    parser = OneLineParser(prog="train.py", add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(typed(name), nargs="?", default=argparse.SUPPRESS)
+    return {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}
+
+
+def words_of(*settings: type) -> set[str]:
+    """What may be typed for the fields of all dataclasses in `settings`; a yes or no has --NAME and --no-NAME."""
+    words = set()
+    for f in (f for s in settings for f in dataclasses.fields(s)):
+        names = {typed(f.name), *f.metadata["aliases"]}
+        words |= names | ({"--no-" + name[2:] for name in names} if kind_of(f) is bool else set())
+    return words
 
 
 def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
@@ -44,36 +145,7 @@ def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
     return found
 
 
-def _kind(annotation: Any) -> type:
-    """float | None -> float; the plain types are themselves."""
-    return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
-
-
-def option_names(*settings: type) -> set[str]:
-    """As typed, those of all dataclasses in `settings`; a yes or no has two, --NAME and --no-NAME."""
-    names = {(f.name.replace("_", "-"), _kind(f.type) is bool) for s in settings for f in dataclasses.fields(s)}
-    return {"--" + name for name, _ in names} | {"--no-" + name for name, both in names if both}
-
-
-def option_given(argv: list[str], name: str) -> str | None:
-    """What follows the last `--name` in `argv`, before the options are known that a whole parse needs; None without."""
-    found = None
-    for i, word in enumerate(argv):
-        if word == name:
-            found = argv[i + 1] if i + 1 < len(argv) else None
-        elif word.startswith(name + "="):
-            found = word[len(name) + 1:]
-    return found
-
-
-def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
-    """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
-    parser = OneLineParser(prog="train.py", description=description, allow_abbrev=False)
-    for s in settings:
-        add_options(parser, s)
-    parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE",
-                        help="TOML or JSON file with any of these options; the command line stands above it")
-    return vars(parser.parse_args(argv))
+# --------------------------------------------------------------------------------------------------------- as a file
 
 
 def read_settings(path: str, *settings: type) -> dict[str, Any]:
@@ -86,36 +158,36 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
     return checked(values, file, *settings)
 
 
-def checked(values: dict[str, Any], file: Path, *settings: type) -> dict[str, Any]:
+def checked(values: Mapping[str, Any], file: Path, *settings: type) -> dict[str, Any]:
     """Options that were read from `file`, by field name. Raises MinibertError as read_settings() does."""
-    known = {f.name: f for s in settings for f in dataclasses.fields(s)}
-    result = {}
+    known = {name: f for s in settings for f in dataclasses.fields(s) for name in keys_of(f)}
+    result: dict[str, Any] = {}
     for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise MinibertError(f"{file}: unknown setting {key!r}; known: {', '.join(known)}")
-        if name in result:
-            raise MinibertError(f"{file}: {name} stands twice, with a dash and with an underscore; keep one")
-        kind, choices = _kind(known[name].type), known[name].metadata["choices"]
-        if value is None and known[name].default is None:
-            continue
-        if kind is float and type(value) is int and abs(value) < 2 ** 1023:
-            value = float(value)
-        if name == "freeze" and type(value) is int:   # a number of blocks, as on the command line
-            value = str(value)
-        if type(value) is not kind or (choices and value not in choices):
-            wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
-            raise MinibertError(f"{file}: {key} is {value!r}, not {wanted}")
-        result[name] = value
+        f = known.get(key.replace("-", "_"))
+        if f is None:
+            names = dict.fromkeys(f.name for f in known.values())
+            raise MinibertError(f"{file}: unknown setting {key!r}; known: {', '.join(names)}")
+        if f.name in result:
+            raise MinibertError(f"{file}: {f.name} stands twice, with a dash and with an underscore; keep one")
+        if value is not None or f.default is not None:
+            result[f.name] = converted(key, value, f, file)
     return result
 
 
-def writable(text: str) -> bool:
-    """Whether a path or name can be written down: not empty, no NUL, no half of a surrogate pair."""
-    return bool(text) and "\0" not in text and text.encode("utf-8", "ignore").decode("utf-8") == text
+def keys_of(f: dataclasses.Field) -> Iterator[str]:
+    """The names of a field in a file, dashes as underscores."""
+    yield f.name
+    yield from (alias.lstrip("-").replace("-", "_") for alias in f.metadata["aliases"])
 
 
-def option(default: Any, text: str, choices: tuple[str, ...] | None = None, later: bool = False) -> Any:
-    """A dataclass field that is also an option of the command line; `later`: a trained model can be used with another.
-    """
-    return field(default=default, metadata={"help": text, "choices": choices, "later": later})
+def converted(key: str, value: Any, f: dataclasses.Field, file: Path) -> Any:
+    """A value from a file as one of its field. Raises MinibertError for one of another kind."""
+    kind, choices = kind_of(f), f.metadata["choices"]
+    if kind is float and type(value) is int and abs(value) < 2 ** 1023:
+        value = float(value)
+    if f.name == "freeze" and type(value) is int:  # a number of blocks, as on the command line
+        value = str(value)
+    if type(value) is not kind or (choices and value not in choices):
+        wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
+        raise MinibertError(f"{file}: {key} is {value!r}, not {wanted}")
+    return value

@@ -10,7 +10,7 @@ def freeze(model: Model, what: str) -> Model:
     frozen too, so that lists of trained parameters tell the truth. Raises MinibertError for more blocks than there are.
     """
     bert = model.bert
-    if not getattr(model.head, "uses_pooler", False) and bert.pooler is not None:
+    if not model.head.uses_pooler and bert.pooler is not None:
         bert.pooler.requires_grad_(False)
     if what == "none":
         return model

@@ -171,7 +171,7 @@ def load(folder: Path, head: nn.Module | None = None, new_head: bool = False, dr
         raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
                             f"are {have:,}; does it belong to this checkpoint?")
     stored = POOLER_NAMES[0].published in found
-    bert = Bert(config, pooler=stored or getattr(head, "uses_pooler", False))
+    bert = Bert(config, pooler=stored or (head is not None and head.uses_pooler))
     new = new_names(head, set(found), new_head, parts)
     table = {n.published: n.ours for n in name_table(config, pooler=stored or not new and bert.pooler is not None)}
     report, state = Report(), bert.state_dict()

@@ -1,6 +1,7 @@
 """A feature is one row for the encoder; a batch is many of them laid out."""
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ class Feature:
     types: np.ndarray                              # int64 [T]
     picks: np.ndarray                              # int64 [M] columns the head reads
     labels: np.ndarray                             # int64 [M]; -1: not known in training, no loss
-    targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))   # [M] what each pick is, e.g. its word
+    about: Any = None                              # what the task has to know of the row: a frozen dataclass of its own
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ def collate(features: Sequence[Feature], kind: str = "rectangle", pad: int = 0, 
     lengths = np.array([len(f.ids) for f in features])
     T = int(lengths.max())
     live = np.arange(T) < lengths[:, None]                           # [B,T]
-    ids, types = (np.concatenate([getattr(f, name) for f in features]) for name in ("ids", "types"))
+    ids, types = np.concatenate([f.ids for f in features]), np.concatenate([f.types for f in features])
+
     if kind == "rectangle":
         begin = T * np.arange(len(features))
         ids, types = fill(ids, live, pad), fill(types, live, 0)
     else:
         begin = np.cumsum(lengths) - lengths
+
     picks = np.concatenate([f.picks + b for f, b in zip(features, begin, strict=True)])
     labels = np.concatenate([f.labels for f in features])
 

@@ -7,20 +7,25 @@ gradient. The result is the gradient of the whole batch, in the memory of one mi
 """
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.core.batch import Batch
+from minibert.core.dropout import Masks
+from minibert.core.model import Model
+from minibert.core.objective import Loss
 from minibert.core.precision import autocast
 
 
-class Part:
-    """Stands in for the task in one micro-batch: the loss of the whole update is known, and so is its gradient here."""
+class KnownLoss:
+    """The loss of one micro-batch where that of the whole update is known, and so is its gradient here."""
 
     def __init__(self, sums: dict[str, Tensor], dscores: dict[str, Tensor]):
         self.sums, self.dscores = sums, dscores
+
+    def terms(self, batch: Batch) -> None:
+        """It is no cross-entropy of these scores alone."""
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{term: its share of the sum}, whose derivative by the scores is the known one."""
@@ -33,18 +38,22 @@ class Part:
 
 
 @torch.no_grad()
-def parts(model: nn.Module, task: Any, batches: Sequence[Batch], masks: Sequence[Any], precision: str) -> list[Part]:
+def known_losses(model: Model, loss: Loss, batches: Sequence[Batch], masks: Sequence[Masks], precision: str,
+                 ) -> list[KnownLoss]:
     """The first pass over the micro-batches of an update, with the dropout masks that the second will have."""
     scores = []
     for batch, mask in zip(batches, masks, strict=True):
         with autocast(precision, batch.ids.device):
             scores.append(model(batch, mask))
+
     whole, together = torch.cat(scores), joined(batches)
-    sums, dwhole = task.loss(whole, together), task.loss_backward(whole, together)
+    sums, dwhole = loss.loss(whole, together), loss.loss_backward(whole, together)
+
     cuts = [len(s) for s in scores]
     split = {term: dterm.split(cuts) for term, dterm in dwhole.items()}
     nothing = {term: torch.zeros_like(x) for term, x in sums.items()}          # the sum is told once
-    return [Part(sums if i == 0 else nothing, {term: x[i] for term, x in split.items()}) for i in range(len(batches))]
+    return [KnownLoss(sums if i == 0 else nothing, {term: x[i] for term, x in split.items()})
+            for i in range(len(batches))]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -1,11 +1,24 @@
 """Dropout masks as a pure function of (seed, update, micro-batch, process, site)."""
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}      # bytes of a float -> whole numbers as wide
+
+
+class Masks(Protocol):
+    """Where dropout masks come from."""
+
+    def __call__(self, site: int, shape: Iterable[int], p: float, like: Tensor) -> Tensor:
+        """A mask of `shape` in the dtype and on the device of `like`: 0 with probability p, else 1/(1-p)."""
+
+
+def draw(masks: Masks | None, site: int, shape: Iterable[int], p: float, like: Tensor) -> Tensor | None:
+    """The mask of a site, in the dtype of `like`; None: no dropout."""
+    return None if masks is None or p == 0 else masks(site, shape, p, like)
 
 
 class DropoutMasks:

@@ -1,5 +1,8 @@
-"""Every head: hidden states of the encoder to scores, forward and backward by hand beside it."""
-from dataclasses import dataclass, replace
+"""Every head: hidden states of the encoder to scores, forward and backward by hand beside it.
+
+Parameters carry the names of the published classes. TokenHead is the one to read first.
+"""
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,134 +12,112 @@ from torch import Tensor, nn
 from minibert.core import ops
 from minibert.core.batch import Batch
 from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.dropout import DropoutMasks
 from minibert.core.layout import moved
 from minibert.core.model import ACTIVATE, Bert, draw, dropout
 
+Cache = Any                                        # what a forward keeps for its own backward; nobody else looks inside
+Pairs = list[tuple[nn.Parameter, Tensor]]          # (parameter, its gradient)
 
-class TokenHead(nn.Module):
-    """Dropout and one linear map on the pieces that carry a label."""
 
-    def __init__(self, config: BertConfig, K: int):
+class Head(nn.Module):
+    """Hidden states [P,H] of a batch -> scores of its picks; the base of all heads."""
+    uses_pooler = False                            # so a checkpoint without a pooler gets a new one
+    one_a_row = False                              # scores [B,K], one for each feature whatever it picks
+    wide = False                                   # a score for each of V pieces: the batch may have more picks, which
+                                                   # stand behind those of the features and have label -1
+
+    def __init__(self):
         super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, K)
-        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
+        # In a tuple, because nn.Module would list the encoder's weights as this module's own.
+        self.encoder: tuple[Bert, ...] = ()
 
-    def forward(self, hidden: Tensor, batch: Batch, masks=None) -> Tensor:
-        """[P,H] -> scores [M,K] of the batch's picks."""
-        return self.classifier(dropout(hidden.index_select(0, batch.picks), self.p, masks, self.site))
+    def attach(self, bert: Bert) -> None:
+        """Become a head of this encoder; several heads use parts of it."""
+        self.encoder = (bert,)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks=None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,K], cache."""
-        picked, lookup = ops.embedding_forward(batch.picks, hidden)          # a lookup, as word vectors are
-        x, mask = ops.dropout_forward(picked, draw(masks, self.site, picked.shape, self.p, picked))
-        scores, linear = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
-        return scores, (lookup, mask, linear)
+    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
+        """[P,H] -> scores [M,K]; without `masks` no dropout."""
+        raise NotImplementedError
 
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[M,K] -> dhidden [P,H], 0 where no label is, and (parameter, gradient) pairs."""
-        lookup, mask, linear = cache
-        dx, dw, db = ops.linear_backward(dscores, linear)
-        dhidden = ops.embedding_backward(ops.dropout_backward(dx, mask), lookup)
-        return dhidden, [(self.classifier.weight, dw), (self.classifier.bias, db)]
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+        """forward() with what backward_by_hand() needs: [P,H] -> scores, cache."""
+        raise NotImplementedError
+
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
+        """Gradient of the scores -> dhidden [P,H], 0 at pieces that are not read, and those of the parameters."""
+        raise NotImplementedError
 
 
-class SpanHead(nn.Module):
-    """One linear map to two scores a piece, without dropout: published as BertForQuestionAnswering."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> scores [M,2] of the batch's picks: start, end."""
-        return self.qa_outputs(hidden.index_select(0, batch.picks))
-
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,2], cache."""
-        picked, lookup = ops.embedding_forward(batch.picks, hidden)
-        scores, linear = ops.linear_forward(picked, self.qa_outputs.weight, self.qa_outputs.bias)
-        return scores, (lookup, linear)
-
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[M,2] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, linear = cache
-        dpicked, dw, db = ops.linear_backward(dscores, linear)
-        return ops.embedding_backward(dpicked, lookup), [(self.qa_outputs.weight, dw), (self.qa_outputs.bias, db)]
-
-
-class PairHead(nn.Module):
-    """The states of two pieces of a row, side by side, dropout, one linear map."""
-    one_a_row = True                               # scores, of two picks
-
-    def __init__(self, config: BertConfig, K: int):
-        super().__init__()
-        self.classifier = nn.Linear(2 * config.hidden_size, K)
-        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
-
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> scores [B,K]; each row of the batch has two picks."""
-        pair = hidden.index_select(0, batch.picks).view(-1, 2 * hidden.shape[1])
-        return self.classifier(dropout(pair, self.p, masks, self.site))
-
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [B,K], cache."""
-        picked, lookup = ops.embedding_forward(batch.picks, hidden)            # [2B,H]
-        pair = picked.view(-1, 2 * hidden.shape[1])                            # [B,2H] the same memory
-        x, mask = ops.dropout_forward(pair, draw(masks, self.site, pair.shape, self.p, pair))
-        scores, linear = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
-        return scores, (lookup, mask, linear)
-
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """[B,K] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, mask, linear = cache
-        dx, dw, db = ops.linear_backward(dscores, linear)
-        dpicked = ops.dropout_backward(dx, mask).view(2 * len(dx), -1)         # each half to its piece
-        return ops.embedding_backward(dpicked, lookup), [(self.classifier.weight, dw), (self.classifier.bias, db)]
-
-
-class PooledHead(nn.Module):
-    """The encoder's pooler, dropout, one linear map: published as BertForSequenceClassification."""
-    uses_pooler = True
-    pooler: nn.Module                              # the encoder's: shared, not a parameter of this module
+class TokenHead(Head):
+    """Dropout and one linear map on the pieces that a batch picks: published as BertForTokenClassification."""
+    published = "classifier"                       # name of the map
+    side_by_side = 1                               # picks that are one vector together
 
     def __init__(self, config: BertConfig, outputs: int):
         super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, outputs)
+        self.add_module(self.published, nn.Linear(self.side_by_side * config.hidden_size, outputs))
         self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
 
-    def attach(self, bert: Bert) -> None:
-        """Use this encoder's pooler."""
-        self.__dict__["pooler"] = bert.pooler      # past nn.Module, which would count its weights as ours too
+    @property
+    def linear(self) -> nn.Linear:
+        """The map."""
+        return self.get_submodule(self.published)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
-        """[P,H] -> scores [M,outputs] of the batch's picks, the first piece of each row."""
-        pooled = self.pooler(hidden.index_select(0, batch.picks))
-        return self.classifier(dropout(pooled, self.p, masks, self.site))
+    @property
+    def pooler(self) -> nn.Module:
+        """The encoder's."""
+        return self.encoder[0].pooler
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,outputs], cache."""
-        first, lookup = ops.embedding_forward(batch.picks, hidden)
-        z, inner = ops.linear_forward(first, self.pooler.dense.weight, self.pooler.dense.bias)
-        pooled, curve = ops.tanh_forward(z)
-        x, mask = ops.dropout_forward(pooled, draw(masks, self.site, pooled.shape, self.p, pooled))
-        scores, outer = ops.linear_forward(x, self.classifier.weight, self.classifier.bias)
-        return scores, (lookup, inner, curve, mask, outer)
+    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
+        """[P,H] -> scores [M,outputs] of the batch's picks."""
+        x = hidden.index_select(0, batch.picks).view(-1, self.side_by_side * hidden.shape[1])
+        x = self.pooler(x) if self.uses_pooler else x
+        return self.linear(dropout(x, self.p, masks, self.site))
 
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+        """forward() with what backward_by_hand() needs: [P,H] -> scores [M,outputs], cache."""
+        picked, lookup = ops.embedding_forward(batch.picks, hidden)          # a lookup, as word vectors are
+        x, dense, curve = picked.view(-1, self.side_by_side * hidden.shape[1]), None, None
+        if self.uses_pooler:
+            z, dense = ops.linear_forward(x, self.pooler.dense.weight, self.pooler.dense.bias)
+            x, curve = ops.tanh_forward(z)
+
+        x, mask = ops.dropout_forward(x, draw(masks, self.site, x.shape, self.p, x))
+        scores, linear = ops.linear_forward(x, self.linear.weight, self.linear.bias)
+        return scores, (lookup, dense, curve, mask, linear)
+
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
         """[M,outputs] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
-        lookup, inner, curve, mask, outer = cache
-        dx, dw, db = ops.linear_backward(dscores, outer)
-        dz = ops.tanh_backward(ops.dropout_backward(dx, mask), curve)
-        dfirst, dw_pooler, db_pooler = ops.linear_backward(dz, inner)
-        return ops.embedding_backward(dfirst, lookup), [
-            (self.classifier.weight, dw), (self.classifier.bias, db), (self.pooler.dense.weight, dw_pooler),
-            (self.pooler.dense.bias, db_pooler)]
+        lookup, dense, curve, mask, linear = cache
+        dx, dw, db = ops.linear_backward(dscores, linear)
+        dx, pairs = ops.dropout_backward(dx, mask), [(self.linear.weight, dw), (self.linear.bias, db)]
+
+        if self.uses_pooler:
+            dx, dw, db = ops.linear_backward(ops.tanh_backward(dx, curve), dense)
+            pairs += [(self.pooler.dense.weight, dw), (self.pooler.dense.bias, db)]
+        dpicked = dx.view(-1, dx.shape[1] // self.side_by_side)              # each part to its piece
+        return ops.embedding_backward(dpicked, lookup), pairs
 
 
-@dataclass(frozen=True)
-class OnlyPicks:
-    """What the head of a pair reads of a batch."""
-    picks: Tensor
+class SpanHead(TokenHead):
+    """Two scores a piece, start and end, without dropout: published as BertForQuestionAnswering."""
+    published = "qa_outputs"
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config, 2)
+        self.p = 0.0
+
+
+class PairHead(TokenHead):
+    """The states of two pieces of a row, side by side, dropout, one linear map: scores [B,K]."""
+    one_a_row = True
+    side_by_side = 2
+
+
+class PooledHead(TokenHead):
+    """The encoder's pooler before it, for the first piece of each row: published as BertForSequenceClassification."""
+    uses_pooler = True
 
 
 class TowerHead(PooledHead):
@@ -146,27 +127,29 @@ class TowerHead(PooledHead):
     def __init__(self, config: BertConfig):
         super().__init__(config, 1)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
         """[P,H] -> [B,H+1]: H numbers of the vector, one score."""
         row, first = rows_of_picks(batch)
         mean, _ = ops.row_mean_forward(ops.at_least_fp32(hidden.index_select(0, batch.picks)), row, len(first))
-        score = super().forward(hidden, OnlyPicks(batch.picks[first]), masks)
+        score = super().forward(hidden, replace(batch, picks=batch.picks[first]), masks)
         return torch.cat([ops.unit_forward(mean)[0], score.to(mean.dtype)], 1)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> [B,H+1], cache."""
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+        """forward() with what backward_by_hand() needs: [P,H] -> [B,H+1], cache."""
         row, first = rows_of_picks(batch)
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
         mean, means = ops.row_mean_forward(ops.at_least_fp32(picked), row, len(first))
         vector, unit = ops.unit_forward(mean)
-        score, pooled = super().forward_by_hand(hidden, OnlyPicks(batch.picks[first]), masks)
+
+        score, pooled = super().forward_by_hand(hidden, replace(batch, picks=batch.picks[first]), masks)
         return torch.cat([vector, score.to(mean.dtype)], 1), (lookup, picked.dtype, means, unit, score.dtype, pooled)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
         """[B,H+1] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
         lookup, dtype, means, unit, score_dtype, pooled = cache
         dmean = ops.unit_backward(dscores[:, :-1], unit)
         dhidden = ops.embedding_backward(ops.row_mean_backward(dmean, means).to(dtype), lookup)
+
         dfirst, pairs = super().backward_by_hand(dscores[:, -1:].to(score_dtype), pooled)
         return dhidden + dfirst, pairs
 
@@ -174,9 +157,8 @@ class TowerHead(PooledHead):
 def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
     """int64: the row of each pick [M]; the first pick of each row [B]."""
     counts = np.array([len(f.picks) for f in batch.features])
-    row = np.repeat(np.arange(len(counts)), counts)
-    return moved(torch.from_numpy(row), batch.picks.device), moved(torch.from_numpy(np.cumsum(counts) - counts),
-                                                                   batch.picks.device)
+    row, first = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts) - counts
+    return tuple(moved(torch.from_numpy(x), batch.picks.device) for x in (row, first))
 
 
 class Transform(nn.Module):
@@ -196,28 +178,23 @@ class Predictions(nn.Module):
         self.transform, self.bias = Transform(c), nn.Parameter(torch.zeros(c.vocab_size))
 
 
-class WordHead(nn.Module):
+class WordHead(Head):
     """Hidden states -> a score for each piece of the vocabulary, by the word vectors themselves (a tied decoder)."""
-    wide = True                                    # a score for each of V pieces: fast.py adds picks without a label
-    embeddings: nn.Module                          # the encoder's: shared, not a parameter of this module
+    wide = True
 
     def __init__(self, config: BertConfig):
         super().__init__()
         self.cls = nn.ModuleDict({"predictions": Predictions(config)})
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def attach(self, bert: Bert) -> None:
-        """Use this encoder's word vectors."""
-        self.__dict__["embeddings"] = bert.embeddings          # past nn.Module, which would count them as ours too
-
     @property
     def parts(self) -> tuple[nn.Linear, nn.LayerNorm, nn.Parameter, nn.Parameter]:
-        """dense, LayerNorm, bias [V], word vectors [V,H]."""
+        """dense, LayerNorm, bias [V], word vectors [V,H], which are the encoder's."""
         predictions = self.cls["predictions"]
         return (predictions.transform.dense, predictions.transform.LayerNorm, predictions.bias,
-                self.embeddings.word.weight)
+                self.encoder[0].embeddings.word.weight)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
         """[P,H] -> scores [M,V] of the batch's picks."""
         return self.words(hidden.index_select(0, batch.picks))
 
@@ -226,8 +203,8 @@ class WordHead(nn.Module):
         dense, norm, bias, words = self.parts
         return nn.functional.linear(norm(ACTIVATE[self.activation](dense(x))), words, bias)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,V], cache."""
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+        """forward() with what backward_by_hand() needs: [P,H] -> scores [M,V], cache."""
         dense, norm, bias, words = self.parts
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
         z, inner = ops.linear_forward(picked, dense.weight, dense.bias)
@@ -236,7 +213,7 @@ class WordHead(nn.Module):
         scores, outer = ops.linear_forward(x, words, bias)                    # [TIE-1]
         return scores, (lookup, inner, curve, norm_cache, outer)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
         """[M,V] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs; one is of the word vectors."""
         dense, norm, bias, words = self.parts
         lookup, inner, curve, norm_cache, outer = cache
@@ -258,33 +235,33 @@ class NextSentenceHead(WordHead):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        reader = PooledHead(config, 2)
-        reader.p = 0.0                             # the published class has no dropout here
-        self.cls["seq_relationship"] = reader.classifier
-        self.__dict__["reader"] = reader           # past nn.Module: all its weights are listed already
+        answers = PooledHead(config, 2)
+        answers.p = 0.0                            # the published class has no dropout here
+        self.cls["seq_relationship"] = answers.linear
+        self.answers = (answers,)                  # in a tuple, as the encoder is: its weights are listed above
 
     def attach(self, bert: Bert) -> None:
         """Use this encoder's word vectors and its pooler."""
         super().attach(bert)
-        self.reader.attach(bert)
+        self.answers[0].attach(bert)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
         """[P,H] -> scores [M,V] of the batch's picks."""
         first = firsts(batch)
-        answers = self.reader(hidden, replace(batch, picks=batch.picks[first]))
+        answers = self.answers[0](hidden, replace(batch, picks=batch.picks[first]))
         return with_answers(super().forward(hidden, batch), first, answers)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Any = None) -> tuple[Tensor, Any]:
-        """forward() with what backward_by_hand needs: [P,H] -> scores [M,V], cache."""
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+        """forward() with what backward_by_hand() needs: [P,H] -> scores [M,V], cache."""
         first = firsts(batch)
-        answers, pooled = self.reader.forward_by_hand(hidden, replace(batch, picks=batch.picks[first]))
+        answers, pooled = self.answers[0].forward_by_hand(hidden, replace(batch, picks=batch.picks[first]))
         scores, words = super().forward_by_hand(hidden, batch)
         return with_answers(scores, first, answers), (first, pooled, words)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
         """[M,V] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
         first, pooled, words = cache
-        dfirst, of_answers = self.reader.backward_by_hand(dscores[first, :2], pooled)
+        dfirst, of_answers = self.answers[0].backward_by_hand(dscores[first, :2], pooled)
         dhidden, of_words = super().backward_by_hand(dscores.index_fill(0, first, 0.0), words)
         return dhidden + dfirst, of_words + of_answers
 

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minibert.core.batch import Batch
 from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.dropout import Masks, draw
 from minibert.core.layout import Layout
+from minibert.core.objective import Loss
 from minibert.errors import MinibertError
 
 ACTIVATE = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
@@ -37,12 +40,7 @@ def attention_fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
 
-def draw(masks, site: int, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor | None:
-    """The dropout mask of a site, in the dtype of `like`; `masks` is a dropout.DropoutMasks. None: no dropout."""
-    return None if masks is None or p == 0 else masks(site, shape, p, like)
-
-
-def dropout(x: Tensor, p: float, masks, site: int) -> Tensor:
+def dropout(x: Tensor, p: float, masks: Masks | None, site: int) -> Tensor:
     """x · mask, any shape."""
     mask = draw(masks, site, x.shape, p, x)
     return x if mask is None else x * mask
@@ -59,7 +57,7 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.p = c.hidden_dropout_prob
 
-    def forward(self, ids: Tensor, types: Tensor, position: Tensor, masks=None) -> Tensor:
+    def forward(self, ids: Tensor, types: Tensor, position: Tensor, masks: Masks | None = None) -> Tensor:
         """int64 [P] three times -> [P,H]."""
         x = self.word(ids) + self.token_type(types) + self.position(position)
         return dropout(self.norm(x), self.p, masks, site=0)
@@ -75,7 +73,7 @@ class Attention(nn.Module):
         self.A, self.D = c.num_attention_heads, c.head_size
         self.p, self.site = c.attention_probs_dropout_prob, site
 
-    def forward(self, x: Tensor, layout: Layout, masks=None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, masks: Masks | None = None) -> Tensor:
         """[P,H] -> [P,H]."""
         q, k, v = (self.heads(layout.rows(f(x))) for f in (self.query, self.key, self.value))
         mask = draw(masks, self.site, (*q.shape[:3], k.shape[2]), self.p, q)
@@ -96,7 +94,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.inner = nn.Linear(c.hidden_size, c.intermediate_size)
         self.outer = nn.Linear(c.intermediate_size, c.hidden_size)
-        self.activate = ACTIVATE[ACTIVATIONS[c.hidden_act]]
+        self.activation = ACTIVATIONS[c.hidden_act]
+        self.activate = ACTIVATE[self.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[P,H] -> [P,H]."""
@@ -115,7 +114,7 @@ class Block(nn.Module):
         self.feedforward_norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.p = c.hidden_dropout_prob
 
-    def forward(self, x: Tensor, layout: Layout, masks=None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, masks: Masks | None = None) -> Tensor:
         """[P,H] -> [P,H]."""
         x = self.attention_norm(x + dropout(self.attention(x, layout, masks), self.p, masks, self.site + 1))
         return self.feedforward_norm(x + dropout(self.feedforward(x), self.p, masks, self.site + 2))
@@ -143,7 +142,7 @@ class Bert(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.pooler = Pooler(config) if pooler else None
 
-    def forward(self, ids: Tensor, types: Tensor, layout: Layout, masks=None) -> Tensor:
+    def forward(self, ids: Tensor, types: Tensor, layout: Layout, masks: Masks | None = None) -> Tensor:
         """int64 [P], [P] -> hidden states [P,H]; `masks` None: no dropout."""
         x = self.embeddings(ids, types, layout.position, masks)
         for block in self.blocks:
@@ -204,16 +203,21 @@ class NoPooled:
 
 
 class Model(nn.Module):
-    """Bert and a task's head."""
+    """Bert and a task's head.
+
+    `task`: what the scores lose, where the model knows it. `kit_layers`: what adaptation puts in front of the kits
+    that compute a block by hand, see kit.kit_of().
+    """
+    task: Loss | None = None
+    kit_layers: tuple[type, ...] = ()
 
     def __init__(self, bert: Bert, head: nn.Module):
         super().__init__()
         self.bert, self.head = bert, head
-        if hasattr(head, "attach"):                # a head that uses parts of the encoder
-            head.attach(bert)
+        head.attach(bert)
 
-    def forward(self, batch, masks=None) -> Tensor:
-        """A batch.Batch -> the head's scores; `masks` None: no dropout."""
+    def forward(self, batch: Batch, masks: Masks | None = None) -> Tensor:
+        """A batch -> the head's scores; `masks` None: no dropout."""
         return self.head(self.bert(batch.ids, batch.types, batch.layout, masks), batch, masks)
 
 

@@ -145,43 +145,60 @@ def join_heads(x: Tensor, layout: Any) -> Tensor:
 
 
 class AttentionCache(NamedTuple):
-    """What attention_backward needs: q, k, v [B,A,T,D]; probabilities before dropout and its mask [B,A,T,T]."""
+    """What attend_backward needs: q [B,A,T,D], k, v [B,A,S,D]; probabilities before dropout and its mask [B,A,T,S]."""
     q: Tensor
     k: Tensor
     v: Tensor
     p: Tensor
     mask: Tensor | None
-    layout: Any
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Any, heads: int, mask: Tensor | None = None,
-                      ) -> tuple[Tensor, AttentionCache]:
-    """softmax(QKᵀ/√D)V in every head: [P,H] three times -> [P,H]; `mask` [B,A,T,T] drops probabilities.
+def attend_forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, mask: Tensor | None = None,
+                   ) -> tuple[Tensor, AttentionCache]:
+    """softmax(QKᵀ/√D)V in every head: q [B,A,T,D], k and v [B,A,S,D] -> [B,A,T,D]; here S = T.
 
-    `layout` (layout.Layout) knows which pieces share a row and, in `layout.allowed`, which key each query may see. A
-    query that may see no key spreads evenly over all; nothing reads its output.
+    `allowed`, bool, broadcasts to [B,A,T,S]: which key each query may see; None: all. A query that may see no key
+    spreads evenly over all; nothing reads its output. `mask` [B,A,T,S] drops probabilities.
     """
-    q, k, v = (split_heads(x, layout, heads) for x in (q, k, v))
     s = q @ k.mT / math.sqrt(q.shape[-1])                                     # [ATT-3]
-    if layout.allowed is not None:
-        s = s.masked_fill_(~layout.allowed, torch.finfo(s.dtype).min)         # [ATT-4]
+    if allowed is not None:
+        s = s.masked_fill_(~allowed, torch.finfo(s.dtype).min)                # [ATT-4]
+
     p, _ = softmax_forward(s)
     dropped, _ = dropout_forward(p, mask)
-    out = join_heads(dropped @ v, layout)                                     # [ATT-5]
-    return out, AttentionCache(q, k, v, p, mask, layout)
+    out = dropped @ v                                                         # [ATT-5]
+    return out, AttentionCache(q, k, v, p, mask)
 
 
-def attention_backward(dout: Tensor, cache: AttentionCache) -> tuple[Tensor, Tensor, Tensor]:
-    """[P,H] -> dq, dk, dv, [P,H] each."""
-    q, k, v, p, mask, layout = cache
-    dmixed = split_heads(dout, layout, q.shape[1])                            # [B,A,T,D]
+def attend_backward(dout: Tensor, cache: AttentionCache) -> tuple[Tensor, Tensor, Tensor]:
+    """[B,A,T,D] -> dq [B,A,T,D], dk, dv [B,A,S,D]."""
+    q, k, v, p, mask = cache
     dropped, _ = dropout_forward(p, mask)
-    dv = dropped.mT @ dmixed                                                  # [ATT-6]
-    ddropped = dmixed @ v.mT                                                  # [ATT-7]
+    dv = dropped.mT @ dout                                                    # [ATT-6]
+    ddropped = dout @ v.mT                                                    # [ATT-7]
+
     ds = softmax_backward(dropout_backward(ddropped, mask), p)                # a hidden key has p = 0, so ds = 0
     ds = ds / math.sqrt(q.shape[-1])                                          # [ATT-8]
     dq = ds @ k                                                               # [ATT-9]
     dk = ds.mT @ q                                                            # [ATT-10]
+    return dq, dk, dv
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Any, heads: int, mask: Tensor | None = None,
+                      ) -> tuple[Tensor, Any]:
+    """attend_forward() of pieces as they lie in a batch: [P,H] three times -> [P,H].
+
+    `layout` (layout.Layout) knows which pieces share a row and, in `layout.allowed`, which key each query may see.
+    """
+    q, k, v = (split_heads(x, layout, heads) for x in (q, k, v))
+    mixed, cache = attend_forward(q, k, v, layout.allowed, mask)
+    return join_heads(mixed, layout), (layout, heads, cache)
+
+
+def attention_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """[P,H] -> dq, dk, dv, [P,H] each."""
+    layout, heads, inner = cache
+    dq, dk, dv = attend_backward(split_heads(dout, layout, heads), inner)
     return join_heads(dq, layout), join_heads(dk, layout), join_heads(dv, layout)
 
 

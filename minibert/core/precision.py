@@ -1,9 +1,13 @@
 """Number formats: autocast, and loss scaling for fp16."""
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from minibert.errors import MinibertError
+
+SMALLEST = 2.0 ** -24                              # loss scale: below it nothing is left of a gradient in fp16
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -21,6 +25,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which matrix products run in `precision`; weights and the loss stay fp32."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+class NotFinite(MinibertError):
+    """A loss or a gradient that is no number, in an update that has not touched the weights."""
 
 
 class LossScaler:
@@ -54,3 +62,17 @@ class LossScaler:
         if self.good == self.interval:
             self.scale = self.scale * 2                                       # [AMP-4]
             self.good = 0
+
+
+def refuse_not_finite(loss: float, norm: float, scaler: LossScaler) -> None:
+    """Raise NotFinite where loss or gradient are no numbers, before the weights are touched.
+
+    In fp16 a gradient may overflow: such an update is skipped, until there is no smaller scale left to try.
+    """
+    if math.isfinite(loss + norm):
+        return
+    if not scaler.enabled:
+        raise NotFinite(f"the loss is {loss}, the gradient norm {norm}; stopped before the weights were touched")
+    if scaler.scale / 2 < SMALLEST:
+        raise NotFinite(f"fp16 gradients overflow at every loss scale, {scaler.skipped + 1} updates skipped; lower "
+                        "--learning-rate, or use --precision fp32")

@@ -1,5 +1,6 @@
 """Texts as rows: windows over long ones, a label a word, two texts in one row."""
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ def windows(words: Sequence[int], capacity: int, overlap: int) -> list[tuple[int
     n = len(words)
     if n <= capacity:
         return [(0, n)]
+
     begins = np.flatnonzero(np.diff(words, prepend=-1))              # piece where each word begins
     edges = np.append(begins, n)
     result, start = [], 0
@@ -49,13 +51,13 @@ def owned_words(words: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[n
     begins, last = np.searchsorted(words, np.arange(count)), np.searchsorted(words, np.arange(count), side="right") - 1
     best, owner = np.full(count, -1.0), np.full(count, -1)
     for i, (start, stop) in enumerate(cuts):
-        context = poorer_side(begins, last, start, stop, n)
+        context = context_in_window(begins, last, start, stop, n)
         better = (begins >= start) & (begins < stop) & (context > best)
         best[better], owner[better] = context[better], i
     return [np.flatnonzero(owner == i) for i in range(len(cuts))]
 
 
-def poorer_side(begins: np.ndarray, last: np.ndarray, start: int, stop: int, n: int) -> np.ndarray:
+def context_in_window(begins: np.ndarray, last: np.ndarray, start: int, stop: int, n: int) -> np.ndarray:
     """Context of each word in a window [start, stop) of n pieces: the smaller of the numbers to its left and right.
 
     `begins`, `last` [words]: first and last piece of each word. The result [words] means something only for words that
@@ -66,6 +68,12 @@ def poorer_side(begins: np.ndarray, last: np.ndarray, start: int, stop: int, n: 
     return np.maximum(np.minimum(left, right), 0.0)                           # [WIN-3]
 
 
+@dataclass(frozen=True)
+class WordNumbers:
+    """Which words of its text a row's picks are the first pieces of: what puts scores back in the order of the text."""
+    words: np.ndarray                              # int64 [M]
+
+
 def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
                   labels: Sequence[int]) -> list[Feature]:
     """One text with a label a word as features: [CLS] window [SEP], picks on the first piece of each owned word."""
@@ -73,13 +81,14 @@ def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces
     ids = np.array(pieces.ids, np.int64)
     types = tokenizer.types * np.array(pieces.shapes, np.int64)               # [PIECE-3]
     begins = np.searchsorted(pieces.words, np.arange(len(labels)))            # [PIECE-2]
+
     features = []
     for (start, stop), owned in zip(cuts, owned_words(pieces.words, cuts), strict=True):
         picks = begins[owned] - start + 1                                     # [PIECE-4]
         features.append(Feature(
             example, ids=np.concatenate([[tokenizer.start], ids[start:stop], [tokenizer.end]]),
             types=np.concatenate([[0], types[start:stop], [0]]), picks=picks,
-            labels=np.asarray(labels, np.int64)[owned], targets=owned))
+            labels=np.asarray(labels, np.int64)[owned], about=WordNumbers(owned)))
     return features
 
 
@@ -101,6 +110,7 @@ def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: i
     of_first = max(room - len(second.ids), room // 2)
     of_second = room - min(of_first, len(first.ids))
     second_type = 1 if tokenizer.types > 1 else 0
+
     rows = []
     for a, b in windows(first.words, of_first, overlap):
         for c, d in windows(second.words, of_second, overlap):

@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from minibert.errors import MinibertError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".txt")        # suffixes that read_table() knows
+BAR = "|||"                                        # between the fields of a line of .txt, and of texts that come as one
 csv.field_size_limit(2 ** 31 - 1)                  # its own 131,072 refuses long texts; a C long may hold no more
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
 
@@ -55,7 +55,7 @@ def read_lines(file: Path) -> Iterator[str]:
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
-def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[object]]]:
     """("file:line", the values of `columns`) of every row of a table.
 
     .csv and .tsv have a first line that names the columns, .jsonl an object a line; in .txt the columns stand in the
@@ -81,6 +81,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
     rows = csv.reader(read_lines(file), **form)
     advice = '; a field with commas or quotes stands in quotes, as "She said ""no"""' if quoted else ""
     places, names = [], []
+
     while True:
         line = rows.line_num + 1                   # a row may have several
         try:
@@ -91,6 +92,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
             return
         if not row:
             continue
+
         if not names:
             names = [name.strip() for name in row]
             if missing := [name for name in columns if names.count(name) != 1]:
@@ -98,12 +100,13 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
                                     f"{', '.join(map(repr, names))}; say with --columns which are meant")
             places = [names.index(name) for name in columns]
             continue
+
         if len(row) != len(names):
             raise MinibertError(f"{file}:{line}: {len(row)} fields, but the first line names {len(names)}")
         yield line, [row[i] for i in places]
 
 
-def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
     """Rows of .jsonl."""
     for line, text in enumerate(read_lines(file), 1):
         if not text.strip():
@@ -122,7 +125,7 @@ def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, l
         yield line, [row[name] for name in columns]
 
 
-def encodable(value: Any) -> bool:
+def encodable(value: object) -> bool:
     """Whether all texts in a JSON value can be written as UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -136,8 +139,8 @@ def read_bars(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[st
     for line, text in enumerate(read_lines(file), 1):
         if not text.strip():
             continue
-        fields = [field.strip() for field in text.split("|||", len(columns) - 1)]
+        fields = [field.strip() for field in text.split(BAR, len(columns) - 1)]
         if len(fields) != len(columns):
-            shape = " ||| ".join(reversed(columns))
+            shape = f" {BAR} ".join(reversed(columns))
             raise MinibertError(f"{file}:{line}: {len(fields)} field; expected {shape}")
         yield line, fields[::-1]

@@ -24,6 +24,15 @@ TITLES = {"Dr.", "Mr.", "Mrs.", "Ms.", "St.", "Jr.", "Sr.", "Prof.", "Gen.", "Se
           "No."}
 
 
+def words_of(text: str) -> list[str]:
+    """The words of split_words() themselves.
+
+    >>> words_of("Ada's cat.")
+    ['Ada', "'s", 'cat', '.']
+    """
+    return [text[a:b] for a, b in split_words(text)]
+
+
 def split_chunk(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """The words of one stretch without spaces."""
     cuts = [start, *(i for i in range(start + 1, end) if boundary(text, i, start, end)), end]

@@ -1,14 +1,18 @@
 """The folder of a run: which one it is, and that it is one process's."""
 import contextlib
-import fcntl
 import itertools
+import json
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from minibert.errors import MinibertError
-from minibert.files import flush_folder
+from minibert.files import flush_folder, write_json
+from minibert.run.processes import Processes
+from minibert.run.terminal import say
 from minibert.settings import TrainConfig
 
 BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
@@ -68,24 +72,56 @@ def make_folder(folder: Path, exist_ok: bool) -> Path:
     return folder
 
 
-def lock(run: Path) -> IO[str]:
-    """Hold a run folder for as long as the file that comes back is open, at most until this process ends.
-
-    Raises MinibertError where another process holds it. The lock is the system's and not the file: a killed process
-    leaves the file, and no lock.
-    """
-    file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (it stays open)
+@contextlib.contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold a run folder. Raises MinibertError where another process does; one that was killed holds nothing."""
+    from filelock import FileLock, Timeout
+    file = run / ".lock"
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if not isinstance(e, BlockingIOError):
-            file.close()
-            raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        held = FileLock(file).acquire(blocking=False)
+    except Timeout:
+        holder = file.read_text("utf-8").strip() or "another process"
         raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    return file
+    except OSError as e:
+        raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
+    with held:
+        file.write_text(f"process {os.getpid()}", "utf-8")
+        yield
+
+
+class RunFolder:
+    """The folder of a run, and what is written into it besides checkpoints: only the first process writes."""
+
+    def __init__(self, path: Path, processes: Processes, verbose: bool = False):
+        self.path, self.first, self.verbose = path, processes.first, verbose
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl. Raises MinibertError where it cannot be written."""
+        if not self.first:
+            return
+        file = self.path / "metrics.jsonl"
+        try:
+            with open(file, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as e:
+            raise MinibertError(f"{file}: cannot be written ({e.strerror}); free space, then --resume") from None
+
+    def tell(self, text: str) -> None:
+        """Something for the user, and for log.txt with the time before it."""
+        if self.first:
+            say(text)
+            self.note(text, shown=True)
+
+    def note(self, text: str, shown: bool = False) -> None:
+        """Something for log.txt; with --verbose the user sees it too."""
+        if not self.first:
+            return
+        if self.verbose and not shown:
+            say(text)
+        with contextlib.suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as f:
+            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def write(self, name: str, value: Any) -> None:
+        """A JSON file."""
+        if self.first:
+            write_json(self.path / name, value)

@@ -9,6 +9,7 @@ has a form (counts, scores, names) travels as JSON, never as pickled objects.
 """
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -177,4 +178,6 @@ def join(device: str) -> Processes:
     # after a restart torchrun's store still has what the processes before wrote into it, addresses where nobody is
     attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", store=attempt, rank=rank, world_size=size)
+    if rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the first process speaks for all)
     return Processes(rank, size, device)

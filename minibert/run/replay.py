@@ -2,6 +2,7 @@
 
     python train.py --replay RUN/broken-update-14/update.json
 """
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,13 @@ from minibert.core.batch import Batch, Feature, collate
 from minibert.core.byhand import reached_gradients
 from minibert.core.dropout import DropoutMasks
 from minibert.core.precision import autocast
+from minibert.data.features import record_from_json, record_to_json
 from minibert.errors import MinibertError
 from minibert.files import read_json, write_json
+from minibert.run.terminal import say
 from minibert.use.predict import FineTuned, load
 
-ARRAYS = ("ids", "types", "picks", "labels", "targets")
-
-
-class NotFinite(MinibertError):
-    """A loss or a gradient that is no number, in an update that has not touched the weights."""
+ARRAYS = ("ids", "types", "picks", "labels")
 
 
 def broken_weight(model: nn.Module) -> str:
@@ -33,7 +32,8 @@ def broken_weight(model: nn.Module) -> str:
 def as_parts(batches: Sequence[Batch], process: int) -> list[dict[str, Any]]:
     """The micro-batches of one process in a form that JSON knows: their numbers and their rows."""
     return [{"process": process, "number": i, "rows": [
-        {"example": f.example, **{name: getattr(f, name).tolist() for name in ARRAYS}} for f in b.features]}
+        {"example": f.example, **{name: vars(f)[name].tolist() for name in ARRAYS}, "about": record_to_json(f.about)}
+        for f in b.features]}
         for i, b in enumerate(batches)]
 
 
@@ -47,13 +47,23 @@ def read_update(file: Path) -> dict[str, Any]:
     update = read_json(file)
     try:
         for part in update["micro_batches"]:
-            part["rows"] = [Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS))
-                            for row in part["rows"]]
+            part["rows"] = [Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS),
+                                    row["about"]) for row in part["rows"]]
             int(part["process"]), int(part["number"])
         update["settings"]["precision"], update["update"], update["said"]      # asked for below
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
     return update
+
+
+def replay_command_line(words: list[str]) -> None:
+    """--replay FILE or --replay=FILE, which stands alone: print what replay() says."""
+    given = [words[0].partition("=")[2], *words[1:]] if "=" in words[0] else words[1:]
+    if len(given) != 1:
+        raise MinibertError(f"--replay takes one file, such as RUN/broken-update-14/update.json, and nothing else; "
+                            f"there are {len(given)} words after it")
+    for line in replay(Path(given[0])):
+        say(line)
 
 
 def replay(file: Path) -> list[str]:
@@ -80,9 +90,11 @@ def once_more(update: dict[str, Any], folder: Path) -> Iterator[str]:
         yield (f"the run had --adversarial {settings['adversarial']}: the half of the update with the word vectors a "
                "step uphill is not repeated")
     for part in update["micro_batches"]:
-        features, masks = part["rows"], DropoutMasks(settings["seed"], step, part["number"], part["process"])
+        kind = model.task.RowAbout or model.task.About
+        features = [dataclasses.replace(f, about=record_from_json(kind, f.about)) for f in part["rows"]]
+        masks = DropoutMasks(settings["seed"], step, part["number"], part["process"])
         batch = collate(features, settings["layout"], model.tokenizer.pad, model.task.layout(features))
-        if len(update["micro_batches"]) > 1 and getattr(model.task, "coupled", False):
+        if len(update["micro_batches"]) > 1 and model.task.coupled:
             yield f"micro-batch {part['number']}: its loss reads the rows of all others; it is not repeated by itself"
             continue
         where, losses = forward(model, batch, masks, settings["precision"])
@@ -90,7 +102,7 @@ def once_more(update: dict[str, Any], folder: Path) -> Iterator[str]:
                f"loss {losses}; "
                + (f"first not finite: {where}" if where else "every tensor of the forward is finite"))
         yield from gradients(model, batch, masks)
-        if not getattr(model.task, "coupled", False):
+        if not model.task.coupled:
             yield from rows(model, features, settings)
 
 

@@ -23,6 +23,12 @@ class Advice:
     interrupted: str = ""
 
 
+TRAINING = Advice(                                 # what to do when a run ends otherwise than it should
+    memory="give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume goes on from the last "
+           "checkpoint",
+    interrupted="interrupted; --resume goes on from the last checkpoint, if one was saved")
+
+
 def say(text: str) -> None:
     """A line for the user. Where nobody can hear it any more (a pipe whose reader is gone, a full disk under a
     redirection) the program does not end for it: from then on standard output leads nowhere.
@@ -68,6 +74,16 @@ def interpreter() -> str:
     """What to type for the Python that runs this: its path from here where that is short, as in .venv/bin/python."""
     path = os.path.relpath(sys.executable)
     return Path(sys.executable).name if path.startswith("..") else shlex.quote(path)
+
+
+def resume_command(run: Path) -> str:
+    """What to add to a command to go on with a run."""
+    return f"--resume --output {shlex.quote(str(run))}"
+
+
+def replay_command(update: Path) -> str:
+    """What to type to look at an update that went wrong."""
+    return f"{interpreter()} train.py --replay {shlex.quote(str(update))}"
 
 
 def complain(text: str) -> None:

@@ -1,14 +1,13 @@
 """Scores of texts with labels: classes, relations, confusion."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, averaged, averages, ratio, row_of, table
+from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, table
 
 
 def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]],
-                 labels: Sequence[str]) -> dict[str, Any]:
+                 labels: Sequence[str]) -> Scores:
     """Scores of texts that have one label each, or any number of them.
 
     `accuracy` is the share of texts whose labels are exactly right. `per_class` has a row for each label on either
@@ -36,7 +35,7 @@ def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     return {**scores, "per_class": per_class}
 
 
-def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) -> dict[str, Any]:
+def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) -> Scores:
     """The official score of SemEval-2010 Task 8: relations with their direction, `none` left out.
 
     A label is a relation and a direction in brackets, Cause-Effect(e2,e1), or a relation alone. A row of `relations`
@@ -70,12 +69,12 @@ def unseen(split: str, there: Mapping[str, int], labels: Sequence[str], names: s
     return [f"{split} has {names} that train never saw, which count as missed: {found}"] if found else []
 
 
-def label_report(scores: Mapping[str, Any]) -> str:
+def label_report(scores: Scores) -> str:
     """The table of `label_scores`: one line a class, then the averages."""
     return table(scores["per_class"], averages(scores))
 
 
-def relation_report(scores: Mapping[str, Any]) -> str:
+def relation_report(scores: Scores) -> str:
     """The table of `relation_scores`: one line a relation, then the averages."""
     averages = {f"{kind} avg": {**{c: scores[f"{kind}_{c}"] for c in COLUMNS}, "support": scores["support"]}
                 for kind in ("micro", "macro")}

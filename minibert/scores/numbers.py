@@ -2,13 +2,12 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Any
 
 from minibert.errors import MinibertError
 from minibert.scores.tables import ratio
 
 
-def ranking_scores(places: Sequence[int]) -> dict[str, Any]:
+def ranking_scores(places: Sequence[int]) -> dict[str, float]:
     """Of the place, from 1, that the first right answer of each question has: recall at 1 and at 5, and MRR.
 
     MRR is the mean of one over the place.

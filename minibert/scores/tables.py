@@ -2,7 +2,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-Row = dict[str, Any]
+Row = dict[str, float]
+Scores = dict[str, Any]                            # numbers, and dictionaries of them by name
 COLUMNS = ("precision", "recall", "f1")
 
 
@@ -44,7 +45,7 @@ def table(*groups: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def averages(scores: Mapping[str, Any]) -> dict[str, Row]:
+def averages(scores: Scores) -> dict[str, Row]:
     """The rows of the three averages below a table, from what averaged() gave."""
     return {f"{kind} avg": {**{column: scores[f"{kind}_{column}"] for column in COLUMNS}, "support": scores["support"]}
             for kind in ("micro", "macro", "weighted")}

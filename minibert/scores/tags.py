@@ -9,14 +9,14 @@ Precision is correct / predicted, recall is correct / gold, and F1, their harmon
 2 · correct / (predicted + gold). What would be 0/0 is 0.
 """
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, averaged, averages, ratio, row_of, table
+from minibert.scores.tables import COLUMNS, Row, Scores, averaged, averages, ratio, row_of, table
 
 Tags = Sequence[str]
+TagLists = Sequence[Tags] | Tags                  # sentences of tags, or tags alone
 
 OUTSIDE = ("O", "")
 PREFIX = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "W": "S", "M": "I"}
@@ -146,7 +146,7 @@ def invalid_starts(tags: Tags) -> int:
 # ---- scores
 
 
-def _sentences(gold: Sequence[Any], predicted: Sequence[Any]) -> list[tuple[Tags, Tags]]:
+def _sentences(gold: TagLists, predicted: TagLists) -> list[tuple[Tags, Tags]]:
     """Pairs of sentences of equal length; a flat list of tags counts as one sentence."""
     if len(gold) and isinstance(gold[0], str):
         gold = [gold]
@@ -154,6 +154,7 @@ def _sentences(gold: Sequence[Any], predicted: Sequence[Any]) -> list[tuple[Tags
         predicted = [predicted]
     if len(gold) != len(predicted):
         raise MinibertError(f"{len(gold)} gold sentences but {len(predicted)} predicted ones")
+
     pairs = list(zip(gold, predicted, strict=True))
     for number, (right, guess) in enumerate(pairs, 1):
         if len(right) != len(guess):
@@ -161,7 +162,7 @@ def _sentences(gold: Sequence[Any], predicted: Sequence[Any]) -> list[tuple[Tags
     return pairs
 
 
-def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, Any]:
+def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Scores:
     """Precision, recall and F1 of whole entities: right only if type, first and last word all are.
 
     `gold` and `predicted` are lists of sentences, each a list of tags. The overall numbers are micro
@@ -194,7 +195,7 @@ def _place_in_table(tag: str) -> tuple[bool, str, bool, bool, str]:
     return tag == "O", kind, prefix != "B", prefix != "I", prefix
 
 
-def tag_scores(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
+def tag_scores(gold: TagLists, predicted: TagLists) -> Scores:
     """Scores of single tags, O included, over flat lists of tags or lists of sentences.
 
     `per_tag` has a row for each tag on either side, in the order of the table. `micro_…` adds counts over
@@ -219,7 +220,7 @@ def tag_scores(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
     return {**scores, "per_tag": per_tag}
 
 
-def tag_report(gold: Sequence[Any], predicted: Sequence[Any]) -> str:
+def tag_report(gold: TagLists, predicted: TagLists) -> str:
     """The table of `tag_scores`: sorted by type, B before I before other prefixes, O last, then the averages.
 
     >>> print(tag_report(["O", "B-LOC", "O", "B-LOC"], ["O", "B-LOC", "O", "O"]).replace("\\n\\n", "\\n"))
@@ -231,7 +232,13 @@ def tag_report(gold: Sequence[Any], predicted: Sequence[Any]) -> str:
     weighted avg      0.833      0.750      0.733          4
     """
     scores = tag_scores(gold, predicted)
-    return table(scores["per_tag"], averages(scores))
+    return tag_table(scores["per_tag"], scores["accuracy"])
+
+
+def tag_table(per_tag: Mapping[str, Row], accuracy: float) -> str:
+    """tag_report() from what tag_scores() gave."""
+    words = sum(row["support"] for row in per_tag.values())
+    return table(per_tag, averages({"support": words, **averaged(per_tag, dict.fromkeys(COLUMNS, accuracy))}))
 
 
 def entity_report(gold: Sequence[Tags], predicted: Sequence[Tags]) -> str:
@@ -243,5 +250,9 @@ def entity_report(gold: Sequence[Tags], predicted: Sequence[Tags]) -> str:
     PER            1.000      1.000      1.000          1
     micro avg      1.000      0.500      0.667          2
     """
-    scores = entity_scores(gold, predicted)
+    return entity_table(entity_scores(gold, predicted))
+
+
+def entity_table(scores: Scores) -> str:
+    """entity_report() from what entity_scores() gave."""
     return table(scores["types"], {"micro avg": scores})

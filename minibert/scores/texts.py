@@ -3,10 +3,10 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from minibert.errors import MinibertError
+from minibert.scores.tables import Scores
 
 
 def plain_answer(text: str) -> str:
@@ -32,7 +32,7 @@ def answer_f1(gold: str, predicted: str) -> float:
     return 2 * shared / (len(right) + len(guess))
 
 
-def answer_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, Any]:
+def answer_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> Scores:
     """SQuAD's official scores, as shares of 1; a question with no gold answer is right when "" is predicted.
 
     `exact`: equal to any of the right answers once both are plain_answer()s; `f1`: the best answer_f1 of them, the mean
@@ -54,13 +54,13 @@ def answer_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> di
     return {**_means(rows[True] + rows[False]), "answered": _means(rows[True]), "unanswerable": _means(rows[False])}
 
 
-def _means(rows: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _means(rows: Sequence[tuple[float, float]]) -> Scores:
     """What would be 0/0 is 0."""
     exact, f1 = (sum(row[i] for row in rows) / max(1, len(rows)) for i in (0, 1))
     return {"exact": exact, "f1": f1, "support": len(rows)}
 
 
-def answer_report(scores: Mapping[str, Any]) -> str:
+def answer_report(scores: Scores) -> str:
     """`answer_scores` as text: one line a kind of question.
 
     >>> print(answer_report(answer_scores([["in 1911"], []], ["1911", ""])))

@@ -1,209 +1,240 @@
-"""What a task is."""
-from collections.abc import Sequence
+"""What a task is: all that the loop, the engines and the command line ask of one, with a default for each member.
+
+A task of one label an example is shorter still on LabelTask (labelled.py), one whose labels are pieces of the
+vocabulary on VocabularyTask (vocabulary.py).
+"""
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
-from minibert.core.heads import WordHead
+from minibert.core.heads import Head, TokenHead
+from minibert.core.model import Model
+from minibert.data.features import Features
 from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
+from minibert.options import option
+from minibert.scores.tables import Scores
+
+Example, Prediction = TypeVar("Example"), TypeVar("Prediction")
+Result = dict[str, Any]                            # a prediction as JSON
+RowDraw = Callable[[int], np.random.Generator]     # what is random about feature i of an update, in this epoch
 
 
-def column_names(columns: str, example: str) -> list[str]:
-    """The names in --columns, as many as in `example`; MinibertError where they are not so many different ones."""
-    names, wanted = [name.strip() for name in columns.split(",")], len(example.split(","))
-    if len(names) != wanted or len(set(names)) != wanted or not all(names):
-        raise MinibertError(f"--columns is {columns!r}; it must be {wanted} different names with commas between, such "
-                            f"as {example}")
-    return names
+class Scorer(Protocol):
+    """Features -> their scores, float32 [M,K] each, by `model` in `precision`."""
+    model: Model
+    precision: str
+
+    def __call__(self, features: Sequence[Feature]) -> list[np.ndarray]:
+        """In the order of `features`."""
 
 
-class Columns:
-    """Options whose field `columns` names columns with commas between; its default says how many there are."""
-    columns: str
+@dataclass(frozen=True)
+class Options:
+    """A task's own options: each field is made by options.option()."""
+
+    def check_changes(self, changes: Mapping[str, object]) -> None:
+        """Raises MinibertError for a change that a model trained with these options cannot be used with."""
+
+
+@dataclass(frozen=True)
+class TableOptions(Options):
+    """Options of a task that reads tables: `columns` names columns, its default says how many."""
+    columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
 
     def __post_init__(self) -> None:
-        column_names(self.columns, type(self).columns)         # refuses what cannot be
+        example = type(self).columns
+        wanted = len(example.split(","))
+        if len(self.names) != wanted or len(set(self.names)) != wanted or not all(self.names):
+            raise MinibertError(f"--columns is {self.columns!r}; it must be {wanted} different names with commas "
+                                f"between, such as {example}")
 
     @property
     def names(self) -> list[str]:
-        """Of the columns. Raises MinibertError where they cannot be such."""
-        return column_names(self.columns, type(self).columns)
+        """Of the columns."""
+        return [name.strip() for name in self.columns.split(",")]
 
 
-class FromTables:
-    """A task whose files are tables: it has read_file(file), the examples of one."""
+class Task(Generic[Example, Prediction]):
+    """One task. An instance knows its options and, once read from data or a run folder, its labels.
 
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of SPLITS."""
-        return split_files(path, TABLES)
-
-    def read(self, path: Path) -> dict[str, list[Any]]:
-        """{split: examples}. Raises MinibertError with file:line."""
-        return {split: list(self.read_file(file)) for split, file in self.files(Path(path)).items()}
-
-
-def mean_scores(examples: int, outputs: int, features: Sequence[Feature], scores: Sequence[np.ndarray]) -> np.ndarray:
-    """The scores [1,outputs] of every feature -> [examples,outputs]: the mean over the windows of each example.
-
-    Every example has at least one: a text without words is [CLS] [SEP].
+    The members come in the order in which a run asks for them: files to examples, examples to features, scores to a
+    loss, scores back to predictions, predictions to numbers and text.
     """
-    sums, counts = np.zeros((examples, outputs)), np.zeros((examples, 1))
-    for feature, rows in zip(features, scores, strict=True):
-        sums[feature.example] += rows[0]
-        counts[feature.example] += 1
-    return sums / counts
-
-
-def sigmoid(scores: np.ndarray) -> np.ndarray:
-    """Any shape -> probabilities of that shape; no score overflows it."""
-    return np.exp(-np.logaddexp(0.0, -scores))
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """[N,K] -> probabilities [N,K]."""
-    e = np.exp(scores - scores.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-class Task(Protocol):
-    """One file of this folder. An instance knows its options and, once read from data or a run folder, its labels.
-
-    For data by the million a task may have two members more. `Examples`: the class of the sequences that read() gives,
-    whose arrays() and from_arrays(file, arrays) let the cache keep them. `encode_many(examples, tokenizer, max_pieces,
-    overlap)`: the features of all of such a sequence, as parts for features.join, or with `on_disk = True` for
-    features.spill. Features are kept for any task.
-
-    Ten more that a task may have. `rows(features, draw)`: the rows that an update on these features reads, in place
-    of them; draw(i) is the generator of features[i] in this epoch. `coupled = True`: the loss of a row reads the scores
-    of others, see coupled.py. `infer(score, examples, features)`: predictions in place of decode(), where one look is
-    not enough; score(features) gives the scores of any features, and has the model and its precision. `head_parts`:
-    beginnings of the head's names, where a name alone says what a tensor means, whatever labels the checkpoint has: a
-    part of which it has nothing starts new, the others are taken. `terms(batch)`: {term: labels [M], -1 for none, each
-    row in one term at most}, where the loss is the cross-entropy of the scores and they are many; fast.py has a kernel
-    for that. `learnt`: what the loss needs of the training data, as JSON, and `recall(learnt)`, which takes it back in
-    a model that was loaded. `note_rows(split, features)`: add to `notices` what did not fit into rows. `also_best`:
-    {score: "max" or "min"}, those that may select a checkpoint in place of `best`.
-    """
-    name: str                                      # key in TASKS
-    defaults: dict[str, Any]                       # TrainConfig values that suit it; never the learning rate
-    best: tuple[str, str]                          # the score that selects a checkpoint, ("entity.f1", "max")
-    architecture: str                              # the published class that opens a run folder
-    problem_type: str | None                       # the published config's word for the kind of labels
-    Options: type                                  # dataclass of config.option()s; check_changes(changes), if it has
-                                                   # that, refuses what a model trained with these cannot be used with
-    new_pieces: tuple[str, ...]                    # that the vocabulary needs for it, such as marks around a span
-    trial: str                                     # a text to try a model of this task on
-    labels: list[str]                              # [K] names, by number
-    outputs: list[str]                             # the label that each score speaks for; mostly all of them
-    notices: list[str]                             # what reading found worth telling, in words
-
-    def files(self, path: Path) -> dict[str, Path]:
-        """{split: file} of all that read(path) opens, and nothing else: the cache knows them by their contents."""
-
-    def read(self, path: Path) -> dict[str, Sequence[Any]]:
-        """A folder, or one file as "test", -> {"train" | "dev" | "test": examples}; errors name file and line.
-
-        What comes out depends on files(path), the options and the code alone; of the task only `notices` changes.
-        """
-
-    def learn_labels(self, splits: dict[str, Sequence[Any]]) -> None:
-        """Take the labels from the training examples, then note_unseen()."""
-
-    def note_unseen(self, splits: dict[str, Sequence[Any]]) -> None:
-        """Count labels that training never saw into `notices`; they count as missed, and never crash."""
-
-    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
-        """Example `number` as features; what becomes of a long text is the task's to say: most make windows of it."""
-
-    def head(self, config: BertConfig) -> nn.Module:
-        """Hidden states [P,H] and batch -> scores [M,K]; its parameters carry the published names.
-
-        One with the attribute one_a_row = True has scores [B,K], one for each feature whatever it picks. One with
-        wide = True is given further picks, of label -1, behind those of the features.
-        Beside forward(hidden, batch, masks) it has forward_by_hand, the same arguments -> (scores, cache), and
-        backward_by_hand(dscores, cache) -> (dhidden [P,H], [(parameter, gradient), ...]).
-        """
-
-    def layout(self, features: Sequence[Feature]) -> Tensor | None:
-        """Prefix lengths [B] for a sequence-to-sequence batch; None: all within a row attend to all."""
-
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """{term: how much of it there is to learn from}, from labels alone."""
-
-    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """{term: sum of losses}, in float32; the objective divides by the counts of the whole update."""
-
-    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """{term: gradient of its sum by the scores [M,K]}, for --gradients by-hand."""
-
-    def decode(self, examples: Sequence[Any], features: Sequence[Feature], scores: Sequence[np.ndarray]) -> list[Any]:
-        """The scores [M,K] of every feature -> one prediction an example, at text level."""
-
-    def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Any]:
-        """Nested dict of numbers."""
-
-    def collapsed(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str | None:
-        """The one label that everything was given, if the examples have more than one; None otherwise."""
-
-    def report(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str:
-        """The scores as text tables."""
-
-    def example(self, text: str) -> Any:
-        """An example without labels from raw text."""
-
-    def result(self, example: Any, prediction: Any) -> dict[str, Any]:
-        """A prediction for raw text, ready for JSON, with character offsets."""
-
-    def render(self, result: dict[str, Any], colour: bool) -> str:
-        """A result as text for a person."""
-
-
-class PieceTask:
-    """A task whose labels are pieces of the vocabulary: its head and its loss."""
-    architecture, problem_type = "BertForMaskedLM", None
-    head_parts = ("cls.predictions.", "cls.seq_relationship.")
-    new_pieces: tuple[str, ...] = ()
+    name = ""                                      # key in TASKS
+    defaults: dict[str, int | float | str] = {}    # TrainConfig values that suit it; never the learning rate
+    best = ("accuracy", "max")                     # the score that selects a checkpoint
+    also_best: dict[str, str] = {}                 # {score: "max" or "min"}: those that may do so in its place
+    architecture = "BertForTokenClassification"    # the published class that opens a run folder
+    problem_type: str | None = None                # the published config's word for the kind of labels
+    Options: type[Options] = Options
+    suffixes: Sequence[str] = TABLES               # of its data files
+    Examples: type | tuple[()] = ()                # class of what read() gives, if the cache can keep that
+    About: type | None = None                      # class of what its features are `about`
+    RowAbout: type | None = None                   # the same of what rows() makes of them, where that is another
+    new_pieces: tuple[str, ...] = ()               # that the vocabulary needs for it, such as marks around a span
+    head_parts: tuple[str, ...] = ()               # beginnings of the head's names, where these say what a tensor means
+                                                   # whatever the labels: a part that a checkpoint lacks starts new
+    trial = "Angela Merkel met Tim Cook in Paris."  # a text to try a model of it on
+    unit = "rows"                                  # what its loss is the mean of: the name of the one term
+    coupled = False                                # the loss of a row reads the scores of others, see core/coupled.py
+    on_disk = False                                # features are too many for memory: encode_many() is spilt
 
     def __init__(self, options: Any, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels), []
-        self.tokenizer: Tokenizer | None = None    # the last one that encoded; pieces are named by it
+        self.options = options                     # an instance of Options
+        self.labels = list(labels)                 # [K] names, by number
+        self.notices: list[str] = []               # what reading found worth telling, in words
+        self.tokenizer: Tokenizer | None = None    # the one that encoded
 
     @property
     def outputs(self) -> list[str]:
-        """The scores are those of the vocabulary, which has a file of its own."""
-        return []
+        """The label that each score speaks for; mostly all of them."""
+        return self.labels
 
-    def learn_labels(self, splits: Any) -> None:
-        """There are none: the text is its own label."""
+    # --------------------------------------------------------------------------------------------- files -> examples
 
-    def note_unseen(self, splits: Any) -> None:
-        """Nothing can be unseen: every text has pieces of the vocabulary."""
+    def files(self, path: Path) -> dict[str, Path]:
+        """{split: file} of all that read(path) opens: one file is "test", a folder has train, dev, test."""
+        return split_files(Path(path), self.suffixes)
 
-    def head(self, config: BertConfig) -> nn.Module:
-        """Published as `cls.predictions`."""
-        return WordHead(config)
+    def read(self, path: Path) -> dict[str, Sequence[Example]]:
+        """{split: examples}. What comes out depends on files(path), the options and the code alone."""
+        return {split: self.read_file(file) for split, file in self.files(path).items()}
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """{term: labels [M], -1 at picks that are none of it}."""
-        return {"pieces": batch.labels}
+    def read_file(self, file: Path) -> Sequence[Example]:
+        """The examples of one file. Raises MinibertError with file:line."""
+        raise NotImplementedError
+
+    def read_candidates(self, file: Path) -> None:
+        """Take what raw texts choose from out of a file (--answers). Raises MinibertError where a task has no such."""
+        raise MinibertError(f"--answers {file}: a model of --task {self.name} chooses no replies; leave it out")
+
+    def example(self, text: str) -> Example:
+        """An example without labels from raw text. Raises MinibertError for a text that is none."""
+        raise NotImplementedError
+
+    def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """Take the labels from the training examples, then note_unseen()."""
+        self.note_unseen(splits)
+
+    def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """Count labels that training never saw into `notices`; they count as missed, and never crash."""
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What the loss needs of the training data beside the labels, as JSON."""
+        return {}
+
+    def recall(self, learnt: Mapping[str, object]) -> None:
+        """Take back what `learnt` was in a model that was loaded. Raises MinibertError where it does not fit."""
+
+    # ------------------------------------------------------------------------------------------ examples -> features
+
+    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
+        """Example `number` as features; what becomes of a long text is the task's to say: most make windows of it."""
+        raise NotImplementedError
+
+    def encode_many(self, examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
+                    overlap: int) -> Iterator[Features]:
+        """encode() of a whole sequence of class `Examples`, in parts."""
+        raise NotImplementedError
+
+    def note_rows(self, split: str, features: Features) -> None:
+        """Tell in `notices` what did not fit into the rows of a split."""
+
+    def rows(self, features: Sequence[Feature], draw: RowDraw) -> list[Feature]:
+        """The rows that an update on these features reads."""
+        return list(features)
+
+    def layout(self, features: Sequence[Feature]) -> Tensor | None:
+        """Prefix lengths [B] for a sequence-to-sequence batch; None: all within a row attend to all."""
+        return None
+
+    # ------------------------------------------------------------------------------------------------ scores -> loss
+
+    def head(self, config: BertConfig) -> Head:
+        """From hidden states to scores, under the published names."""
+        return TokenHead(config, len(self.outputs))
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """{term: int64, a label for each row of the scores, -1 for none}; a row has one in one term at most."""
+        return {self.unit: batch.labels}
+
+    def terms(self, batch: Batch) -> dict[str, Tensor] | None:
+        """targets(), where the scores are so many that an engine has a kernel for their loss; None: it asks loss()."""
+        return None
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Pieces that are to be said."""
-        return {"pieces": float(sum((f.labels >= 0).sum() for f in batch.features))}
+        """{term: how much of it there is to learn from}, from labels alone."""
+        return {term: float((labels >= 0).sum()) for term, labels in self.targets(batch).items()}  # [PIECE-5]
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the sums of −log softmax at the right piece."""
-        z = ops.at_least_fp32(scores)
-        return {term: ops.cross_entropy_forward(z, y)[0] for term, y in self.terms(batch).items()}
+        """Scores [M,K] -> {term: sum of losses}, here of −log softmax at the label; counts() divide it later."""
+        z = ops.at_least_fp32(scores)              # a sum of many terms: not in 16 bits
+        return {term: ops.cross_entropy_forward(z, labels)[0] for term, labels in self.targets(batch).items()}
 
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,V] -> the gradients [M,V] of the sums by them."""
+        """{term: gradient of its sum by the scores [M,K]}."""
         z = ops.at_least_fp32(scores)
-        return {term: ops.cross_entropy_backward(1.0, (z, y)) for term, y in self.terms(batch).items()}
+        return {term: ops.cross_entropy_backward(1.0, (z, labels)) for term, labels in self.targets(batch).items()}
+
+    # ----------------------------------------------------------------------------------------- scores -> predictions
+
+    def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Prediction]:
+        """One prediction an example. A task that has to look at a model more than once has its own."""
+        return self.decode(examples, features, score(features))
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[Prediction]:
+        """The scores [M,K] of every feature -> one prediction an example, at text level."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------ predictions -> what is said
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Scores:
+        """Nested dict of numbers."""
+        raise NotImplementedError
+
+    def report(self, scores: Scores) -> str:
+        """What score() gave as text, here a number a line."""
+        return "\n".join(f"{name:14}{value:12,.3f}" for name, value in scores.items())
+
+    def collapsed(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> str | None:
+        """The one label that everything was given, if the examples have more than one; None otherwise."""
+        return None
+
+    def result(self, example: Example, prediction: Prediction) -> Result:
+        """A prediction for raw text, ready for JSON, with character offsets."""
+        raise NotImplementedError
+
+    def render(self, result: Result, colour: bool) -> str:
+        """A result as text for a person, here a line a member."""
+        return "\n".join(f"{coloured(name, colour)}  {value}" for name, value in result.items())
+
+
+def coloured(text: str, colour: bool) -> str:
+    """What a model says, set off from what it was given, where `colour`."""
+    return f"\033[36m{text}\033[0m" if colour else text
+
+
+def only_one(given: set[str], there: set[str]) -> str | None:
+    """What everything was given, if that is one and there are several."""
+    return next(iter(given)) if len(given) == 1 and len(there) > 1 else None
+
+
+def text_of(value: object, where: str) -> str:
+    """A value of a table that must be a text. Raises MinibertError for another."""
+    if not isinstance(value, str):
+        raise MinibertError(f"{where}: the text is {value!r}, not a string")
+    return value
+
+

@@ -4,10 +4,9 @@ Every kind is the same sum over rows with other targets: what a row asks of each
 """
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,17 @@ from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
-from minibert.core.config import BertConfig
-from minibert.core.heads import PooledHead
 from minibert.data.rows import word_features
 from minibert.data.tables import read_table
-from minibert.data.text import split_words
+from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
-from minibert.tasks.base import Columns, FromTables, mean_scores, sigmoid, softmax
+from minibert.scores.labels import label_scores
+from minibert.scores.tables import Scores
+from minibert.tasks.base import Result, TableOptions, coloured, text_of
+from minibert.tasks.labelled import Answer, LabelTask, three_best
+from minibert.tasks.probabilities import mean_scores, sigmoid
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options(Columns):
+class Holding:
+    """With --choice several: the labels that a text has."""
+    labels: np.ndarray                             # int64, any number of them
+
+
+@dataclass(frozen=True)
+class Options(TableOptions):
     """Classification's own options."""
-    columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
     choice: str = option("one", "one: one of K classes, by a softmax; yes-no: one of two, by a sigmoid; several: any "
                                 "number of K labels, by a sigmoid each", ("one", "yes-no", "several"))
     class_weights: str = option("none", "balanced: a row of a class with n of N texts counts N / (K n)",
@@ -53,64 +58,72 @@ class Options(Columns):
             raise MinibertError(f"--class-weights is {self.class_weights}; with --choice {self.choice} it must be none")
 
 
-class Classify(FromTables):
-    """The task; see tasks.Task for what each member is."""
+class Classify(LabelTask[Example]):
+    """The task; see base.Task for what each member is."""
     name = "classify"
-    defaults: dict[str, Any] = {"epochs": 8}
-    architecture = "BertForSequenceClassification"
-    new_pieces: tuple[str, ...] = ()
     trial = "Orders doubled and the company raised its forecast for the year."
-    Options = Options
+    also_best = dict.fromkeys(["accuracy", "macro_f1", "micro_f1", "weighted_f1"], "max")
+    Options, About = Options, Holding
 
     def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels), []
-        several = options.choice == "several"
-        self.best = ("micro_f1" if several else "accuracy", "max")
-        self.also_best = dict.fromkeys(["accuracy", "macro_f1", "micro_f1", "weighted_f1"], "max")
-        self.problem_type = "single_label_classification" if options.choice == "one" else "multi_label_classification"
+        super().__init__(options, labels)
+        if options.choice == "several":
+            self.best = ("micro_f1", "max")
+        if options.choice != "one":
+            self.problem_type = "multi_label_classification"
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the classes, from training texts
+
+    @property
+    def outputs(self) -> list[str]:
+        """The label that each score speaks for: with --choice yes-no only the second."""
+        return self.labels[1:] if self.options.choice == "yes-no" else self.labels
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def read_file(self, file: Path) -> Iterator[Example]:
-        """The examples of one file. Raises MinibertError with file:line."""
-        for where, (text, label) in read_table(file, self.options.names):
-            if not isinstance(text, str):
-                raise MinibertError(f"{where}: the text is {text!r}, not a string")
-            yield Example(text, self.read_labels(label, where), where)
+    def read_file(self, file: Path) -> list[Example]:
+        """The rows of a table."""
+        return [Example(text_of(text, where), self.read_labels(label, where), where)
+                for where, (text, label) in read_table(file, self.options.names)]
 
-    def read_labels(self, value: Any, where: str) -> tuple[str, ...]:
+    def read_labels(self, value: object, where: str) -> tuple[str, ...]:
         """One label; with --choice several a JSON list, or names with | between, perhaps none."""
         if self.options.choice != "several":
             if isinstance(value, bool | int | str) and str(value).strip():
                 return (str(value).strip(),)
             raise MinibertError(f"{where}: the label is {value!r}; expected one name (--choice several takes lists)")
+
         names = value.split("|") if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
             raise MinibertError(f"{where}: the labels are {value!r}; expected a list of names")
         return tuple(sorted({str(name).strip() for name in names} - {""}))
 
-    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
-        """The labels of train, sorted, numbers by their size; and the table of targets."""
-        counts = Counter(label for e in splits["train"] for label in e.labels)
-        self.labels = sorted(counts, key=lambda x: (0, float(x), x) if is_number(x) else (1, 0.0, x))
-        if len(self.labels) < 2 or (self.options.choice == "yes-no" and len(self.labels) > 2):
-            wanted = "two" if self.options.choice == "yes-no" else "at least two"
-            raise MinibertError(f"{splits['train'][0].where}: the training texts have the labels "
-                                f"{', '.join(self.labels[:5]) or 'none'}; expected {wanted} (is --limit too small?)")
+    def right(self, example: Example) -> tuple[str, ...]:
+        """The labels of a text."""
+        return example.labels
+
+    def example(self, text: str) -> Example:
+        """Raw text."""
+        return Example(text, (), "text")
+
+    def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """The labels of train, sorted, numbers by their size; and the weights of the classes."""
+        super().learn_labels(splits)
+        self.labels.sort(key=lambda x: (0, float(x), x) if is_number(x) else (1, 0.0, x))
+        self.refuse_labels(self.options.choice == "yes-no" and len(self.labels) > 2, "two", splits)
+
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)
         if self.options.class_weights == "balanced":
+            counts = Counter(label for e in splits["train"] for label in e.labels)
             N, K, n = counts.total(), len(self.labels), self.weights.new_tensor([counts[x] for x in self.labels])
             self.weights = N / (K * n)                                        # [SOFT-4]
-        self.note_unseen(splits)
 
     @property
-    def learnt(self) -> dict[str, Any]:
-        """What the loss needs of the training data, as JSON."""
+    def learnt(self) -> dict[str, list[float]]:
+        """The weights of the classes."""
         return {"class_weights": self.weights.tolist()} if self.options.class_weights == "balanced" else {}
 
-    def recall(self, learnt: Mapping[str, Any]) -> None:
-        """Take back what `learnt` was. Raises MinibertError where it does not fit."""
+    def recall(self, learnt: Mapping[str, object]) -> None:
+        """Take them back. Raises MinibertError where they do not fit."""
         if self.options.class_weights != "balanced":
             return
         weights = learnt.get("class_weights", [1.0] * len(self.labels))
@@ -120,44 +133,21 @@ class Classify(FromTables):
                                 f"{len(self.labels)} labels")
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
-    @property
-    def outputs(self) -> list[str]:
-        """The label that each score speaks for: with --choice yes-no only the second."""
-        return self.labels[1:] if self.options.choice == "yes-no" else self.labels
-
-    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
-        """Count labels that training never saw."""
-        for split, examples in splits.items():
-            there = Counter(label for e in examples for label in e.labels)
-            self.notices += unseen(split, there, self.labels, "labels", "texts")
-
-    def example(self, text: str) -> Example:
-        """Raw text."""
-        return Example(text, (), "text")
-
     # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
         """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
-        words = [example.text[a:b] for a, b in split_words(example.text)]
+        words = words_of(example.text)
         windows = word_features(number, tokenizer.pieces([words])[0], tokenizer, max_pieces, overlap, [0] * len(words))
-        first, (label, targets) = np.zeros(1, np.int64), self.numbers(example.labels)
-        return [Feature(number, f.ids, f.types, first, label, targets) for f in windows]
+        return self.read_at_cls(number, windows, *self.numbers(example.labels))
 
-    def numbers(self, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """(the class [1], -1 if train never saw it; the labels that hold [any number] with --choice several)."""
-        known = [self.labels.index(label) for label in labels if label in self.labels]
+    def numbers(self, labels: tuple[str, ...]) -> tuple[int, Holding | None]:
+        """(the class, -1 if train never saw it; with --choice several the labels that hold)."""
+        known = [self.number(label) for label in labels if label in self.labels]
         if self.options.choice == "several":
-            return np.array([0 if len(known) == len(labels) else -1]), np.array(known, np.int64)
-        return np.array([known[0] if known else -1]), np.zeros(0, np.int64)
-
-    def head(self, config: BertConfig) -> nn.Module:
-        """Published as `classifier`, on the pooler."""
-        return PooledHead(config, len(self.outputs))
-
-    def layout(self, features: Sequence[Feature]) -> None:
-        """All within a row attend to all."""
+            return 0 if len(known) == len(labels) else -1, Holding(np.array(known, np.int64))
+        return known[0] if known else -1, None
 
     def targets_of(self, batch: Batch, like: Tensor) -> Tensor:
         """[M,outputs]: what each row asks of its scores, smoothed and weighed, in the format of `like`."""
@@ -169,7 +159,8 @@ class Classify(FromTables):
         else:
             hard = torch.zeros_like(like)
             for row, feature in zip(hard, batch.features, strict=True):
-                row[torch.from_numpy(feature.targets)] = 1.0
+                row[torch.from_numpy(feature.about.labels)] = 1.0
+
         K = len(self.labels) if self.options.choice == "one" else 2            # what a sigmoid chooses from: yes or no
         s = self.options.label_smoothing
         targets = (1 - s) * hard + s / K                                      # [SOFT-3]
@@ -201,56 +192,34 @@ class Classify(FromTables):
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
-               scores: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """{label: probability}, from the mean score over a text's windows."""
-        means = mean_scores(len(examples), len(self.outputs), features, scores)
+               scores: Sequence[np.ndarray]) -> list[Answer]:
+        """Probabilities from the mean score over a text's windows, by a softmax or by sigmoids."""
         if self.options.choice == "one":
-            p = softmax(means)
-        else:
-            p = sigmoid(means)
+            return super().decode(examples, features, scores)
+        p = sigmoid(mean_scores(len(examples), len(self.outputs), features, scores))
         p = np.concatenate([1 - p, p], 1) if self.options.choice == "yes-no" else p
-        return [dict(zip(self.labels, row.tolist(), strict=True)) for row in p]
+        return [Answer(dict(zip(self.labels, row.tolist(), strict=True))) for row in p]
 
-    def chosen(self, prediction: dict[str, float]) -> tuple[str, ...]:
+    def chosen(self, prediction: Answer) -> tuple[str, ...]:
         """The most probable label, or with --choice several all that are more probable than not."""
         if self.options.choice == "several":
-            return tuple(sorted(label for label, p in prediction.items() if p > 0.5))
-        return (max(prediction, key=prediction.get),)
+            return tuple(sorted(label for label, p in prediction.probabilities.items() if p > 0.5))
+        return (prediction.label,)
 
-    def score(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
         """label_scores; with one label a text the confusion matrix too."""
-        gold, guess = [e.labels for e in examples], [self.chosen(p) for p in predictions]
-        scores = label_scores(gold, guess, self.labels)
         if self.options.choice != "several":
-            scores["confusion"] = confusion([g for g, in gold], [g for g, in guess], self.labels)
-        return scores
+            return super().score(predictions, examples)
+        return label_scores([e.labels for e in examples], [self.chosen(p) for p in predictions], self.labels)
 
-    def collapsed(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str | None:
-        """The one label that all texts were given, if there are texts with others; none of several is where they start.
-        """
-        given = {self.chosen(p) for p in predictions}
-        others = any(e.labels not in given for e in examples)
-        return " and ".join(given.pop()) or None if len(given) == 1 and others else None
-
-    def report(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str:
-        """The table a class, and the confusion matrix where classes are not too many to be read."""
-        scores = self.score(predictions, examples)
-        table = label_report(scores)
-        if self.options.choice == "several" or len(self.labels) > 20:
-            return table
-        return f"{table}\n\n{confusion_report(scores['confusion'], self.labels)}"
-
-    def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
+    def result(self, example: Example, prediction: Answer) -> Result:
         """{"text", "labels": the chosen, "probabilities": {label: p}, the most probable first}."""
-        ranked = sorted(prediction.items(), key=lambda pair: -pair[1])
-        return {"text": example.text, "labels": list(self.chosen(prediction)), "probabilities": dict(ranked)}
+        return {"text": example.text, "labels": list(self.chosen(prediction)), "probabilities": prediction.ranked}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """The chosen labels, the text, and the three most probable labels below."""
-        said = " ".join(result["labels"]) or "none"
-        top = list(result["probabilities"].items())[:3]
-        head = f"\033[36m{said}\033[0m" if colour else said
-        return f"{head}  {result['text']}\n  " + "  ".join(f"{label} {p:.3f}" for label, p in top)
+        said = coloured(" ".join(result["labels"]) or "none", colour)
+        return f"{said}  {result['text']}\n  {three_best(result['probabilities'])}"
 
 
 def is_number(text: str) -> bool:

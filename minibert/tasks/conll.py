@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from minibert.data.features import check_ends, narrow
 from minibert.data.tables import read_lines
 from minibert.data.wordlist import REMEMBERED, Numbering, Words
 from minibert.errors import MinibertError
-from minibert.scores import tags as metrics
+from minibert.scores.tags import invalid_starts, is_tag, to_iob2
 
+Value = TypeVar("Value")
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
 
 
@@ -30,7 +31,7 @@ class Example:
     text: str = ""                                 # raw text, where the words were cut from one
     spans: Sequence[tuple[int, int]] = ()          # characters of each word in `text`
 
-    def cut(self, values: Sequence[Any]) -> list[list[Any]]:
+    def cut(self, values: Sequence[Value]) -> list[list[Value]]:
         """One value a word -> one list a sentence."""
         ends = [*self.sentences[1:], len(self.words)][:len(self.sentences)]
         return [list(values[a:b]) for a, b in zip(self.sentences, ends, strict=True)]
@@ -97,14 +98,14 @@ class Examples(Sequence[Example]):
         old, new = [*self.names, "O"], Numbering()
         table = np.zeros((len(old), len(old)), np.int64)
         for before, tag in self.count_neighbours():
-            converted = new[metrics.to_iob2([before, tag], scheme)[1]]
+            converted = new[to_iob2([before, tag], scheme)[1]]
             table[[i for i, name in enumerate(old) if name == before], old.index(tag)] = converted
         return dataclasses.replace(self, names=new.words(), tags=narrow(table)[self.before(), self.tags])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the cache keeps: everything but the name of the file."""
         return {"words.letters": self.words.letters, "words.ends": self.words.ends, "names.letters": self.names.letters,
-                "names.ends": self.names.ends, **{name: getattr(self, name) for name in ARRAYS}}
+                "names.ends": self.names.ends, **{name: vars(self)[name] for name in ARRAYS}}
 
     @classmethod
     def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "Examples":
@@ -202,7 +203,7 @@ def columns(line: str, where: str) -> tuple[str, str]:
     shown = line if len(line) < 60 else line[:57] + "..."
     if len(parts) < 2 or not parts[0]:
         raise MinibertError(f"{where}: {shown!r} has one column; expected a word and a tag, as in 'Paris B-LOC'")
-    if not metrics.is_tag(parts[-1]):
+    if not is_tag(parts[-1]):
         raise MinibertError(f"{where}: {parts[-1]!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
                             f"last column of {shown!r}")
     return parts[0], parts[-1]
@@ -210,4 +211,4 @@ def columns(line: str, where: str) -> tuple[str, str]:
 
 def begins_wrongly(before: str, tag: str) -> int:
     """1 where an entity begins at `tag` otherwise than IOB2 allows, with `before` in front of it; else 0."""
-    return metrics.invalid_starts([before, tag]) - metrics.invalid_starts([before])
+    return invalid_starts([before, tag]) - invalid_starts([before])

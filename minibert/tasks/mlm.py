@@ -6,28 +6,30 @@ disk, packed into rows without padding.
 """
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
-from minibert.core.heads import NextSentenceHead, WordHead, firsts
+from minibert.core.heads import Head, NextSentenceHead, WordHead, firsts
 from minibert.data.features import Features, compact, ragged, running
 from minibert.data.order import row_generator
 from minibert.data.rows import word_features
-from minibert.data.tables import read_lines, split_files
+from minibert.data.tables import read_lines
 from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.tasks.base import PieceTask
+from minibert.scores.tables import Scores
+from minibert.tasks.base import Options as TaskOptions
+from minibert.tasks.base import Result, RowDraw, Scorer, coloured
 from minibert.tasks.next_sentence import halves
+from minibert.tasks.vocabulary import VocabularyTask
 
 HIDDEN = "[MASK]"
 LONG = 2 ** 22                                     # characters of a line that are cut into words at a time
@@ -37,7 +39,29 @@ TOP = 5                                            # pieces that a prediction na
 
 
 @dataclass(frozen=True)
-class Options:
+class Masks:
+    """Raw text: where in it the [MASK] of each pick begins, in characters."""
+    begins: np.ndarray                             # int64 [M]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a model found in one row of a file."""
+    loss: float                                    # sum of −log p over the hidden pieces
+    right: int                                     # pieces found
+    hidden: int                                    # of so many
+    guesses: frozenset[int]                        # all pieces that were said
+    answer: bool | None                            # whether the row's halves were told rightly; None: not asked
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What a model reads into raw text."""
+    masks: dict[int, list[tuple[str, float]]]      # where a [MASK] begins -> the best pieces and their probabilities
+
+
+@dataclass(frozen=True)
+class Options(TaskOptions):
     """Masked words' own options."""
     hide: float = option(0.15, "share of the pieces that the model has to find")
     whole_words: bool = option(False, "hide all pieces of a word or none")
@@ -48,7 +72,7 @@ class Options:
             raise MinibertError(f"--hide is {self.hide}; it must be between 0 and 1")
 
 
-class Lines(Sequence[str]):
+class TextLines(Sequence[str]):
     """The first `count` lines of a file that are not empty, read when asked for."""
 
     def __init__(self, file: Path, count: int):
@@ -57,11 +81,11 @@ class Lines(Sequence[str]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i: int | slice) -> "str | Lines":
+    def __getitem__(self, i: int | slice) -> "str | TextLines":
         if isinstance(i, slice):
             if i.start or (i.step or 1) != 1:
                 raise IndexError("only the first lines can be taken")
-            return Lines(self.file, len(range(self.count)[i]))
+            return TextLines(self.file, len(range(self.count)[i]))
         return next(itertools.islice((line for line in self.lines() if line), range(self.count)[i], None))
 
     def lines(self) -> Iterator[str]:
@@ -80,19 +104,20 @@ class Lines(Sequence[str]):
         return {"count": np.array([self.count])}
 
     @classmethod
-    def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "Lines":
+    def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "TextLines":
         """What arrays() gave, and the file they came from."""
         return cls(file, int(arrays["count"][0]))
 
 
-class MLM(PieceTask):
-    """The task; see tasks.Task for what each member is."""
+class MLM(VocabularyTask[str, Hits | Filling]):
+    """The task; see base.Task for what each member is. Its examples are lines of a file, which it reads as one text."""
     name = "mlm"
-    defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
+    defaults = {"epochs": 20, "max_pieces": 128}
     best, also_best = ("perplexity", "min"), {"loss_a_piece": "min", "accuracy": "max"}
     trial = f"Paris is the capital of {HIDDEN}."
+    suffixes = (".txt",)
     on_disk = True
-    Options, Examples = Options, Lines
+    Options, Examples, About = Options, TextLines, Masks
 
     def __init__(self, options: Options, labels: Sequence[str] = ()):
         super().__init__(options, labels)
@@ -101,19 +126,12 @@ class MLM(PieceTask):
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, (".txt",))
-
-    def read(self, path: Path) -> dict[str, Lines]:
+    def read_file(self, file: Path) -> TextLines:
         """Plain text. Raises MinibertError with file:line for bytes that are none."""
-        found = {}
-        for split, file in self.files(Path(path)).items():
-            count = sum(bool(line.strip()) for line in read_lines(file))
-            if not count:
-                raise MinibertError(f"{file}: no text in it")
-            found[split] = Lines(file, count)
-        return found
+        count = sum(bool(line.strip()) for line in read_lines(file))
+        if not count:
+            raise MinibertError(f"{file}: no text in it")
+        return TextLines(file, count)
 
     def example(self, text: str) -> str:
         """Raw text with [MASK] where a piece is wanted."""
@@ -124,33 +142,36 @@ class MLM(PieceTask):
     # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: str, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
-        """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most.
-
-        `targets`: for each pick where its [MASK] begins in the text.
-        """
-        self.tokenizer = tokenizer
-        if tokenizer.mask is None:
-            raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
+        """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most."""
+        self.take(tokenizer)
         spans = words_and_masks(example)
         pieces, = tokenizer.pieces([[example[a:b] for a, b in spans]])
-        wanted = {i for i, (a, b) in enumerate(spans) if example[a:b] == HIDDEN}
+        wanted = [i for i, (a, b) in enumerate(spans) if example[a:b] == HIDDEN]
+        begins = np.array([a for a, _ in spans], np.int64)
+
         features = []
         for f in word_features(number, pieces, tokenizer, max_pieces, overlap, [-1] * len(spans)):
-            here = [k for k, word in enumerate(f.targets.tolist()) if word in wanted]
+            here = np.isin(f.about.words, wanted)
             types = f.types.copy()
             types[f.picks[here]] = 0               # the letter case of "[MASK]" says nothing
             features.append(Feature(number, f.ids, types, f.picks[here], f.labels[here],
-                                    np.array([spans[f.targets[k]][0] for k in here], np.int64)))
+                                    Masks(begins[f.about.words[here]])))
         return features
 
-    def encode_many(self, examples: Lines, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> Iterator[Features]:
-        """The whole text as rows, packed() or with --next-sentence halves(); nothing is hidden yet."""
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Remember it: pieces are named by it. Raises MinibertError where it has no [MASK]."""
         self.tokenizer = tokenizer
         if tokenizer.mask is None:
             raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")
+
+    def encode_many(self, examples: TextLines, tokenizer: Tokenizer, max_pieces: int,
+                    overlap: int) -> Iterator[Features]:
+        """The whole text as rows, packed() or with --next-sentence halves(); nothing is hidden yet."""
+        self.take(tokenizer)
         if not self.options.next_sentence:
             yield from packed(stream(examples, tokenizer), tokenizer, max_pieces)
             return
+
         rows = asked = 0
         for part in halves(stream(examples, tokenizer), tokenizer, max_pieces):
             rows, asked = rows + len(part), asked + len(part.picks)
@@ -162,7 +183,7 @@ class MLM(PieceTask):
             self.notices.append(f"{examples.file}: no two stretches have the same number of pieces, so none is asked "
                                 "whether its second half follows; give more text or fewer --max-pieces")
 
-    def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
+    def rows(self, features: Sequence[Feature], draw: RowDraw) -> list[Feature]:
         """The features with pieces hidden, in every epoch others."""
         return [self.hidden(f, draw(i)) for i, f in enumerate(features)]
 
@@ -177,35 +198,25 @@ class MLM(PieceTask):
         types[picks[ids[picks] != f.ids[picks]]] %= tokenizer.types            # letter case would tell of the word
         return Feature(f.example, ids, types, np.append(f.picks, picks), np.append(f.labels, f.ids[picks]))
 
-    def head(self, config: BertConfig) -> nn.Module:
+    def head(self, config: BertConfig) -> Head:
         """Published as `cls.predictions`, with --next-sentence `cls.seq_relationship` beside it."""
         return (NextSentenceHead if self.options.next_sentence else WordHead)(config)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
         """Labels [M] of the hidden pieces; with --next-sentence also those of the rows' halves."""
         if not self.options.next_sentence:
-            return super().terms(batch)
+            return super().targets(batch)
         y, first = batch.labels, firsts(batch)
         return {"pieces": y.index_fill(0, first, -1), "next": torch.full_like(y, -1).index_copy(0, first, y[first])}
 
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """Hidden pieces; with --next-sentence also rows that are asked."""
-        if not self.options.next_sentence:
-            return super().counts(batch)
-        rows = len(firsts(batch))
-        return {"pieces": super().counts(batch)["pieces"] - rows, "next": float(rows)}
-
-    def layout(self, features: Sequence[Feature]) -> None:
-        """All within a row attend to all."""
-
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
-    def infer(self, score: Callable[[Sequence[Feature]], list[np.ndarray]], examples: Sequence[str],
-              features: Sequence[Feature]) -> list[Any]:
+    def infer(self, score: Scorer, examples: Sequence[str], features: Sequence[Feature]) -> list[Hits | Filling]:
         """Of raw text decode(); of a file's rows hits(), the same pieces hidden every time."""
-        if not isinstance(examples, Lines):
+        if not isinstance(examples, TextLines):
             return self.decode(examples, features, score(features))
-        predictions = []
+
+        predictions: list[Hits | Filling] = []
         for start in range(0, len(features), ROWS):
             rows = [self.hidden(features[i], row_generator(0, 0, i))
                     for i in range(start, min(start + ROWS, len(features)))]
@@ -213,49 +224,47 @@ class MLM(PieceTask):
         return predictions
 
     def decode(self, examples: Sequence[str], features: Sequence[Feature],
-               scores: Sequence[np.ndarray]) -> list[dict[int, list[tuple[str, float]]]]:
-        """Of raw text {where a [MASK] begins: [(piece, probability)], the best first}."""
-        found: list[dict[int, list[tuple[str, float]]]] = [{} for _ in examples]
+               scores: Sequence[np.ndarray]) -> list[Filling]:
+        """Of raw text, for each [MASK], the most probable pieces."""
+        found = [Filling({}) for _ in examples]
         for f, z in zip(features, scores, strict=True):
             best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]) if len(z) else 0)
-            for place, numbers, ps in zip(f.targets.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
-                found[f.example][place] = [(self.tokenizer.backend.id_to_token(n), p)
-                                           for n, p in zip(numbers, ps, strict=True)]
+            for begin, numbers, ps in zip(f.about.begins.tolist(), best.indices.tolist(), best.values.tolist(),
+                                          strict=True):
+                found[f.example].masks[begin] = [(self.tokenizer.backend.id_to_token(n), p)
+                                                 for n, p in zip(numbers, ps, strict=True)]
         return found
 
-    def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Hits], examples: Sequence[str]) -> Scores:
         """Perplexity, e to the mean of −log p; the share of pieces found; how many were hidden; the rows' answers."""
-        losses, right, hidden = (sum(p[i] for p in predictions) for i in range(3))
-        mean = losses / max(1, hidden)
-        answers = [p[4] for p in predictions if p[4] is not None]
-        return {"perplexity": math.exp(min(mean, 700)), "loss_a_piece": mean, "accuracy": right / max(1, hidden),
-                "support": hidden, **({"next_sentence": sum(answers) / len(answers)} if answers else {})}
+        hidden = sum(p.hidden for p in predictions)
+        mean = sum(p.loss for p in predictions) / max(1, hidden)
+        answers = [p.answer for p in predictions if p.answer is not None]
+        return {"perplexity": math.exp(min(mean, 700)), "loss_a_piece": mean,
+                "accuracy": sum(p.right for p in predictions) / max(1, hidden), "support": hidden,
+                **({"next_sentence": sum(answers) / len(answers)} if answers else {})}
 
-    def collapsed(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str | None:
+    def collapsed(self, predictions: Sequence[Hits], examples: Sequence[str]) -> str | None:
         """The one piece that was guessed everywhere."""
-        given = set().union(*(p[3] for p in predictions))
+        given = set().union(*(p.guesses for p in predictions))
         return self.tokenizer.backend.id_to_token(given.pop()) if len(given) == 1 else None
 
-    def report(self, predictions: Sequence[Any], examples: Sequence[Any]) -> str:
+    def report(self, scores: Scores) -> str:
         """The scores, one a line."""
-        s = self.score(predictions, examples)
-        text = (f"perplexity    {s['perplexity']:12,.2f}\nloss a piece  {s['loss_a_piece']:12.3f}\n"
-                f"accuracy      {s['accuracy']:12.3f}\nhidden        {s['support']:12,}")
-        return text + (f"\nhalves        {s['next_sentence']:12.3f}" if "next_sentence" in s else "")
+        text = (f"perplexity    {scores['perplexity']:12,.2f}\nloss a piece  {scores['loss_a_piece']:12.3f}\n"
+                f"accuracy      {scores['accuracy']:12.3f}\nhidden        {scores['support']:12,}")
+        return text + (f"\nhalves        {scores['next_sentence']:12.3f}" if "next_sentence" in scores else "")
 
-    def result(self, example: str, prediction: dict[int, list[tuple[str, float]]]) -> dict[str, Any]:
+    def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
         masks = [{"start": a, "end": a + len(HIDDEN), "pieces": [{"piece": s, "probability": p} for s, p in best]}
-                 for a, best in sorted(prediction.items())]
+                 for a, best in sorted(prediction.masks.items())]
         return {"text": example, "masks": masks}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """The text, and for each [MASK] its five pieces."""
-        lines = [result["text"]]
-        for mask in result["masks"]:
-            best = "  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"])
-            lines.append(f"  \033[36m{best}\033[0m" if colour else f"  {best}")
-        return "\n".join(lines)
+        best = ["  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"]) for mask in result["masks"]]
+        return "\n".join([result["text"], *(f"  {coloured(line, colour)}" for line in best)])
 
 
 def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: float, mask: int, V: int,
@@ -269,28 +278,27 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
     wanted = max(1, round(share * int(free.sum())))
     numbers = np.unique(words[free])
     order = numbers[np.argsort(draw.random(len(numbers)), kind="stable")]
+
     sizes = np.bincount(words[free], minlength=int(words.max(initial=0)) + 1)[order]
     fitting = np.cumsum(sizes) <= wanted           # the words that come first, as long as they fit
     fitting[:1] = True
     picks = np.flatnonzero(free & np.isin(words, order[fitting]))
+
     fate, others = draw.random(len(picks)), draw.integers(0, V, len(picks))
     changed = ids.copy()
     changed[picks] = np.where(fate < 0.8, mask, np.where(fate < 0.9, others, ids[picks]))  # [HIDE-1]
     return changed, picks
 
 
-def hits(f: Feature, z: np.ndarray) -> tuple[float, int, int, set[int], bool | None]:
-    """A row with hidden pieces and its scores [M,V] -> what score() adds up.
-
-    (sum of −log p, pieces found, pieces hidden, all guesses, whether the answer at its [CLS] is right).
-    """
+def hits(f: Feature, z: np.ndarray) -> Hits:
+    """A row with hidden pieces and its scores [M,V] -> what score() adds up."""
     labels, logs = torch.from_numpy(f.labels), torch.from_numpy(z).log_softmax(-1)
     guess, answer = logs.argmax(-1) if len(labels) else labels, None
     if len(labels) and f.picks[0] == 0:
         answer = bool(guess[0] == labels[0])
         labels, logs, guess = labels[1:], logs[1:], guess[1:]
     loss = -float(logs.gather(1, labels[:, None]).double().sum()) if len(labels) else 0.0
-    return loss, int((guess == labels).sum()), len(labels), set(guess.tolist()), answer
+    return Hits(loss, int((guess == labels).sum()), len(labels), frozenset(guess.tolist()), answer)
 
 
 # ----------------------------------------------------------------------------------------------------- text -> rows
@@ -319,7 +327,7 @@ def packed(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         yield as_rows(*left[:, None], tokenizer, number)
 
 
-def stream(examples: Lines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+def stream(examples: TextLines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """int64 [2,n] blocks of pieces and case shapes: the whole text, one [SEP] where a document ends."""
     chunks: list[str] = []
     for line in examples.lines():
@@ -345,12 +353,14 @@ def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     known: dict[str, int] = {}
     numbers = np.array([known.setdefault(chunk, len(known)) for chunk in chunks], np.int64)
     words = [[chunk[a:b] for a, b in split_words(chunk)] for chunk in known]
+
     spelling = tokenizer.spell([word for chunk in words for word in chunk])
     ends = spelling.ends[running(np.array([len(chunk) for chunk in words], np.int64))]   # of the chunks' pieces
     begins, counts = ends[numbers], np.diff(ends)[numbers]
     place = ragged(begins, counts)
     shapes = np.repeat(spelling.shapes, np.diff(spelling.ends))
     pieces = np.stack([spelling.ids[place], shapes[place]])
+
     gaps = np.flatnonzero(numbers == known.get("", -1))                        # a chunk without pieces
     return np.insert(pieces, np.cumsum(counts)[gaps], np.array([[tokenizer.end], [0]]), axis=1)
 
@@ -364,5 +374,4 @@ def as_rows(ids: np.ndarray, shapes: np.ndarray, tokenizer: Tokenizer, number: i
     types[:, 1:-1] = tokenizer.types * shapes
     nothing = np.zeros(0, np.int64)
     return compact(np.arange(number, number + n), (C + 2) * np.arange(n + 1), np.zeros(n + 1, np.int64),
-                   np.zeros(n + 1, np.int64), ids=whole.ravel(), types=types.ravel(), picks=nothing, labels=nothing,
-                   targets=nothing)
+                   ids=whole.ravel(), types=types.ravel(), picks=nothing, labels=nothing)

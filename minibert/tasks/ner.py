@@ -3,34 +3,31 @@
 Which label does ##son get? None. A word is scored once, on its first piece; the other pieces carry no loss.
 """
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
-from minibert.core import ops
-from minibert.core.batch import Batch, Feature
-from minibert.core.config import BertConfig
-from minibert.core.heads import TokenHead
+from minibert.core.batch import Feature
 from minibert.data.features import Features, narrow, texts_of_words
-from minibert.data.rows import word_features
-from minibert.data.tables import split_files
+from minibert.data.rows import WordNumbers, word_features
 from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores import tags as metrics
 from minibert.scores.labels import unseen
+from minibert.scores.tables import Scores
+from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
+from minibert.tasks.base import Options as TaskOptions
+from minibert.tasks.base import Result, Task, only_one
 from minibert.tasks.conll import SUFFIXES, Example, Examples, begins_wrongly, has_documents, read_examples
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TaskOptions):
     """NER's own options."""
     context: str = option("sentence", "what a row shows: one sentence, or as much of its document as fits",
                           ("sentence", "document"))
@@ -38,40 +35,27 @@ class Options:
                                     "argmax: the best tag of each word alone", ("valid", "argmax"), later=True)
 
 
-class NER:
-    """The task; see tasks.Task for what each member is."""
+class NER(Task[Example, list[str]]):
+    """The task; see base.Task for what each member is. A prediction is one tag a word."""
     name = "ner"
-    defaults: dict[str, Any] = {}
     best = ("entity.f1", "max")
     also_best = dict.fromkeys(["entity.precision", "entity.recall", "tags.micro_f1", "tags.macro_f1",
                                "tags.weighted_f1"], "max")
-    architecture, problem_type = "BertForTokenClassification", None
-    new_pieces: tuple[str, ...] = ()
-    trial = "Angela Merkel met Tim Cook in Paris."
-    Options, Examples = Options, Examples
-
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels), []
-
-    @property
-    def outputs(self) -> list[str]:
-        """A score a label."""
-        return self.labels
+    unit = "words"
+    suffixes = SUFFIXES
+    Options, Examples, About = Options, Examples, WordNumbers
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, SUFFIXES)
-
     def read(self, path: Path) -> dict[str, Examples]:
         """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
-        files = self.files(Path(path))
+        files = self.files(path)
         documents = self.options.context == "document"
         whole = documents and all(has_documents(file) for file in files.values())
         splits = {split: read_examples(file, whole) for split, file in files.items()}
+
         neighbours = sum((examples.count_neighbours() for examples in splits.values()), Counter())
-        scheme = metrics.scheme_of(neighbours)
+        scheme = scheme_of(neighbours)
         if scheme != "IOB2":
             self.notices.append(f"tags are {scheme}; converted to IOB2")
         elif broken := sum(n * begins_wrongly(*pair) for pair, n in neighbours.items()):
@@ -80,7 +64,7 @@ class NER:
             self.notices.append("no -DOCSTART- lines: every sentence stands alone")
         return {split: examples.in_iob2(scheme) for split, examples in splits.items()}
 
-    def learn_labels(self, splits: dict[str, Examples]) -> None:
+    def learn_labels(self, splits: Mapping[str, Examples]) -> None:
         """O, and B-X and I-X of every type X in train."""
         types = sorted({t[2:] for t in splits["train"].count_tags() if t != "O"})
         if not types:
@@ -89,7 +73,7 @@ class NER:
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 
-    def note_unseen(self, splits: dict[str, Examples]) -> None:
+    def note_unseen(self, splits: Mapping[str, Examples]) -> None:
         """Count tags that training never saw."""
         for split, examples in splits.items():
             self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
@@ -118,26 +102,6 @@ class NER:
         return texts_of_words(examples.words, examples.numbers, examples.word_ends, known[examples.tags], tokenizer,
                               max_pieces, overlap)
 
-    def head(self, config: BertConfig) -> nn.Module:
-        """Published as `classifier`."""
-        return TokenHead(config, len(self.labels))
-
-    def layout(self, features: Sequence[Feature]) -> None:
-        """All within a row attend to all."""
-
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """Labelled words."""
-        return {"words": float((batch.labels >= 0).sum())}                    # [PIECE-5]
-
-    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,K] -> the sum over labelled words of −log softmax at the label."""
-        total, _ = ops.cross_entropy_forward(ops.at_least_fp32(scores), batch.labels)      # many terms: not in bf16
-        return {"words": total}
-
-    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,K] -> the gradient of each sum by them, [M,K]: probabilities minus the one-hot label."""
-        return {"words": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), batch.labels))}
-
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
@@ -145,39 +109,37 @@ class NER:
         """One tag a word."""
         table = [np.zeros((len(e.words), len(self.labels)), np.float32) for e in examples]
         for feature, rows in zip(features, scores, strict=True):
-            table[feature.example][feature.targets] = rows
+            table[feature.example][feature.about.words] = rows
+
         path = best_valid_path if self.options.decoding == "valid" else best_tags
         return [[self.labels[k] for sentence in e.cut(t) for k in path(np.array(sentence), self.labels)]
                 for e, t in zip(examples, table, strict=True)]
 
-    def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:
         """Entities with conlleval's meaning, and single tags."""
         gold, guess = sentences(predictions, examples)
-        tags = metrics.tag_scores(gold, guess)
-        return {"entity": metrics.entity_scores(gold, guess),
+        tags = tag_scores(gold, guess)
+        return {"entity": entity_scores(gold, guess),
                 "tags": {k: tags[k] for k in ("micro_f1", "macro_f1", "weighted_f1", "per_tag")},
                 "words": sum(len(g) for g in gold)}
 
-    def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
-        """The one tag that all words were given, if there are words with others."""
-        given = {tag for tags in predictions for tag in tags}
-        several = any(tag not in given for e in examples for tag in e.tags)
-        return given.pop() if len(given) == 1 and several else None
-
-    def report(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str:
+    def report(self, scores: Scores) -> str:
         """The table a tag and the table an entity type."""
-        gold, guess = sentences(predictions, examples)
-        return f"{metrics.tag_report(gold, guess)}\n\n{metrics.entity_report(gold, guess)}"
+        return f"{tag_table(scores['tags']['per_tag'], scores['tags']['micro_f1'])}\n\n{entity_table(scores['entity'])}"
 
-    def result(self, example: Example, prediction: list[str]) -> dict[str, Any]:
+    def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
+        """The one tag that all words were given."""
+        return only_one({tag for tags in predictions for tag in tags}, {tag for e in examples for tag in e.tags})
+
+    def result(self, example: Example, prediction: list[str]) -> Result:
         """{"text", "entities": [{"text", "type", "start", "end"}]}, offsets in characters."""
         found = []
-        for kind, first, stop in metrics.entities(prediction):
+        for kind, first, stop in entities(prediction):
             start, end = example.spans[first][0], example.spans[stop - 1][1]
             found.append({"text": example.text[start:end], "type": kind, "start": start, "end": end})
         return {"text": example.text, "entities": found}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """Angela Merkel [PER] met Tim Cook [PER] …, coloured on a terminal; spans below."""
         line, spans, at = "", [], 0
         for e in result["entities"]:
@@ -210,11 +172,13 @@ def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     first = np.array([-np.inf if b.startswith("I-") else 0.0 for b in labels])
     top = scores.max(-1, keepdims=True)
     logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
+
     best, back = logs[0] + first, []
     for row in logs[1:]:
         through = best[:, None] + after                                      # [K before, K now]
         back.append(through.argmax(0))
         best = through.max(0) + row                                           # [VIT-2]
+
     path = [int(best.argmax())]
     for choice in reversed(back):
         path.append(int(choice[path[-1]]))

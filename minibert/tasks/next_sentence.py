@@ -73,6 +73,7 @@ def partners(counts: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray,
     chance = np.lexsort([keys, swapped, group])    # by length, those not drawn before the drawn
     swapped[chance[np.cumsum(size) - size][joins]] = True
     swapped[(alone & ~joins)[group]] = False
+
     rows = np.flatnonzero(swapped)
     order = rows[np.lexsort([keys[rows], group[rows]])]
     first = np.flatnonzero(np.diff(group[order], prepend=-1))                  # where each length begins
@@ -94,13 +95,15 @@ def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, s
     ends = running(counts + 3)
     whole = np.full((2, ends[-1]), [[tokenizer.end], [0]])
     whole[0, ends[:-1]] = tokenizer.start
+
     middle = ends[:-1] + a + 2                                                 # past [CLS], a half and [SEP]
     whole[:, ragged(ends[:-1] + 1, a)] = pieces[:, ragged(begins, a)]
     own, given = (pieces[:, ragged(begins[rows] + a, b)] for rows in (np.arange(n), seconds))   # equal lengths, halves
     whole[:, ragged(middle, b)] = given
+
     types = tokenizer.types * whole[1]
     types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
     other = np.bincount(np.repeat(np.arange(n), b), own[0] != given[0], n) > 0  # a half like its own does follow
-    answers, nothing = np.where(other, OTHER, FOLLOWS)[asked], np.zeros(n + 1, np.int64)
-    return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), nothing, ids=whole[0],
-                   types=types, picks=nothing[:len(answers)], labels=answers, targets=nothing[:0])
+    answers = np.where(other, OTHER, FOLLOWS)[asked]
+    return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), ids=whole[0], types=types,
+                   picks=np.zeros_like(answers), labels=answers)

@@ -4,37 +4,53 @@ Question and text stand in one row, [CLS] question [SEP] text [SEP]. One linear 
 scores, that the answer starts there and that it ends there; both at [CLS] say that the row has no answer (Devlin et al.
 2019, section 4.3). A long text has several rows.
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
-from minibert.core.heads import SpanHead
+from minibert.core.heads import Head, SpanHead
 from minibert.core.layout import moved
 from minibert.data.rows import PairRow, pair_rows
-from minibert.data.tables import split_files
-from minibert.data.text import split_words
+from minibert.data.tables import BAR
+from minibert.data.text import split_words, words_of
 from minibert.data.tokenizer import Pieces, Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores import texts as textscores
-from minibert.tasks.base import softmax
+from minibert.scores.tables import Scores
+from minibert.scores.texts import answer_report, answer_scores
+from minibert.tasks.base import Options as TaskOptions
+from minibert.tasks.base import Result, Task, coloured
+from minibert.tasks.probabilities import softmax
 from minibert.tasks.squad import Example, read_squad
 
-BAR = "|||"                                        # between question and text that come as one
 STARTS, ENDS = 1, 2                                # bits of a piece's label: the answer starts here, ends here
 NOWHERE = -1                                       # character of a piece at whose edge no answer can begin or end
 
 
 @dataclass(frozen=True)
-class Options:
+class Edges:
+    """Where in the text an answer may start and end at each pick of a row, in characters; NOWHERE: it cannot."""
+    starts: np.ndarray                             # int64 [M]
+    ends: np.ndarray                               # int64 [M]
+
+
+@dataclass(frozen=True)
+class Span:
+    """An answer, characters [start, end) of the text, or None and None for no answer; and how probable it is."""
+    start: int | None
+    end: int | None
+    probability: float
+
+
+@dataclass(frozen=True)
+class Options(TaskOptions):
     """Question answering's own options."""
     answers: str = option("some", "some: a question may be without an answer, as in SQuAD 2.0; all: every one has one",
                           ("some", "all"))
@@ -45,43 +61,33 @@ class Options:
             raise MinibertError(f"--longest is {self.longest}; it must be between 1 and 1,000,000")
 
 
-class QA:
-    """The task; see tasks.Task for what each member is."""
+class QA(Task[Example, Span]):
+    """The task; see base.Task for what each member is."""
     name = "qa"
-    defaults: dict[str, Any] = {"epochs": 7, "max_pieces": 384, "batch_size": 16}
+    defaults = {"epochs": 7, "max_pieces": 384, "batch_size": 16}
     best, also_best = ("f1", "max"), {"exact": "max"}
-    architecture, problem_type = "BertForQuestionAnswering", None
-    head_parts = ("qa_outputs.",)
-    new_pieces: tuple[str, ...] = ()
+    architecture, head_parts = "BertForQuestionAnswering", ("qa_outputs.",)
     trial = f"Who built the tower? {BAR} The tower, finished in 1911, was built by Anna Lindqvist."
-    Options = Options
+    suffixes = (".json",)
+    Options, About = Options, Edges
 
     def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels) or ["start", "end"], []
-
-    @property
-    def outputs(self) -> list[str]:
-        """The two scores of a piece."""
-        return self.labels
+        super().__init__(options, labels or ["start", "end"])
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def files(self, path: Path) -> dict[str, Path]:
-        """One file is the test split; a folder has those of datafiles.SPLITS."""
-        return split_files(path, (".json",))
+    def read_file(self, file: Path) -> list[Example]:
+        """The questions of a file in the layout of SQuAD, 1.1 or 2.0."""
+        return list(read_squad(file))
 
-    def read(self, path: Path) -> dict[str, list[Example]]:
-        """Files in the layout of SQuAD, 1.1 or 2.0."""
-        return {split: list(read_squad(file)) for split, file in self.files(Path(path)).items()}
-
-    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
+    def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """There are none to learn; --answers must suit the questions."""
         self.note_unseen(splits)
         without = sum(not e.answers for e in splits["train"])
         if not without and self.options.answers == "some":
             self.notices.append("no question of train is without an answer; --answers all would answer every one")
 
-    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
+    def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Count the questions without an answer that --answers all must miss."""
         for split, examples in splits.items():
             if (without := sum(e.answers == () for e in examples)) and self.options.answers == "all":
@@ -98,23 +104,16 @@ class QA:
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
-        """[CLS] question [SEP] window of the text [SEP], read at [CLS] and the text's pieces.
-
-        `targets` has the character where an answer may start for each pick, then where it may end; NOWHERE: it cannot.
-        """
-        question, context = ([text[a:b] for a, b in split_words(text)] for text in (example.question, example.context))
-        asked, pieces = tokenizer.pieces([question, context])
+        """[CLS] question [SEP] window of the text [SEP], read at [CLS] and the text's pieces."""
+        asked, pieces = tokenizer.pieces([words_of(example.question), words_of(example.context)])
         starts, ends = edges(example.context, pieces, tokenizer)
         answer = first_answer(example, starts, ends)
         return [window(number, row, starts, ends, answer) for row in pair_rows(asked, pieces, tokenizer, max_pieces,
                                                                                overlap)]
 
-    def head(self, config: BertConfig) -> nn.Module:
+    def head(self, config: BertConfig) -> Head:
         """Published as `qa_outputs`."""
         return SpanHead(config)
-
-    def layout(self, features: Sequence[Feature]) -> None:
-        """All within a row attend to all."""
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Rows whose answer is known; that it is not in the row is an answer too."""
@@ -134,47 +133,42 @@ class QA:
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
-               scores: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """{"start", "end", "probability"}, characters of the text; start and end are None for no answer.
-
-        Of all spans of all windows that may be an answer, the one that leads farthest before its window's "no answer".
-        """
-        nothing = {"start": None, "end": None, "probability": 1.0}             # no window has a whole word
-        best: list[tuple[float, dict[str, Any]]] = [(-np.inf, nothing)] * len(examples)
+               scores: Sequence[np.ndarray]) -> list[Span]:
+        """Of all spans of all windows that may be an answer, the one farthest before its window's "no answer"."""
+        nothing = Span(None, None, 1.0)                                        # no window has a whole word
+        best: list[tuple[float, Span]] = [(-np.inf, nothing)] * len(examples)
         for feature, z in zip(features, scores, strict=True):
             found = best_span(feature, z.astype(np.float64), self.options.longest, self.options.answers == "all")
             best[feature.example] = max(best[feature.example], found, key=lambda pair: pair[0])
         return [prediction for _, prediction in best]
 
-    def score(self, predictions: Sequence[dict[str, Any]], examples: Sequence[Example]) -> dict[str, Any]:
-        """textscores.answer_scores."""
-        said = ["" if p["start"] is None else e.context[p["start"]:p["end"]]
-                for p, e in zip(predictions, examples, strict=True)]
-        return textscores.answer_scores([[text for text, _ in e.answers or ()] for e in examples], said)
+    def score(self, predictions: Sequence[Span], examples: Sequence[Example]) -> Scores:
+        """Exact matches and F1, as answer_scores() has them."""
+        said = ["" if p.start is None else e.context[p.start:p.end] for p, e in zip(predictions, examples, strict=True)]
+        return answer_scores([[text for text, _ in e.answers or ()] for e in examples], said)
 
-    def collapsed(self, predictions: Sequence[dict[str, Any]], examples: Sequence[Example]) -> str | None:
+    def report(self, scores: Scores) -> str:
+        """Exact matches and F1 of all questions, of those with an answer and of those without."""
+        return answer_report(scores)
+
+    def collapsed(self, predictions: Sequence[Span], examples: Sequence[Example]) -> str | None:
         """"no answer", if that is what all questions were given though some have one."""
-        silent = any(e.answers for e in examples) and all(p["start"] is None for p in predictions)
+        silent = any(e.answers for e in examples) and all(p.start is None for p in predictions)
         return "no answer" if silent else None
 
-    def report(self, predictions: Sequence[dict[str, Any]], examples: Sequence[Example]) -> str:
-        """Exact matches and F1 of all questions, of those with an answer and of those without."""
-        return textscores.answer_report(self.score(predictions, examples))
-
-    def result(self, example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
+    def result(self, example: Example, prediction: Span) -> Result:
         """{"question", "text", "answer": {"text", "start", "end"} or None, "probability"}."""
-        a, b = prediction["start"], prediction["end"]
+        a, b = prediction.start, prediction.end
         answer = None if a is None else {"text": example.context[a:b], "start": a, "end": b}
         return {"question": example.question, "text": example.context, "answer": answer,
-                "probability": prediction["probability"]}
+                "probability": prediction.probability}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """The answer, its probability and where it stands, then the question."""
         answer, p = result["answer"], f"{result['probability']:.3f}"
         said = "no answer" if answer is None else answer["text"]
         place = "" if answer is None else f"  characters {answer['start']} to {answer['end']}"
-        said = f"\033[36m{said}\033[0m" if colour else said
-        return f"{said}  {p}{place}\n  {result['question']}"
+        return f"{coloured(said, colour)}  {p}{place}\n  {result['question']}"
 
 
 # ------------------------------------------------------------------------------------------------ pieces and rows
@@ -215,8 +209,9 @@ def window(number: int, row: PairRow, starts: np.ndarray, ends: np.ndarray, answ
         first, last = (answer[0] - begin + 1, answer[1] - begin + 1) if there else (0, 0)
         labels[first] += STARTS
         labels[last] += ENDS
-    targets = np.concatenate([[NOWHERE], starts[begin:stop], [NOWHERE], ends[begin:stop]])
-    return Feature(number, row.ids, row.types, np.concatenate([[0], places]), labels, targets)
+
+    about = Edges(np.append(NOWHERE, starts[begin:stop]), np.append(NOWHERE, ends[begin:stop]))    # [CLS] first
+    return Feature(number, row.ids, row.types, np.concatenate([[0], places]), labels, about)
 
 
 def by_row(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,6 +224,7 @@ def by_row(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     counts = np.array([len(f.picks) for f in batch.features])
     B, W = len(counts), int(counts.max())
     live = np.arange(W) < counts[:, None]
+
     cells = moved(torch.from_numpy(np.flatnonzero(live)), z.device)
     table = z.new_full((B * W, 2), -torch.inf).index_copy(0, cells, z)        # [SPAN-1]
     bits = batch.labels.new_zeros(B * W).index_copy(0, cells, batch.labels).view(B, W)
@@ -237,24 +233,25 @@ def by_row(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return table.T.reshape(2 * B, W), y.flatten(), cells
 
 
-def best_span(feature: Feature, z: np.ndarray, longest: int, always: bool) -> tuple[float, dict[str, Any]]:
+def best_span(feature: Feature, z: np.ndarray, longest: int, always: bool) -> tuple[float, Span]:
     """Scores [M,2] of a window -> (its lead before "no answer", the prediction).
 
     The lead is log (p(start) p(end)) − log (p([CLS]) p([CLS])), in which the window's normaliser cancels: so leads of
     several windows may be compared. Unless `always`, a lead below 0 is no answer.
     """
-    starts, ends = feature.targets.reshape(2, -1)
+    starts, ends = feature.about.starts, feature.about.ends
     n = len(starts)
     start, end = np.where(starts == NOWHERE, -np.inf, z[:, 0]), np.where(ends == NOWHERE, -np.inf, z[:, 1])
     none = z[0].sum()
+
     # only the `longest` pieces from each start are looked at: [n, longest], past the text -inf
     reach = min(longest, n)
     ahead = np.lib.stride_tricks.sliding_window_view(np.append(end, np.full(reach - 1, -np.inf)), reach)
     sums = start[:, None] + ahead
     first, more = divmod(int(sums.argmax()), reach)
     lead = float(sums[first, more] - none)                                    # [SPAN-4] -inf in a window without a word
+
     p = softmax(z.T)
     if lead == -np.inf or (lead < 0 and not always):
-        return lead, {"start": None, "end": None, "probability": float(p[0, 0] * p[1, 0])}
-    return lead, {"start": int(starts[first]), "end": int(ends[first + more]),
-                  "probability": float(p[0, first] * p[1, first + more])}
+        return lead, Span(None, None, float(p[0, 0] * p[1, 0]))
+    return lead, Span(int(starts[first]), int(ends[first + more]), float(p[0, first] * p[1, first + more]))

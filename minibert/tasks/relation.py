@@ -4,26 +4,25 @@ Four new pieces stand around the spans, [E1] ... [/E1] and [E2] ... [/E2], and t
 by side, give the scores (Baldini Soares et al. 2019, section 3.2). Their word vectors are learnt with the rest.
 """
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from minibert.core import ops
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
-from minibert.core.heads import PairHead
+from minibert.core.heads import Head, PairHead
 from minibert.data.tables import read_lines, read_table
-from minibert.data.text import split_words
+from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores.labels import relation_report, relation_scores, unseen
-from minibert.tasks.base import Columns, FromTables, mean_scores, softmax
+from minibert.scores.labels import relation_report, relation_scores
+from minibert.scores.tables import Scores
+from minibert.tasks.base import Result, TableOptions, coloured
+from minibert.tasks.labelled import Answer, LabelTask
 
 MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 TAGS = re.compile(r"</?e[12]>")
@@ -39,38 +38,29 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options(Columns):
+class Options(TableOptions):
     """Relation extraction's own options."""
     columns: str = option("text,label", "names of the columns that hold the marked text and its relation", later=True)
     none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score",
                       later=True)
 
 
-class Relation(FromTables):
-    """The task; see tasks.Task for what each member is."""
+class Relation(LabelTask[Example]):
+    """The task; see base.Task for what each member is."""
     name = "relation"
-    defaults: dict[str, Any] = {"epochs": 12}
-    best = ("relation.macro_f1", "max")
-    also_best = {"relation.micro_f1": "max", "accuracy": "max"}
+    defaults = {"epochs": 12}
+    best, also_best = ("relation.macro_f1", "max"), {"relation.micro_f1": "max", "accuracy": "max"}
     architecture, problem_type = "BertForRelationExtraction", None
     trial = "<e1>Nordwind</e1> bought the shipping line <e2>Seaford</e2> in May."
     new_pieces = MARKS
+    unit = "sentences"
     Options = Options
-
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels), []
-
-    @property
-    def outputs(self) -> list[str]:
-        """A score a label."""
-        return self.labels
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def read_file(self, file: Path) -> Iterator[Example]:
+    def read_file(self, file: Path) -> list[Example]:
         """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it; errors have file:line."""
-        for text, label, where in self.read_rows(file):
-            yield marked(text, label, where)
+        return [marked(text, label, where) for text, label, where in self.read_rows(file)]
 
     def read_rows(self, file: Path) -> Iterator[tuple[str, str, str]]:
         """(marked text, label, "file:line"). Raises MinibertError with file:line."""
@@ -82,22 +72,12 @@ class Relation(FromTables):
                 raise MinibertError(f"{where}: the text is {text!r}, the label {label!r}; expected two texts")
             yield text, label.strip(), where
 
-    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
-        """The labels of train, sorted."""
-        self.labels = sorted({e.label for e in splits["train"]})
-        if len(self.labels) < 2:
-            raise MinibertError(f"{splits['train'][0].where}: all training sentences have the label {self.labels[0]}; "
-                                "expected at least two (is --limit too small?)")
+    def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """The labels of train, sorted; whether the one for no relation is among them."""
+        super().learn_labels(splits)
         if self.options.none not in self.labels:
             self.notices.append(f"no training sentence has the label {self.options.none!r}, so every label counts as a "
                                 "relation; --none names the one that is none")
-        self.note_unseen(splits)
-
-    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
-        """Count labels that training never saw."""
-        for split, examples in splits.items():
-            there = Counter(e.label for e in examples)
-            self.notices += unseen(split, there, self.labels, "labels", "sentences")
 
     def example(self, text: str) -> Example:
         """Raw text with <e1>...</e1> and <e2>...</e2> in it."""
@@ -114,72 +94,43 @@ class Relation(FromTables):
         ids, shapes, marks = with_marks(example, tokenizer)
         kept = nearest(len(ids), list(marks.values()), max_pieces - 2)
         places = np.searchsorted(kept, [marks["[E1]"], marks["[E2]"]]) + 1
-        label = self.labels.index(example.label) if example.label in self.labels else -1
         return [Feature(number, np.concatenate([[tokenizer.start], ids[kept], [tokenizer.end]]),
-                        np.concatenate([[0], tokenizer.types * shapes[kept], [0]]), places, np.array([label] * 2))]
+                        np.concatenate([[0], tokenizer.types * shapes[kept], [0]]), places,
+                        np.array([self.number(example.label)] * 2))]
 
-    def head(self, config: BertConfig) -> nn.Module:
+    def head(self, config: BertConfig) -> Head:
         """`classifier`, on two states."""
         return PairHead(config, len(self.labels))
 
-    def layout(self, features: Sequence[Feature]) -> None:
-        """All within a row attend to all."""
-
-    def labels_of(self, batch: Batch) -> Tensor:
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
         """int64 [B]: both picks of a row have its label."""
-        return batch.labels[::2]
-
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """Sentences with a label."""
-        return {"sentences": float((self.labels_of(batch) >= 0).sum())}
-
-    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [B,K] -> the sum over sentences of −log softmax at the label."""
-        return {"sentences": ops.cross_entropy_forward(ops.at_least_fp32(scores), self.labels_of(batch))[0]}
-
-    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [B,K] -> the gradient of the sum by them."""
-        return {"sentences": ops.cross_entropy_backward(1.0, (ops.at_least_fp32(scores), self.labels_of(batch)))}
+        return {"sentences": batch.labels[::2]}
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
-    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
-               scores: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """{label: probability}."""
-        table = softmax(mean_scores(len(examples), len(self.labels), features, scores))
-        return [dict(zip(self.labels, row.tolist(), strict=True)) for row in table]
-
-    def score(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
         """relation_scores, and the accuracy over all labels."""
-        gold, guess = [e.label for e in examples], [max(p, key=p.get) for p in predictions]
+        gold, guess = [e.label for e in examples], [p.label for p in predictions]
         return {"relation": relation_scores(gold, guess, self.options.none),
                 "accuracy": sum(g == p for g, p in zip(gold, guess, strict=True)) / max(1, len(gold)),
                 "support": len(gold)}
 
-    def collapsed(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str | None:
-        """The one label that all sentences were given, if there are several."""
-        given = {max(p, key=p.get) for p in predictions}
-        return given.pop() if len(given) == 1 and len({e.label for e in examples}) > 1 else None
-
-    def report(self, predictions: Sequence[dict[str, float]], examples: Sequence[Example]) -> str:
+    def report(self, scores: Scores) -> str:
         """The table a relation, and the accuracy."""
-        scores = self.score(predictions, examples)
         return f"{relation_report(scores['relation'])}\n\naccuracy of all labels  {scores['accuracy']:.3f}"
 
-    def result(self, example: Example, prediction: dict[str, float]) -> dict[str, Any]:
-        """{"text", "e1", "e2": {"text", "start", "end"}, "label", "probabilities": {label: p}}, the likely first."""
+    def shown(self, example: Example) -> Result:
+        """{"text", "e1", "e2": {"text", "start", "end"}}."""
         spans = {name: {"text": example.text[a:b], "start": a, "end": b}
                  for name, (a, b) in zip(("e1", "e2"), example.spans, strict=True)}
-        ranked = dict(sorted(prediction.items(), key=lambda pair: -pair[1]))
-        return {"text": example.text, **spans, "label": next(iter(ranked)), "probabilities": ranked}
+        return {"text": example.text, **spans}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """The label with the spans in the places of e1 and e2, then the text."""
         relation, bracket, direction = result["label"].rpartition("(")
         said = relation + bracket + re.sub("e[12]", lambda name: result[name[0]]["text"], direction) if bracket else (
             result["label"])
-        said = f"\033[36m{said}\033[0m" if colour else said
-        return f"{said}  {result['probabilities'][result['label']]:.3f}\n  {result['text']}"
+        return f"{coloured(said, colour)}  {result['probabilities'][result['label']]:.3f}\n  {result['text']}"
 
 
 def marked(text: str, label: str | None, where: str) -> Example:
@@ -193,6 +144,7 @@ def marked(text: str, label: str | None, where: str) -> Example:
     if order not in (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"]) or any(
             found[f"<e{i}>"] == found[f"</e{i}>"] for i in (1, 2)):
         raise MinibertError(f"{where}: {text[:60]!r}: expected <e1>one span</e1> and <e2>another</e2> in it")
+
     spans = tuple((found[f"<e{i}>"], found[f"</e{i}>"]) for i in (1, 2))
     return Example(plain + text[at:], spans, label, where)
 
@@ -206,6 +158,7 @@ def read_semeval(file: Path) -> Iterator[tuple[str, str, str]]:
     for number, line in lines:
         if not line.strip():
             continue
+
         where, parts = f"{file}:{number}", line.rstrip("\n").split("\t")
         if len(parts) != 2 or not parts[0].strip().isdecimal():
             raise MinibertError(f'{where}: {line[:60]!r}: expected a number, a tab and a text in quotes')
@@ -227,7 +180,8 @@ def with_marks(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.n
                   [(c, 0, "[E2]"), (d, 1, "[/E2]"), (a, 2, "[E1]"), (b, 3, "[/E1]")])
     edges = [0, *(at for at, _, _ in cuts), len(example.text)]
     parts = [example.text[i:j] for i, j in zip(edges, edges[1:], strict=False)]
-    pieces = tokenizer.pieces([[part[i:j] for i, j in split_words(part)] for part in parts])
+    pieces = tokenizer.pieces([words_of(part) for part in parts])
+
     ids, shapes, marks = list(pieces[0].ids), list(pieces[0].shapes), {}
     for (_, _, mark), part in zip(cuts, pieces[1:], strict=True):
         marks[mark] = len(ids)

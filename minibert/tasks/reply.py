@@ -6,32 +6,44 @@ then read again with the question, by the same encoder and the head of a pair, w
 Both are learnt at once: a question's answer against those of the other questions of the batch, and one pair that fits
 against one that does not.
 """
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
-from minibert.core.heads import TowerHead
+from minibert.core.heads import Head, TowerHead
 from minibert.core.layout import moved
-from minibert.data.tables import read_lines, read_table
-from minibert.data.text import split_words
+from minibert.data.tables import BAR, TABLES, read_lines, read_table
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import ranking_scores
-from minibert.tasks.base import Columns, FromTables, sigmoid
+from minibert.scores.tables import Scores
+from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, coloured, only_one
+from minibert.tasks.probabilities import sigmoid
+from minibert.tasks.reply_rows import (
+    ANSWER,
+    PAIR,
+    QUESTION,
+    Role,
+    TwoTexts,
+    answer_row,
+    distinct,
+    nearest_others,
+    pair_features,
+    pair_row,
+    question_row,
+    right_too,
+    text_number,
+)
 
-BAR = "|||"                                        # between a question and answers that come as one text
-QUESTION, ANSWER, PAIR = 0, 1, 2                   # what a row of a batch is
 EVERYONE = -1                                      # in place of an example's number: whose answers are for all
 
 
@@ -45,7 +57,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options(Columns):
+class Options(TableOptions):
     """Choosing replies has these options."""
     columns: str = option("question,answer", "names of the columns that hold a question and its answer", later=True)
     temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers")
@@ -59,7 +71,7 @@ class Options(Columns):
         if not 0 <= self.rerank <= 10 ** 6:
             raise MinibertError(f"--rerank is {self.rerank}; it must be between 0 and 1,000,000")
 
-    def check_changes(self, changes: Mapping[str, Any]) -> None:
+    def check_changes(self, changes: Mapping[str, object]) -> None:
         """Raises MinibertError where a model trained with these options is to read pairs that it never learnt."""
         if changes.get("rerank") and not self.rerank:
             raise MinibertError(f"--rerank {changes['rerank']}: the model was trained with --rerank 0 and knows no "
@@ -76,43 +88,39 @@ class Ranking:
 
 
 @dataclass
-class Shelf:
+class AnswerIndex:
     """Answers that wait for every question, in order: features and, once a model has read those, vectors."""
     features: list[Feature]
     vectors: np.ndarray | None = None              # float64 [N,H]
 
 
-class Reply(FromTables):
-    """The task; see tasks.Task for what each member is."""
+class Reply(Task[Example, Ranking]):
+    """The task; see base.Task for what each member is."""
     name = "reply"
-    defaults: dict[str, Any] = {"epochs": 8}
+    defaults = {"epochs": 8}
     best, also_best = ("mrr", "max"), dict.fromkeys(["recall_1", "recall_5", "vectors.mrr"], "max")
     architecture, problem_type = "BertForSequenceClassification", "multi_label_classification"
-    new_pieces: tuple[str, ...] = ()
     trial = f"My card is gone, what now? {BAR} Block it in the app at once. {BAR} A transfer takes one working day."
     coupled = True                                 # every question is set against the answers of all others
-    Options = Options
+    Options, About, RowAbout = Options, TwoTexts, Role
 
     def __init__(self, options: Options, labels: Sequence[str] = ()):
-        self.options, self.labels, self.notices = options, list(labels) or ["fits"], []
+        super().__init__(options, labels or ["fits"])                          # what the score of a pair says
         self.candidates: tuple[str, ...] = ()      # to choose from where a raw question names none
-        self.shelf: Shelf | None = None            # of the candidates, from the first question on
+        self.index: AnswerIndex | None = None      # of the candidates, from the first question on
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
-
-    @property
-    def outputs(self) -> list[str]:
-        """The score of a pair."""
-        return self.labels
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def read_file(self, file: Path) -> Iterator[Example]:
-        """The examples of one file. Raises MinibertError with file:line."""
+    def read_file(self, file: Path) -> list[Example]:
+        """The rows of a table."""
+        examples = []
         for where, texts in read_table(file, self.options.names):
             for text in texts:
                 if not isinstance(text, str) or not text.strip():
                     raise MinibertError(f"{where}: {text!r} is no text; expected a question and its answer")
-            yield Example(*texts, (), where)
+            examples.append(Example(*texts, (), where))
+        return examples
 
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
@@ -120,7 +128,7 @@ class Reply(FromTables):
         In .txt what follows ||| is left out, as in the data. A model reads the answers with the first question and
         remembers; call this again if its weights or its precision change.
         """
-        if file.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+        if file.suffix.lower() in set(TABLES) - {".txt"}:
             found = []
             for where, (text,) in read_table(file, self.options.names[1:]):
                 if not isinstance(text, str):
@@ -128,11 +136,11 @@ class Reply(FromTables):
                 found.append(text.strip())
         else:
             found = [line.split(BAR)[0].strip() for line in read_lines(file)]
-        self.candidates, self.shelf = distinct(text for text in found if text), None
+        self.candidates, self.index = distinct(text for text in found if text), None
         if not self.candidates:
             raise MinibertError(f"{file}: no answers in it; expected one a line")
 
-    def learn_labels(self, splits: dict[str, Sequence[Example]]) -> None:
+    def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """There are none; two answers at least must differ, and all right answers of a question are remembered."""
         if len({text_number(e.answer) for e in splits["train"]}) < 2:
             raise MinibertError(f"{splits['train'][0].where}: all training questions have the same answer; expected at "
@@ -140,9 +148,6 @@ class Reply(FromTables):
         self.right = {}
         for example in splits["train"]:
             self.right.setdefault(text_number(example.question), set()).add(text_number(example.answer))
-
-    def note_unseen(self, splits: dict[str, Sequence[Example]]) -> None:
-        """Answers of other splits are new by nature."""
 
     def example(self, text: str) -> Example:
         """Raw text, "question ||| answer ||| answer ...", or a question alone where read_candidates() gave answers."""
@@ -157,39 +162,37 @@ class Reply(FromTables):
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
-        """Question and answer in one feature, as in halves(); a raw question stands alone, then each of its candidates.
+        """Question and answer in one feature; a raw question stands alone, then each of its candidates.
 
-        Those of read_candidates() are no question's own: the first one puts them on the shelf.
+        Those of read_candidates() are no question's own: the first one makes their index.
         """
         asked, room = (example.question, example.answer), (tokenizer, max_pieces)
-        if self.on_shelf(example):
-            self.shelf = self.shelf or Shelf(halves(-1, [(None, text) for text in self.candidates], *room))
-            return halves(number, [asked], *room)
-        return halves(number, [asked, *((None, text) for text in example.candidates)], *room)
+        if not self.from_index(example):
+            return pair_features(number, [asked, *((None, text) for text in example.candidates)], *room)
+        self.index = self.index or AnswerIndex(pair_features(-1, [(None, text) for text in self.candidates], *room))
+        return pair_features(number, [asked], *room)
 
-    def rows(self, features: Sequence[Feature], draw: Callable[[int], np.random.Generator]) -> list[Feature]:
+    def rows(self, features: Sequence[Feature], draw: RowDraw) -> list[Feature]:
         """What an update reads: all questions, all answers, the pairs that fit, the pairs that do not.
 
         A pair that does not fit has the other answer of the update that shares most pieces with the question's own.
         """
-        questions = [question_row(f, sorted(self.right.get(int(f.targets[1]), ()))) for f in features]
+        questions = [question_row(f, sorted(self.right.get(f.about.question, ()))) for f in features]
         answers = [answer_row(f) for f in features]
         if not self.options.rerank:
             return questions + answers
+
         others = nearest_others(features, self.right)
         return [*questions, *answers, *(pair_row(f, f, 1) for f in features),
                 *(pair_row(f, features[j], 0) for f, j in zip(features, others, strict=True) if j >= 0)]
 
-    def head(self, config: BertConfig) -> nn.Module:
+    def head(self, config: BertConfig) -> Head:
         """Vectors by the encoder alone; the pair's score is published as `classifier`, on the pooler."""
         return TowerHead(config)
 
-    def layout(self, features: Sequence[Feature]) -> None:
-        """All within a row attend to all."""
-
     def counts(self, batch: Batch) -> dict[str, float]:
         """Questions with an answer, and pairs."""
-        kinds = [f.targets[0] for f in batch.features]
+        kinds = [f.about.kind for f in batch.features]
         counts = {"answers": float(kinds.count(QUESTION))}
         return {**counts, "pairs": float(kinds.count(PAIR))} if self.options.rerank else counts
 
@@ -212,6 +215,7 @@ class Reply(FromTables):
             danswers[a, :-1] = dnear.T @ scores[q, :-1] / self.options.temperature  # [NEG-5]
         if not self.options.rerank:
             return {"answers": danswers}
+
         z, y, there = self.pairs(scores, batch)
         dpairs = torch.zeros_like(scores)
         dpairs[there, -1] = ops.bce_backward(1.0, (z, y))
@@ -219,42 +223,44 @@ class Reply(FromTables):
 
     def nearness(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(near [n,n] of question i and answer j, int64 labels [n], rows [n] of questions, of answers)."""
-        q, a = (places(batch, kind, scores.device) for kind in (QUESTION, ANSWER))
-        asked = [f.targets for f in batch.features if f.targets[0] == QUESTION]
-        keys = np.array([t[1:3] for t in asked]).reshape(-1, 2)
-        as_right = right_too(keys, {int(t[1]): set(t[3:].tolist()) for t in asked})
+        q, a = (rows_of_kind(batch, kind, scores.device) for kind in (QUESTION, ANSWER))
+        asked = [f.about for f in batch.features if f.about.kind == QUESTION]
+        as_right = right_too([(r.question, r.answer) for r in asked], {r.question: r.right.tolist() for r in asked})
         with in_full(scores):
             near = scores[q, :-1] @ scores[a, :-1].T / self.options.temperature  # [NEG-1]
         near = near.masked_fill(moved(torch.from_numpy(as_right), scores.device), -torch.inf)
-        return near, torch.arange(len(keys), device=scores.device), q, a
+        return near, torch.arange(len(asked), device=scores.device), q, a
 
     def pairs(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(scores [n], targets [n], rows [n]) of the pairs."""
-        there = places(batch, PAIR, scores.device)
-        fits = torch.tensor([float(f.labels[0]) for f in batch.features if f.targets[0] == PAIR])
+        there = rows_of_kind(batch, PAIR, scores.device)
+        fits = torch.tensor([float(f.labels[0]) for f in batch.features if f.about.kind == PAIR])
         return scores[there, -1], fits.to(scores), there
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
-    def infer(self, score: Callable[[Sequence[Feature]], list[np.ndarray]], examples: Sequence[Example],
-              features: Sequence[Feature]) -> list[Ranking]:
+    def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Ranking]:
         """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
-        asked = {f.example: f for f in features if f.targets[0]}
+        asked = {f.example: f for f in features if f.about.length}
         known: dict[tuple[int, int], Feature] = {}                             # each answer once, as it came first
         for f in features:
-            if f.targets[2] >= 0:
-                known.setdefault((owner(examples, f.example), int(f.targets[2])), f)
-        if self.shelf and self.shelf.vectors is None and any(map(self.on_shelf, examples)):
-            found = score(list(map(answer_row, self.shelf.features)))
-            self.shelf.vectors = np.concatenate(found)[:, :-1].astype(np.float64)
+            if f.about.answer >= 0:
+                known.setdefault((owner(examples, f.example), f.about.answer), f)
+        if self.index and self.index.vectors is None and any(map(self.from_index, examples)):
+            found = score(list(map(answer_row, self.index.features)))
+            self.index.vectors = np.concatenate(found)[:, :-1].astype(np.float64)
+
         rows = [*map(question_row, asked.values()), *map(answer_row, known.values())]
         rankings = self.decode(examples, rows, score(rows))
-        if not self.options.rerank:
-            return rankings
+        return self.read_again(score, examples, rankings, asked, known) if self.options.rerank else rankings
+
+    def read_again(self, score: Scorer, examples: Sequence[Example], rankings: Sequence[Ranking],
+                   asked: Mapping[int, Feature], known: Mapping[tuple[int, int], Feature]) -> list[Ranking]:
+        """Rankings by vectors -> with the first --rerank answers of each read together with the question."""
 
         def answer(i: int, n: int) -> Feature:
-            if self.on_shelf(examples[i]):
-                return self.shelf.features[n]
+            if self.from_index(examples[i]):
+                return self.index.features[n]
             return known[owner(examples, i), text_number(rankings[i].answers[n])]
 
         again = [(i, int(n)) for i, ranking in enumerate(rankings) for n in ranking.order[:self.options.rerank]]
@@ -264,7 +270,7 @@ class Reply(FromTables):
             fits[i][n] = float(row[0, -1])
         return [self.reordered(ranking, fits[i]) for i, ranking in enumerate(rankings)]
 
-    def on_shelf(self, example: Example) -> bool:
+    def from_index(self, example: Example) -> bool:
         """Whether a raw question chooses from the answers of read_candidates()."""
         return bool(self.candidates) and example.candidates is self.candidates
 
@@ -281,20 +287,21 @@ class Reply(FromTables):
         """Rows of questions and of distinct answers with their vectors -> all candidates of each question by cosine."""
         asked, known = {}, {}
         for f, z in zip(features, scores, strict=True):
-            if f.targets[0] == QUESTION:
+            if f.about.kind == QUESTION:
                 asked[f.example] = z[0, :-1].astype(np.float64)
             else:
-                known[owner(examples, f.example), int(f.targets[2])] = z[0, :-1].astype(np.float64)
+                known[owner(examples, f.example), f.about.answer] = z[0, :-1].astype(np.float64)
 
         def table(who: int, answers: Sequence[str]) -> np.ndarray:
             return np.stack([known[who, text_number(text)] for text in answers])
 
         everyone = distinct(e.answer for e in examples if e.answer)
         shared = table(EVERYONE, everyone) if everyone else None
+
         rankings = []
         for i, example in enumerate(examples):
-            if self.on_shelf(example):
-                answers, vectors = example.candidates, self.shelf.vectors
+            if self.from_index(example):
+                answers, vectors = example.candidates, self.index.vectors
             elif example.candidates:
                 answers, vectors = example.candidates, table(i, example.candidates)
             else:
@@ -303,7 +310,7 @@ class Reply(FromTables):
             rankings.append(Ranking(answers, np.argsort(-near, kind="stable"), near))
         return rankings
 
-    def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> Scores:
         """ranking_scores, and of the vectors alone; every answer of an equal question is right."""
         right: dict[int, set[int]] = defaultdict(set)
         for example in examples:
@@ -318,28 +325,26 @@ class Reply(FromTables):
                 "vectors": ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
 
     def collapsed(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str | None:
-        """The one answer that all questions were given, if there are several."""
-        given = {p.answers[p.order[0]] for p in predictions}
-        return given.pop() if len(given) == 1 and len({e.answer for e in examples}) > 1 else None
+        """The one answer that all questions were given."""
+        return only_one({p.answers[p.order[0]] for p in predictions}, {e.answer for e in examples})
 
-    def report(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str:
+    def report(self, scores: Scores) -> str:
         """Recall at 1 and 5 and MRR, of vectors alone and in the end."""
-        scores = self.score(predictions, examples)
         rows = {"vectors alone": scores["vectors"], **({"read together": scores} if self.options.rerank else {})}
         lines = [f"{name:13}  {s['recall_1']:9.3f}  {s['recall_5']:9.3f}  {s['mrr']:9.3f}  {s['support']:9,}"
                  for name, s in rows.items()]
         return "\n".join([f"{'':13}  {'recall@1':>9}  {'recall@5':>9}  {'MRR':>9}  {'questions':>9}", *lines])
 
-    def result(self, example: Example, prediction: Ranking) -> dict[str, Any]:
+    def result(self, example: Example, prediction: Ranking) -> Result:
         """{"question", "answers": [{"text", "similarity"} and, of those read again, "probability"]}, five at most."""
         best = [{"text": prediction.answers[n], "similarity": float(prediction.near[n]),
                  **({"probability": prediction.fits[n]} if n in prediction.fits else {})}
                 for n in prediction.order[:5].tolist()]
         return {"question": example.question, "answers": best}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """The question, then three answers, the best first."""
-        lines = [f"\033[36m{result['question']}\033[0m" if colour else result["question"]]
+        lines = [coloured(result["question"], colour)]
         for answer in result["answers"][:3]:
             fits = f", fits {answer['probability']:.3f}" if "probability" in answer else ""
             lines.append(f"  {answer['similarity']:.3f}{fits}  {answer['text']}")
@@ -351,118 +356,12 @@ def in_full(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def text_number(text: str) -> int:
-    """A whole number that stands for a text: the same for texts that differ in blanks and letter case alone.
-
-    For others it is another one (2^-62 by chance).
-    """
-    plain = " ".join(text.split()).lower()
-    return int.from_bytes(hashlib.sha256(plain.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
-
-
-def distinct(texts: Iterable[str]) -> tuple[str, ...]:
-    """The first text of each number, in order."""
-    first: dict[int, str] = {}
-    for text in texts:
-        first.setdefault(text_number(text), text)
-    return tuple(first.values())
-
-
-def halves(number: int, pairs: Sequence[tuple[str | None, str | None]], tokenizer: Tokenizer,
-           max_pieces: int) -> list[Feature]:
-    """A feature a pair: the rows of both texts, [CLS] question [SEP] and [CLS] answer [SEP]; rows() takes it apart.
-
-    Instead of either there may be nothing. `targets`: pieces of the question's row, the numbers of both texts (-1 for
-    nothing), the longest row, what a second text adds to types. A text longer than a row keeps its first pieces.
-    """
-    pieces = iter(tokenizer.pieces([[text[a:b] for a, b in split_words(text)] for pair in pairs for text in pair
-                                    if text is not None]))
-
-    def row(text: str | None) -> tuple[np.ndarray, np.ndarray]:
-        if text is None:
-            return (np.zeros(0, np.int64),) * 2
-        p = next(pieces)
-        return (np.array([tokenizer.start, *p.ids[:max_pieces - 2], tokenizer.end], np.int64),
-                tokenizer.types * np.array([0, *p.shapes[:max_pieces - 2], 0], np.int64))
-
-    features = []
-    for pair in pairs:
-        (ids, types), (more, kinds) = map(row, pair)
-        targets = [len(ids), *(-1 if text is None else text_number(text) for text in pair), max_pieces,
-                   1 if tokenizer.types > 1 else 0]
-        label = -1 if None in pair else 0
-        features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
-                                np.zeros(1, np.int64), np.array([label]), np.array(targets)))
-    return features
-
-
 def owner(examples: Sequence[Example], i: int) -> int:
     """Whose the answers of example i are: a question with candidates has its own, all others share theirs."""
     return i if examples[i].candidates else EVERYONE
 
 
-def question_row(f: Feature, right: Iterable[int] = ()) -> Feature:
-    """The question of a feature, every piece of it read; behind its `targets` the numbers of all right answers."""
-    n, q, a = f.targets[:3]
-    return Feature(f.example, f.ids[:n], f.types[:n], np.arange(n), np.full(n, -1), np.array([QUESTION, q, a, *right]))
-
-
-def answer_row(f: Feature) -> Feature:
-    """The answer of a feature, every piece of it read."""
-    n, q, a = f.targets[:3]
-    T = len(f.ids) - n
-    return Feature(f.example, f.ids[n:], f.types[n:], np.arange(T), np.full(T, -1), np.array([ANSWER, q, a]))
-
-
-def pair_row(question: Feature, answer: Feature, label: int) -> Feature:
-    """[CLS] question [SEP] answer [SEP], read at [CLS]; where both do not fit, each keeps its first pieces."""
-    n, longest, second = question.targets[[0, 3, 4]].tolist()
-    begin = int(answer.targets[0]) + 1             # past its [CLS]
-    room, of_answer = longest - 3, len(answer.ids) - begin - 1
-    of_question = min(n - 2, max(room - of_answer, room // 2))
-    of_answer = min(of_answer, room - of_question)
-    first, end = slice(0, 1 + of_question), slice(n - 1, n)                    # [CLS] question, [SEP]
-    then, last = slice(begin, begin + of_answer), slice(len(answer.ids) - 1, len(answer.ids))
-    ids = np.concatenate([question.ids[first], question.ids[end], answer.ids[then], answer.ids[last]])
-    types = np.concatenate([question.types[first], question.types[end], answer.types[then] + second,
-                            answer.types[last] + second])
-    return Feature(question.example, ids, types, np.zeros(1, np.int64), np.array([label]),
-                   np.array([PAIR, question.targets[1], answer.targets[2]]))
-
-
-def places(batch: Batch, kind: int, device: torch.device) -> Tensor:
+def rows_of_kind(batch: Batch, kind: int, device: torch.device) -> Tensor:
     """int64: the rows of this kind."""
-    return moved(torch.tensor([i for i, f in enumerate(batch.features) if f.targets[0] == kind], dtype=torch.int64),
+    return moved(torch.tensor([i for i, f in enumerate(batch.features) if f.about.kind == kind], dtype=torch.int64),
                  device)
-
-
-def right_too(numbers: np.ndarray, known: Mapping[int, set[int]]) -> np.ndarray:
-    """int64 [n,2], question and answer of each row -> bool [n,n]: answer j is right for question i, and not its own.
-
-    Right are the answers that stand with the question here, and those that `known` has for it.
-    """
-    right: dict[int, set[int]] = defaultdict(set)
-    for question, answer in numbers.tolist():
-        right[question] |= {answer} | known.get(question, set())
-    answers = numbers[:, 1].tolist()
-    table = np.array([[a in right[q] for a in answers] for q in numbers[:, 0].tolist()], bool)
-    return table.reshape(len(numbers), len(numbers)) & ~np.eye(len(numbers), dtype=bool)
-
-
-def nearest_others(features: Sequence[Feature], known: Mapping[int, set[int]]) -> list[int]:
-    """For each feature the one whose answer shares most pieces with its own (Jaccard), and is not right too; -1: none.
-
-    Pieces that many answers of the update have count less: each weighs one over their number.
-    """
-    sets = [set(f.ids[f.targets[0] + 1:-1].tolist()) for f in features]
-    pieces = {piece: column for column, piece in enumerate(sorted(set().union(*sets)))}
-    table = np.zeros((len(sets), len(pieces)))
-    for row, there in zip(table, sets, strict=True):
-        row[[pieces[p] for p in there]] = 1.0
-    shared = (table / np.maximum(table.sum(0), 1)) @ table.T
-    size = np.diag(shared)
-    likeness = shared / np.maximum(size[:, None] + size - shared, 1e-9)
-    likeness[right_too(np.array([f.targets[1:3] for f in features]), known)] = -1.0
-    np.fill_diagonal(likeness, -1.0)
-    best = likeness.argmax(1)
-    return [int(j) if likeness[i, j] >= 0 else -1 for i, j in enumerate(best)]

@@ -6,10 +6,9 @@ words says at each piece which one follows. So one encoder, with another mask, l
 with it.
 """
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,15 @@ from torch import Tensor
 from minibert.core.batch import Feature
 from minibert.data.features import Features
 from minibert.data.tables import read_table
-from minibert.data.text import split_words
+from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores import texts as textscores
-from minibert.tasks.base import Columns, FromTables, PieceTask
+from minibert.scores.tables import Scores
+from minibert.scores.texts import bleu, rouge
+from minibert.tasks.base import Result, Scorer, TableOptions, coloured, only_one
 from minibert.tasks.generate import write
+from minibert.tasks.vocabulary import VocabularyTask
 
 ROWS = 64                                          # texts written, rows scored at a time
 
@@ -38,7 +39,16 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Options(Columns):
+class Row:
+    """How a row is divided between source and target."""
+    source: int                                    # pieces of the source's part, [CLS] and [SEP] included
+    limit: int                                     # most pieces that can be written
+    source_lost: int                               # pieces left out of either text
+    target_lost: int
+
+
+@dataclass(frozen=True)
+class Options(TableOptions):
     """Writing's own options."""
     columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it",
                          later=True)
@@ -63,26 +73,26 @@ class Written:
     pieces: int
 
 
-class Seq2Seq(FromTables, PieceTask):
-    """What the three tasks share; see tasks.Task for what each member is."""
-    name: str
-    defaults: dict[str, Any] = {"epochs": 20, "max_pieces": 128}
+class Seq2Seq(VocabularyTask[Example, Written]):
+    """What the three tasks share; see base.Task for what each member is."""
+    defaults = {"epochs": 20, "max_pieces": 128}
     best = ("loss_a_piece", "min")
     also_best = {"loss_a_piece": "min", "perplexity": "min", "bleu": "max", "exact": "max",
                  **{f"rouge.{kind}.f1": "max" for kind in ("1", "2", "L")}}
-    trial: str
     newest = False                                 # of a source that does not fit: read its end, not its beginning
-    Options = Options
+    Options, About = Options, Row
 
     # --------------------------------------------------------------------------------------------- text -> examples
 
-    def read_file(self, file: Path) -> Iterator[Example]:
-        """The examples of one file. Raises MinibertError with file:line."""
+    def read_file(self, file: Path) -> list[Example]:
+        """The rows of a table."""
+        examples = []
         for where, texts in read_table(file, self.options.names):
             for text in texts:
                 if not isinstance(text, str) or not text.strip():
                     raise MinibertError(f"{where}: {str(text)[:60]!r} is no text; expected a source and its target")
-            yield Example(*texts, where)
+            examples.append(Example(*texts, where))
+        return examples
 
     def example(self, text: str) -> Example:
         """Raw text is a source."""
@@ -96,33 +106,33 @@ class Seq2Seq(FromTables, PieceTask):
                overlap: int) -> list[Feature]:
         """[CLS] source [SEP] target [SEP], read from the source's [SEP] on: each piece says the one that follows.
 
-        `targets`: pieces of the source's part, most pieces that can be written, pieces left out of either text. Half of
-        a row at most, and --longest at most, is for the target; where a text does not fit, its first pieces are kept,
-        of a target without its [SEP], of what was said in a dialogue the last.
+        Half of a row at most, and --longest at most, is for the target; where a text does not fit, its first pieces are
+        kept, of a target without its [SEP], of what was said in a dialogue the last.
         Only the source has case shapes: of what is not written yet nobody knows them.
         """
         self.tokenizer = tokenizer
         limit = min(self.options.longest, (max_pieces - 3) // 2)
         texts = [example.source] if example.target is None else [example.source, example.target]
-        source, *target = tokenizer.pieces([[t[a:b] for a, b in split_words(t)] for t in texts])
+        source, *target = tokenizer.pieces([words_of(text) for text in texts])
+
         room = max_pieces - 3 - limit
         lost = max(0, len(source.ids) - room)
         part = slice(lost, None) if self.newest else slice(room)
         first = [tokenizer.start, *source.ids[part], tokenizer.end]
         types = [0, *(tokenizer.types * s for s in source.shapes[part]), 0]
+
         then = [*target[0].ids, tokenizer.end][:limit + 1] if target else []
         labels = then if target else [-1]
-        picks = len(first) - 1 + np.arange(len(labels))
         return [Feature(number, np.array(first + then, np.int64), np.array(types + [self.kind] * len(then), np.int64),
-                        picks, np.array(labels, np.int64),
-                        np.array([len(first), limit, lost, max(0, len(target[0].ids) - limit) if target else 0]))]
+                        len(first) - 1 + np.arange(len(labels)), np.array(labels, np.int64),
+                        Row(len(first), limit, lost, max(0, len(target[0].ids) - limit) if target else 0))]
 
     def note_rows(self, split: str, features: Features) -> None:
         """Count the texts that did not fit."""
-        table = features.targets.reshape(-1, 4)
-        for what, lost in (("source", table[:, 2]), ("target", table[:, 3])):
+        for what in ("source", "target"):
+            lost = features.about.columns[f"{what}_lost"]
             if cut := int((lost > 0).sum()):
-                self.notices.append(f"{split}: of {cut:,} of {len(table):,} {what}s not all was read, "
+                self.notices.append(f"{split}: of {cut:,} of {len(lost):,} {what}s not all was read, "
                                     f"{int(lost.max()):,} pieces missing at most; --max-pieces and --longest set the "
                                     "room")
 
@@ -133,21 +143,22 @@ class Seq2Seq(FromTables, PieceTask):
 
     def layout(self, features: Sequence[Feature]) -> Tensor:
         """int64 [B]: so many columns of each row are source, seen by all; the rest sees what stands before it."""
-        return torch.tensor([int(f.targets[0]) for f in features])
+        return torch.tensor([f.about.source for f in features])
 
     # ---------------------------------------------------------------------------------------- scores -> text and score
 
-    def infer(self, score: Callable[[Sequence[Feature]], list[np.ndarray]], examples: Sequence[Example],
-              features: Sequence[Feature]) -> list[Written]:
+    def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Written]:
         """Targets scored as they are, then texts written from the sources alone; sources of like length together."""
-        order = sorted(range(len(features)), key=lambda i: -int(features[i].targets[0]))
+        order = sorted(range(len(features)), key=lambda i: -features[i].about.source)
         found: list[Written] = [Written("", 0.0, 0)] * len(examples)
         for start in range(0, len(order), ROWS):
             part = [features[i] for i in order[start:start + ROWS]]
+
             losses = [(0.0, 0)] * len(part)
             if all(f.labels[0] >= 0 for f in part):
                 losses = [(target_loss(f, z), len(f.labels)) for f, z in zip(part, score(part), strict=True)]
-            texts = write(score.model, [source_row(f) for f in part], [int(f.targets[1]) for f in part],
+
+            texts = write(score.model, [source_row(f) for f in part], [f.about.limit for f in part],
                           self.tokenizer.end, self.kind, self.options.beams, self.options.length_penalty,
                           score.precision)
             for f, ids, (loss, pieces) in zip(part, texts, losses, strict=True):
@@ -159,35 +170,34 @@ class Seq2Seq(FromTables, PieceTask):
         """Targets scored as they are, nothing written: writing needs the model."""
         return [Written("", target_loss(f, z), len(f.labels)) for f, z in zip(features, scores, strict=True)]
 
-    def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> Scores:
         """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case."""
         gold, said = ([t.lower() for t in texts] for texts in ([e.target for e in examples],
                                                                [p.text for p in predictions]))
         loss = sum(p.loss for p in predictions) / max(1, sum(p.pieces for p in predictions))
         exact = sum(words_of(g) == words_of(p) for g, p in zip(gold, said, strict=True)) / max(1, len(gold))
         return {"loss_a_piece": loss, "perplexity": math.exp(min(loss, 700)), "exact": exact,
-                "bleu": textscores.bleu(gold, said), "rouge": textscores.rouge(gold, said), "support": len(gold)}
+                "bleu": bleu(gold, said), "rouge": rouge(gold, said), "support": len(gold)}
 
     def collapsed(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str | None:
         """The one text that was written for all."""
-        given = {p.text for p in predictions}
-        return given.pop()[:60] if len(given) == 1 and len({e.target for e in examples}) > 1 else None
+        given = only_one({p.text for p in predictions}, {e.target for e in examples})
+        return given and given[:60]
 
-    def report(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str:
+    def report(self, scores: Scores) -> str:
         """The scores, one a line."""
-        s = self.score(predictions, examples)
-        rows = {"loss a piece": s["loss_a_piece"], "perplexity": s["perplexity"], "exact": s["exact"],
-                "BLEU": s["bleu"], **{f"ROUGE-{k}": v["f1"] for k, v in s["rouge"].items()}}
+        rows = {"loss a piece": scores["loss_a_piece"], "perplexity": scores["perplexity"], "exact": scores["exact"],
+                "BLEU": scores["bleu"], **{f"ROUGE-{k}": v["f1"] for k, v in scores["rouge"].items()}}
         lines = [f"{name:13}{value:12,.3f}" for name, value in rows.items()]
-        return "\n".join([*lines, f"{'texts':13}{s['support']:8,}"])
+        return "\n".join([*lines, f"{'texts':13}{scores['support']:8,}"])
 
-    def result(self, example: Example, prediction: Written) -> dict[str, Any]:
+    def result(self, example: Example, prediction: Written) -> Result:
         """{"source", "text"}."""
         return {"source": example.source, "text": prediction.text}
 
-    def render(self, result: dict[str, Any], colour: bool) -> str:
+    def render(self, result: Result, colour: bool) -> str:
         """What was written."""
-        return f"\033[36m{result['text']}\033[0m" if colour else result["text"]
+        return coloured(result["text"], colour)
 
 
 class Translate(Seq2Seq):
@@ -200,7 +210,7 @@ class Translate(Seq2Seq):
 class Summarize(Seq2Seq):
     """A text, and the gist of it."""
     name = "summarize"
-    defaults: dict[str, Any] = {**Seq2Seq.defaults, "max_pieces": 192}
+    defaults = {**Seq2Seq.defaults, "max_pieces": 192}
     trial = ("The bakery in the old mill closed on Friday after forty years. The owner said that flour and rent had "
              "become too dear, and that none of her three children wanted the shop.")
 
@@ -214,7 +224,7 @@ class Dialogue(Seq2Seq):
 
 def source_row(f: Feature) -> Feature:
     """The source's part of a row."""
-    n = int(f.targets[0])
+    n = f.about.source
     return Feature(f.example, f.ids[:n], f.types[:n], f.picks[:0], f.labels[:0])
 
 
@@ -222,8 +232,3 @@ def target_loss(f: Feature, z: np.ndarray) -> float:
     """Scores [M,V] of a target -> the sum of −log p."""
     logs = torch.from_numpy(z).log_softmax(-1)
     return -float(logs.gather(1, torch.from_numpy(f.labels)[:, None]).double().sum())
-
-
-def words_of(text: str) -> list[str]:
-    """What is compared where texts are to be right word for word: blanks and where they stand do not count."""
-    return [text[a:b] for a, b in split_words(text)]

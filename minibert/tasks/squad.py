@@ -3,10 +3,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from minibert.data.tables import encodable, read_lines
 from minibert.errors import MinibertError
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,14 @@ def read_squad(file: Path) -> Iterator[Example]:
     try:
         whole = json.loads(text)
     except ValueError as e:
-        line = getattr(e, "lineno", 1)
+        line = e.lineno if isinstance(e, json.JSONDecodeError) else 1          # a number of 5,000 digits is another
         raise MinibertError(f"{file}:{line}: not JSON ({e}); expected the layout of SQuAD") from None
     except RecursionError:
         raise MinibertError(f"{file}:1: JSON nested too deeply; expected the layout of SQuAD") from None
     if "\\ud" in text.lower() and not encodable(whole):
         raise MinibertError(f"{file}: \\ud... is half of a pair that UTF-8 cannot write; mend the file")
-    lines, empty = Lines(text), True
+
+    lines, empty = QuestionLines(text), True
     for article in member(whole, "data", list, f"{file}:1"):
         for paragraph in member(article, "paragraphs", list, f"{file}:{lines.now}"):
             context = member(paragraph, "context", str, f"{file}:{lines.now}")
@@ -45,13 +48,13 @@ def read_squad(file: Path) -> Iterator[Example]:
         raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
 
 
-class Lines:
+class QuestionLines:
     """The line of each question of a JSON file, which a parser forgets: ids are looked for in their order."""
 
     def __init__(self, text: str):
         self.text, self.at, self.now = text, 0, 1
 
-    def of(self, question: Any) -> int:
+    def of(self, question: object) -> int:
         """The line that has the question's id, a text; of other ids the last one found."""
         number = question.get("id") if isinstance(question, dict) else None
         forms = [json.dumps(number, ensure_ascii=ascii) for ascii in (False, True)] if isinstance(number, str) else []
@@ -62,7 +65,7 @@ class Lines:
         return self.now
 
 
-def read_question(question: Any, context: str, where: str) -> Example:
+def read_question(question: object, context: str, where: str) -> Example:
     """One entry of "qas"."""
     asked = member(question, "question", str, where)
     for name, words in (("question", asked), ("context", context)):
@@ -77,7 +80,7 @@ def read_question(question: Any, context: str, where: str) -> Example:
     return Example(asked, context, tuple(read_answer(answer, context, where) for answer in answers), where)
 
 
-def read_answer(answer: Any, context: str, where: str) -> tuple[str, int]:
+def read_answer(answer: object, context: str, where: str) -> tuple[str, int]:
     """(text, first character). Raises MinibertError unless it is a slice of the text."""
     text, start = member(answer, "text", str, where), member(answer, "answer_start", int, where)
     there = context[start:start + len(text)] if start >= 0 else ""
@@ -88,7 +91,7 @@ def read_answer(answer: Any, context: str, where: str) -> tuple[str, int]:
     return text.strip(), start + blank
 
 
-def member(holder: Any, name: str, kind: type, where: str) -> Any:
+def member(holder: object, name: str, kind: type[Kind], where: str) -> Kind:
     """holder[name], of this kind. Raises MinibertError where it is not there."""
     names = {list: "a list", str: "a text", int: "a whole number"}
     value = holder.get(name) if isinstance(holder, dict) else None

@@ -1,13 +1,15 @@
 """Features -> scores -> text-level predictions -> metrics; used by train.py and the command line."""
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from minibert.core.batch import Feature, collate
 from minibert.core.model import Model
-from minibert.engines.fast.encoder import Scorer
+from minibert.engines.fast.engine import Scorer
+from minibert.scores.tables import Scores
+from minibert.tasks.base import Example, Prediction, Task
 
 CELLS = 2048                                       # pieces a batch of inference, padding included: more leave the cache
 
@@ -24,12 +26,12 @@ def batches_by_length(features: Sequence[Feature]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def score_features(model: Model, task, features: Sequence[Feature], precision: str = "fp32", layout: str = "rectangle",
-                   ) -> list[np.ndarray]:
+def score_features(model: Model, task: Task, features: Sequence[Feature], precision: str = "fp32",
+                   layout: str = "rectangle") -> list[np.ndarray]:
     """The head's scores of every feature, float32 [M,K] each, in the order of `features`; dropout is off."""
     device = next(model.parameters()).device
     result: list[np.ndarray] = [np.zeros(0)] * len(features)
-    scorer, one_a_row = Scorer(model, precision), getattr(model.head, "one_a_row", False)
+    scorer, one_a_row = Scorer(model, precision), model.head.one_a_row
     for numbers in batches_by_length(features):
         chosen = [features[i] for i in numbers]
         batch = collate(chosen, layout, prefix=task.layout(chosen), device=device)
@@ -43,7 +45,7 @@ def score_features(model: Model, task, features: Sequence[Feature], precision: s
 class FeatureScorer:
     """score(features) -> their scores, by a model in some precision."""
 
-    def __init__(self, model: Model, task, precision: str):
+    def __init__(self, model: Model, task: Task, precision: str):
         self.model, self.task, self.precision = model, task, precision
 
     def __call__(self, features: Sequence[Feature]) -> list[np.ndarray]:
@@ -51,20 +53,26 @@ class FeatureScorer:
         return score_features(self.model, self.task, features, self.precision)
 
 
-def predict_examples(model: Model, task, examples: Sequence[Any], features: Sequence[Feature],
-                     precision: str = "fp32") -> list[Any]:
+def predict_examples(model: Model, task: Task[Example, Prediction], examples: Sequence[Example],
+                     features: Sequence[Feature], precision: str = "fp32") -> list[Prediction]:
     """One text-level prediction an example."""
-    return predict_by(FeatureScorer(model, task, precision), examples, features)
+    return task.infer(FeatureScorer(model, task, precision), examples, features)
 
 
-def predict_by(score: FeatureScorer, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
-    """predict_examples() with scores that come from `score`."""
-    if hasattr(score.task, "infer"):
-        return score.task.infer(score, examples, features)
-    return score.task.decode(examples, features, score(features))
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a split; and the one label that all of it was given, if it was."""
+    scores: Scores
+    collapsed: str | None
 
 
-def at(scores: dict[str, Any], path: str) -> float:
+def evaluate_split(score: FeatureScorer, examples: Sequence[Example], features: Sequence[Feature]) -> Evaluation:
+    """The scores of the examples that the features were cut from."""
+    predictions = score.task.infer(score, examples, features)
+    return Evaluation(score.task.score(predictions, examples), score.task.collapsed(predictions, examples))
+
+
+def at(scores: Scores, path: str) -> float:
     """The number at a dotted path, such as "entity.f1"."""
     for key in path.split("."):
         scores = scores[key]

@@ -12,6 +12,7 @@ from minibert.checkpoints.weights import load as load_weights
 from minibert.checkpoints.weights import read_labels, read_own, read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
+from minibert.core.heads import Head
 from minibert.core.model import Bert, Model
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
@@ -19,7 +20,7 @@ from minibert.files import read_json
 from minibert.options import checked, later_options
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
-from minibert.tasks.base import Task
+from minibert.tasks.base import Example, Result, Task
 from minibert.use.evaluate import predict_examples
 from minibert.use.prepare import encode_all
 
@@ -27,11 +28,11 @@ from minibert.use.prepare import encode_all
 class FineTuned(Model):
     """A Model with its task and tokenizer: what a run folder holds."""
 
-    def __init__(self, bert: Bert, head: torch.nn.Module, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]):
+    def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]):
         super().__init__(bert, head)
         self.task, self.tokenizer, self.settings = task, tokenizer, settings
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[str]) -> list[Result]:
         """One result a text, with character offsets; float32, no dropout. The form is the task's result()."""
         examples = self.examples(texts)
         predictions = predict_examples(self, self.task, examples, self.encode_examples(examples))
@@ -46,13 +47,13 @@ class FineTuned(Model):
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
 
-    def examples(self, texts: Sequence[str]) -> list[Any]:
+    def examples(self, texts: Sequence[str]) -> list[Example]:
         """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
         if isinstance(texts, str):
             raise MinibertError("expected a list of texts, not one string; write [text]")
         return [self.task.example(t) for t in texts]
 
-    def encode_examples(self, examples: Sequence[Any]) -> list[Feature]:
+    def encode_examples(self, examples: Sequence[Example]) -> list[Feature]:
         """The task's features under the settings of the run."""
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
 
@@ -67,12 +68,14 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> 
     source = checkpoint or folder
     if not (folder / "train.json").is_file():
         raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
+
     settings = read_json(folder / "train.json")
     if missing := {"task", "max_pieces", "overlap", "precision"} - settings.keys():
         raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; train.py wrote more")
     kind = TASKS.get(str(settings["task"]))
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
+
     asked = {f.name for s in (TrainConfig, kind.Options) for f in dataclasses.fields(s)}
     stored = checked({k: v for k, v in settings.items() if k in asked}, folder / "train.json", TrainConfig,
                      kind.Options)
@@ -81,15 +84,15 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> 
     if wrong := changes.keys() - later_options(kind.Options).keys():
         raise MinibertError(f"--{min(wrong).replace('_', '-')}: {folder} holds a model of --task {kind.name}, which "
                             "takes none after training; leave it out")
+
     options = kind.Options(**{k: v for k, v in stored.items() if k in own})
-    if hasattr(options, "check_changes"):
-        options.check_changes(changes)
+    options.check_changes(changes)
     task = kind(dataclasses.replace(options, **changes), read_labels(source))
-    if hasattr(task, "recall"):
-        try:
-            task.recall(read_own(source))
-        except MinibertError as e:
-            raise MinibertError(f"{source}/config.json: {e}") from None
+    try:
+        task.recall(read_own(source))
+    except MinibertError as e:
+        raise MinibertError(f"{source}/config.json: {e}") from None
+
     with warnings.catch_warnings(action="ignore"):         # of a head without labels, which load_weights() refuses
         head = task.head(BertConfig.read(source))
     bert, _ = load_weights(source, head)

@@ -14,23 +14,27 @@ from typing import Any
 import tokenizers
 
 from minibert.data.cache import Arrays, Cache
-from minibert.data.features import Features, join, pack, spill
+from minibert.data.features import Features, concatenate, pack, spill
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
+from minibert.tasks.base import Example, Task
 
 PART = 4096                                        # examples whose features are objects at the same time
-
-
-def encode_all(task, examples: Sequence[Any], tokenizer, max_pieces: int, overlap: int) -> Features:
-    """All features of all examples, in order; many at a time where the task's read() made the examples compact."""
-    if isinstance(examples, getattr(task, "Examples", ())):
-        parts = task.encode_many(examples, tokenizer, max_pieces, overlap)
-        return spill(parts) if getattr(task, "on_disk", False) else join(parts)
-    return join(pack(f for i in range(start, min(start + PART, len(examples)))
-                     for f in task.encode(i, examples[i], tokenizer, max_pieces, overlap))
-                for start in range(0, len(examples), PART))
-
 WORTH = 16_000_000                                 # bytes of data files from which on the cache pays
-FORMAT = 1                                         # of the entries
+FORMAT = 2                                         # of the entries
+
+
+def encode_all(task: Task[Example, Any], examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> Features:
+    """All features of all examples, in order; many at a time where the task's read() made the examples compact."""
+    if isinstance(examples, task.Examples):
+        parts = task.encode_many(examples, tokenizer, max_pieces, overlap)
+        return spill(parts) if task.on_disk else concatenate(parts)
+
+    return concatenate(pack(f for i in range(start, min(start + PART, len(examples)))
+                            for f in task.encode(i, examples[i], tokenizer, max_pieces, overlap))
+                       for start in range(0, len(examples), PART))
+
 
 
 class Splits(dict[str, Sequence[Any]]):
@@ -46,7 +50,7 @@ class Splits(dict[str, Sequence[Any]]):
         return few
 
 
-def read_splits(task, path: Path, folder: str) -> Splits:
+def read_splits(task: Task, path: Path, folder: str) -> Splits:
     """task.read(path), kept in the cache `folder` ("off": none) where the files are large and the examples compact."""
     files = task.files(path)
     if folder == "off" or sum(file.stat().st_size for file in files.values()) < WORTH:
@@ -66,25 +70,25 @@ def read_splits(task, path: Path, folder: str) -> Splits:
         if key["files"] != digests(files):
             task.notices.append(f"{path}: files changed while they were read; nothing is kept in {folder}")
             return splits
-        if all(isinstance(examples, getattr(task, "Examples", ())) for examples in splits.values()):
+        if all(isinstance(examples, task.Examples) for examples in splits.values()):
             cache.save(key, together(splits), task.notices[known:])
     splits.cache, splits.key = cache, key
     move_notices(cache, task)
     return splits
 
 
-def encode_splits(task, splits: Splits, tokenizer, max_pieces: int, overlap: int) -> dict[str, Features]:
+def encode_splits(task: Task, splits: Splits, tokenizer: Tokenizer, max_pieces: int,
+                  overlap: int) -> dict[str, Features]:
     """The features of every split, and what the task has to note of them."""
-    if hasattr(task, "tokenizer"):                 # it names pieces by it, also those of features from the cache
-        task.tokenizer = tokenizer
+    task.tokenizer = tokenizer                     # it names pieces by it, also those of features from the cache
     features = kept_features(task, splits, tokenizer, max_pieces, overlap)
-    if hasattr(task, "note_rows"):
-        for split, rows in features.items():
-            task.note_rows(split, rows)
+    for split, rows in features.items():
+        task.note_rows(split, rows)
     return features
 
 
-def kept_features(task, splits: Splits, tokenizer, max_pieces: int, overlap: int) -> dict[str, Features]:
+def kept_features(task: Task, splits: Splits, tokenizer: Tokenizer, max_pieces: int,
+                  overlap: int) -> dict[str, Features]:
     """encode_all of every split, from the cache where it is there, and kept in it where the examples have a key."""
 
     def encode() -> dict[str, Features]:
@@ -95,8 +99,8 @@ def kept_features(task, splits: Splits, tokenizer, max_pieces: int, overlap: int
     key = {**splits.key, "kind": "features", "labels": task.labels, "max_pieces": max_pieces, "overlap": overlap,
            "case_shapes": tokenizer.case_shapes, "types": tokenizer.types, "splits": list(splits),
            "tokenizer": hashlib.sha256(tokenizer.backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()}
-    features = splits.cache.load(key, lambda arrays, _: {split: Features(**part(arrays, split)).checked()
-                                                         for split in splits})
+    features = splits.cache.load(key, lambda arrays, _: {
+        split: Features.from_arrays(part(arrays, split), task.About) for split in splits})
     if features is None:
         features = encode()
         splits.cache.save(key, together(features))
@@ -104,7 +108,7 @@ def kept_features(task, splits: Splits, tokenizer, max_pieces: int, overlap: int
     return features
 
 
-def sources(task, files: dict[str, Path]) -> dict[str, Any]:
+def sources(task: Task, files: dict[str, Path]) -> dict[str, Any]:
     """What examples are made from: files, task, options, and the code and libraries that make them."""
     return {"format": FORMAT, "task": task.name, "options": dataclasses.asdict(task.options), "files": digests(files),
             "code": code(task), "tokenizers": tokenizers.__version__, "unicode": unicodedata.unidata_version}
@@ -122,7 +126,7 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
     return result
 
 
-def code(task) -> str:
+def code(task: Task) -> str:
     """SHA-256 of the source of this package and of the file the task was written in."""
     own = Path(__file__).parent.parent
     elsewhere = Path(sys.modules[type(task).__module__].__file__)
@@ -142,7 +146,7 @@ def part(arrays: Arrays, split: str) -> Arrays:
     return {name.removeprefix(f"{split}."): x for name, x in arrays.items() if name.startswith(f"{split}.")}
 
 
-def move_notices(cache: Cache, task) -> None:
+def move_notices(cache: Cache, task: Task) -> None:
     """What the cache has to tell, told with what reading has."""
     task.notices += cache.notices
     cache.notices.clear()

@@ -184,9 +184,9 @@ def test_word_features_label_and_pick_every_word_once(tokenizer, tiny_vocabulary
         assert f.ids[1:-1].tolist() == pieces.ids[start:stop]
         shapes = [pieces.shapes[i] for i in range(start, stop)]
         assert f.types.tolist() == [0, *(2 * s for s in shapes), 0]
-        assert all(x.dtype == np.int64 for x in (f.ids, f.types, f.picks, f.labels, f.targets))
-        assert len(f.picks) == len(f.labels) == len(f.targets)
-        for pick, label, target in zip(f.picks.tolist(), f.labels.tolist(), f.targets.tolist(), strict=True):
+        assert all(x.dtype == np.int64 for x in (f.ids, f.types, f.picks, f.labels, f.about.words))
+        assert len(f.picks) == len(f.labels) == len(f.about.words)
+        for pick, label, target in zip(f.picks.tolist(), f.labels.tolist(), f.about.words.tolist(), strict=True):
             assert label == labels[target]
             assert pieces.words[start + pick - 1] == target and pieces.words.index(target) == start + pick - 1
             assert target not in seen
@@ -203,7 +203,7 @@ def test_first_pieces_are_picked_by_their_spelling(tokenizer, tiny_vocabulary):
     f, = word_features(0, tokenizer.pieces([words])[0], tokenizer, 40, 5, list(range(6)))
     spelt = ["[CLS]", "visited", "z", "##o", "##e", "works", "u", "##n", "##x", "[UNK]", "rain", "[SEP]"]
     assert [tiny_vocabulary[i] for i in f.ids] == spelt
-    assert f.picks.tolist() == [1, 2, 5, 6, 9, 10] and f.labels.tolist() == f.targets.tolist() == [0, 1, 2, 3, 4, 5]
+    assert f.picks.tolist() == [1, 2, 5, 6, 9, 10] and f.labels.tolist() == f.about.words.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 # -------------------------------------------------------------------------------------------------------------- collate

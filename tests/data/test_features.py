@@ -1,7 +1,8 @@
 """features.py: what goes in comes out, number for number; many texts at once are word_features one by one."""
+import json
 import random
 import string
-from dataclasses import fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,17 +10,37 @@ import torch
 
 from minibert.core.batch import Feature, collate
 from minibert.data import features as module
-from minibert.data.features import Features, check_ends, join, narrow, pack, ragged, running, texts_of_words
+from minibert.data.features import (
+    Features,
+    check_ends,
+    concatenate,
+    narrow,
+    pack,
+    ragged,
+    record_from_json,
+    record_to_json,
+    running,
+    texts_of_words,
+)
 from minibert.data.order import epoch_batches
-from minibert.data.rows import word_features
+from minibert.data.rows import WordNumbers, word_features
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.wordlist import Numbering
 from minibert.tasks.conll import Example, Examples
 from minibert.tasks.ner import NER
 from minibert.use.prepare import encode_all
 
-NAMES = [f.name for f in fields(Feature)]
+NAMES = ["ids", "types", "picks", "labels"]
 NOTHING = ["\u200b", "\x01", "", "\u00ad", " "]                                # words without a piece
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record with every kind of field."""
+    number: int
+    share: float
+    first: np.ndarray
+    second: np.ndarray
 
 
 @pytest.fixture
@@ -28,22 +49,30 @@ def tokenizer(tiny_folder) -> Tokenizer:
 
 
 def random_features(count: int, seed: int) -> list[Feature]:
-    """Rows of 0 to 19 pieces, picks in no order, some without picks, some without targets, labels of every size."""
+    """Rows of 0 to 19 pieces, picks in no order, some without picks, labels of every size, fields of every kind."""
     draw, result = np.random.default_rng(seed), []
     for i in range(count):
         T = int(draw.integers(0, 20))
         picks = draw.permutation(T)[:int(draw.integers(0, T + 1))]
-        targets = draw.integers(0, 900, len(picks)) if draw.random() < 0.7 else np.zeros(0, np.int64)
+        n = int(draw.integers(0, 5))
+        about = Sample(int(draw.integers(-9, 2 ** 40)), float(draw.normal()), *draw.integers(-5, 900, (2, n)))
         result.append(Feature(3 * i, draw.integers(0, 31000, T), draw.integers(0, 8, T), picks,
-                              draw.integers(-1, 10 ** int(draw.integers(1, 11)), len(picks)), targets))
+                              draw.integers(-1, 10 ** int(draw.integers(1, 11)), len(picks)), about))
     return result
 
 
 def same(one: Feature, two: Feature) -> None:
     assert one.example == two.example and type(one.example) is int
-    for name in NAMES[1:]:
-        a, b = getattr(one, name), getattr(two, name)
-        assert a.dtype == b.dtype == np.int64 and a.tolist() == b.tolist(), name
+    pairs = [(getattr(one, name), getattr(two, name)) for name in NAMES]
+    assert type(one.about) is type(two.about)
+    for name, value in (vars(one.about) if one.about else {}).items():
+        other = getattr(two.about, name)
+        if isinstance(value, np.ndarray):
+            pairs.append((value, other))
+        else:
+            assert type(value) is type(other) and value == other, name
+    for a, b in pairs:
+        assert a.dtype == b.dtype == np.int64 and a.tolist() == b.tolist()
 
 
 def all_same(found, wanted) -> None:
@@ -82,10 +111,10 @@ def test_a_feature_is_a_copy():
 
 def test_parts_of_different_widths_are_joined():
     parts = [random_features(n, seed=n) for n in (7, 1, 0, 31)]
-    store = join(pack(p) for p in parts)
+    store = concatenate(pack(p) for p in parts)
     all_same(store, [f for p in parts for f in p])
     assert store.checked() is store
-    assert len(join([])) == 0 and list(join([])) == []
+    assert len(concatenate([])) == 0 and list(concatenate([])) == []
 
 
 @pytest.mark.parametrize("values, kind", [
@@ -105,24 +134,59 @@ def test_only_whole_numbers_are_kept():
 
 def test_a_million_sentences_fit():
     """What a sentence of 15 words and 22 pieces costs: 4 + 1 bytes a piece, 3 a word (columns, labels, words)."""
-    rows = [Feature(i, np.full(22, 30000), np.full(22, 6), np.arange(1, 16), np.full(15, 8), np.arange(15))
+    rows = [Feature(i, np.full(22, 30000), np.full(22, 6), np.arange(1, 16), np.full(15, 8),
+                    WordNumbers(np.arange(15)))
             for i in range(200)]
     size = sum(x.nbytes for x in pack(rows).arrays().values())
     assert size <= 200 * (22 * 5 + 15 * 3 + 3 * 8 + 2) + 3 * 8
 
 
 @pytest.mark.parametrize("break_it", [
-    lambda a: a | {"ids": a["ids"][:-1]}, lambda a: a | {"targets": np.append(a["targets"], 0)},
+    lambda a: a | {"ids": a["ids"][:-1]}, lambda a: a | {"about.first": np.append(a["about.first"], 0)},
     lambda a: a | {"piece_ends": a["piece_ends"][:-1]}, lambda a: a | {"pick_ends": a["pick_ends"] + 1},
     lambda a: a | {"piece_ends": a["piece_ends"][[0, 2, 1, *range(3, 10)]]},
     lambda a: a | {"example": a["example"][1:]},
-    lambda a: a | {"labels": a["labels"][1:]}, lambda a: a | {"target_ends": a["target_ends"][1:]}])
+    lambda a: a | {"labels": a["labels"][1:]}, lambda a: a | {"about_ends": a["about_ends"][1:]},
+    lambda a: a | {"about.number": a["about.number"][1:]}, lambda a: a | {"about.share": a["about.share"][:4]}])
 def test_arrays_that_do_not_fit_are_seen(break_it):
-    rows = [Feature(i, *(np.arange(3 + i) for _ in range(5))) for i in range(9)]
+    rows = [Feature(i, *(np.arange(3 + i) for _ in range(4)), Sample(i, i / 7, np.arange(i), np.arange(i)))
+            for i in range(9)]
     arrays = pack(rows).arrays()
-    Features(**arrays).checked()
+    all_same(Features.from_arrays(arrays, Sample), rows)
     with pytest.raises(ValueError, match="ends do not divide"):
-        Features(**break_it(arrays)).checked()
+        Features.from_arrays(break_it(arrays), Sample)
+
+
+def test_rows_without_records_have_no_columns_for_them():
+    rows = [Feature(i, *(np.arange(3 + i) for _ in range(4))) for i in range(5)]
+    arrays = pack(rows).arrays()
+    assert not [name for name in arrays if "about" in name]
+    all_same(Features.from_arrays(arrays, Sample), rows)
+    all_same(concatenate([pack([]), pack(rows[:2]), pack(rows[2:])]), rows)
+
+
+def test_a_record_as_json_is_the_same_record():
+    for f in random_features(20, seed=4):
+        values = json.loads(json.dumps(record_to_json(f.about)))
+        same(Feature(0, f.ids, f.types, f.picks, f.labels, record_from_json(Sample, values)),
+             Feature(0, f.ids, f.types, f.picks, f.labels, f.about))
+    assert record_to_json(None) is None and record_from_json(Sample, None) is None
+    for kind, wrong in ((None, {}), (Sample, {"number": 1}), (Sample, {**values, "share": "x"})):
+        with pytest.raises((KeyError, ValueError)):
+            record_from_json(kind, wrong)
+
+
+def test_the_fingerprint_has_every_number_of_a_row_in_its_place():
+    """Two rows by hand: number, the bits of the float, both arrays."""
+    rows = [Feature(0, *[np.arange(3)] * 4, Sample(7, 1.0, np.array([1, 2]), np.array([3, 4]))),
+            Feature(1, *[np.arange(3)] * 4, Sample(-1, -2.5, np.zeros(0, np.int64), np.zeros(0, np.int64)))]
+    found = pack(rows).fingerprint()
+    one, other = (int(np.array([x]).view(np.int64)[0]) for x in (1.0, -2.5))
+    assert found["targets"].tolist() == [7, one, 1, 2, 3, 4, -1, other] and found["target_ends"].tolist() == [0, 6, 8]
+    plain = pack([Feature(0, *[np.arange(3)] * 4)]).fingerprint()
+    assert plain["target_ends"].tolist() == [0, 0] and len(plain["targets"]) == 0
+    assert set(found) == {"example", "piece_ends", "pick_ends", "ids", "types", "picks", "labels", "targets",
+                          "target_ends"}
 
 
 def test_running_ragged_and_ends_by_hand():
@@ -219,7 +283,7 @@ def test_many_texts_at_once_are_word_features_one_by_one(tokenizer, monkeypatch,
     parts = list(texts_of_words(words, numbers, ends, labels, tokenizer, max_pieces, overlap))
     wanted = [f for i, t in enumerate(texts) if t for f in word_features(
         i, tokenizer.pieces([t])[0], tokenizer, max_pieces, overlap, labels[ends[i]:ends[i + 1]])]
-    found = join(parts)
+    found = concatenate(parts)
     all_same(found, wanted)
     assert found.checked() is found
     windows = len(wanted) - sum(map(bool, texts))
@@ -229,7 +293,7 @@ def test_many_texts_at_once_are_word_features_one_by_one(tokenizer, monkeypatch,
 def test_texts_of_one_length_at_the_limit(tokenizer):
     """6, 7 and 8 pieces in rows of 9: the last two need 7 and a window."""
     texts = [list("abcdef"), list("abcdefg"), list("abcdefgh")]
-    found = join(texts_of_words(*compact(texts), tokenizer, 9, 2))
+    found = concatenate(texts_of_words(*compact(texts), tokenizer, 9, 2))
     assert [(f.example, len(f.ids)) for f in found] == [(0, 8), (1, 9), (2, 9), (2, 5)]
 
 

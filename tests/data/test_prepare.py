@@ -12,10 +12,12 @@ from refusing import refused
 
 import train
 from minibert.data.features import Features
+from minibert.data.rows import WordNumbers
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
+from minibert.tasks.base import Task
 from minibert.tasks.conll import Examples
 from minibert.tasks.ner import NER
 from minibert.use import prepare
@@ -240,13 +242,13 @@ def test_small_data_and_off_keep_nothing(data, tmp_path, tiny_folder, monkeypatc
     assert entries(tmp_path / "c") == {"examples": 1, "features": 1}
 
 
-class Plain:
-    """NER's files and features through nothing but the members that every task has."""
-    name, labels = "plain", LABELS
+class Plain(Task):
+    """NER's files and features, of examples that are no arrays."""
+    name, About = "plain", WordNumbers
 
     def __init__(self):
         self.inner = NER(NER.Options(), LABELS)
-        self.options, self.notices = self.inner.options, self.inner.notices
+        super().__init__(self.inner.options, LABELS)
         self.files = self.inner.files
 
     def read(self, path: Path) -> dict[str, list]:

@@ -13,7 +13,7 @@ from minibert.core.batch import Feature, collate
 from minibert.core.layout import KINDS
 from minibert.core.model import Model
 from minibert.data.order import epoch_batches, shuffled
-from minibert.data.rows import owned_words, poorer_side, windows, word_features
+from minibert.data.rows import context_in_window, owned_words, windows, word_features
 from minibert.data.tokenizer import CASE_SHAPES, Pieces, Tokenizer, wordpiece
 from minibert.settings import TrainConfig
 from minibert.tasks.conll import Example
@@ -127,12 +127,12 @@ def test_first_pieces_types_and_columns_against_a_walk_over_the_text_PIECE_2_PIE
     assert len(features) > 5
     for feature, (start, stop) in zip(features, windows(pieces.words, 18, 8), strict=True):
         assert feature.types.dtype == feature.picks.dtype == np.int64
-        for target, pick, label in zip(feature.targets, feature.picks, feature.labels, strict=True):
+        for target, pick, label in zip(feature.about.words, feature.picks, feature.labels, strict=True):
             assert start + pick - 1 == pieces.words.index(target) and label == 100 + target
         shapes = [{"ada": 0, "Oslo": 1, "RAINED": 2, "visiting": 0, "\u200b": 0, "newPort": 3, "U.S.": 2}[words[w]]
                   for w in pieces.words[start:stop]]
         assert feature.types.tolist() == [0] + [sum([types] * s) for s in shapes] + [0]
-    assert sorted(t for f in features for t in f.targets) == list(range(60))
+    assert sorted(t for f in features for t in f.about.words) == list(range(60))
     assert CASE_SHAPES == ("lower", "title", "upper", "mixed")
 
 
@@ -165,7 +165,7 @@ def test_context_is_counted_piece_by_piece_WIN_1_WIN_2_WIN_3(seed):
     cuts = windows(words, 11, 5)
     assert len(cuts) > 5 and any(cut[1] - cut[0] < sizes[words[cut[0]]] for cut in cuts) == (max(sizes) > 11)
     for a, z in [*cuts, (0, N), (0, 9), (N - 9, N)]:
-        found = poorer_side(begins, last, a, z, N)
+        found = context_in_window(begins, last, a, z, N)
         for w in range(len(sizes)):
             left = sum(a <= p < begins[w] for p in range(N)) if a else math.inf
             right = sum(last[w] < p < z for p in range(N)) if z < N else math.inf
@@ -179,7 +179,7 @@ def test_a_word_longer_than_the_window_has_context_0_WIN_3():
     words, begins = text(sizes), np.cumsum([0, *sizes[:-1]])
     cuts = windows(words, 8, 2)
     assert (5, 13) in cuts
-    assert poorer_side(begins, begins + sizes - 1, 5, 13, len(words))[5] == 0
+    assert context_in_window(begins, begins + sizes - 1, 5, 13, len(words))[5] == 0
     assert [5] in [o.tolist() for o in owned_words(words, cuts)]
 
 
@@ -212,7 +212,7 @@ def test_the_poorest_word_has_half_the_overlap_WIN_6():
         for overlap, more in itertools.product(range(max_pieces // 2 + 1), (1, 7, 40)):
             N = capacity + more
             cuts, numbers = windows(range(N), capacity, overlap), np.arange(N)
-            best = np.max([np.where((a <= numbers) & (numbers < z), poorer_side(numbers, numbers, a, z, N), -1)
+            best = np.max([np.where((a <= numbers) & (numbers < z), context_in_window(numbers, numbers, a, z, N), -1)
                            for a, z in cuts], axis=0)
             claimed = math.floor(overlap / 2)                                 # [WIN-6]
             assert best.min() == claimed
@@ -239,11 +239,11 @@ def test_worked_example_of_windows_WIN_1_WIN_2_PIECE_4(published):
     pieces = published.pieces([SENTENCE])[0]
     words, firsts, lasts = pieces.words, np.array([0, 1, 4, 5, 6, 8, 9]), np.array([0, 3, 4, 5, 7, 8, 9])
     assert windows(words, 6, 3) == [(0, 6), (4, 10)]
-    assert poorer_side(firsts, lasts, 0, 6, 10)[:4].tolist() == [5, 2, 1, 0]
-    assert poorer_side(firsts, lasts, 4, 10, 10)[2:].tolist() == [0, 1, 2, 4, 5]
+    assert context_in_window(firsts, lasts, 0, 6, 10)[:4].tolist() == [5, 2, 1, 0]
+    assert context_in_window(firsts, lasts, 4, 10, 10)[2:].tolist() == [0, 1, 2, 4, 5]
     for feature in word_features(0, pieces, published, 8, 3, range(7)):
         row = " ".join(published.backend.id_to_token(i) for i in feature.ids)
-        numbers, columns = (" ".join(map(str, x)) for x in (feature.targets, feature.picks))
+        numbers, columns = (" ".join(map(str, x)) for x in (feature.about.words, feature.picks))
         assert f"{row:<47} words {numbers:<10} in columns {columns}\n" in PAGE
     assert word_features(0, pieces, published, 8, 3, range(7))[1].picks.tolist() == [2, 3, 5, 6]
 

@@ -397,8 +397,8 @@ def test_transformers_computes_the_logits_of_predict(run):
     for row in rows:
         words = model.task.example(TEXTS[row.example]).words
         first = [(tokenizer(w, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id])[0] for w in words]
-        assert row.ids[row.picks].tolist() == [first[w] for w in row.targets]
-        read += [(row.example, int(w)) for w in row.targets]
+        assert row.ids[row.picks].tolist() == [first[w] for w in row.about.words]
+        read += [(row.example, int(w)) for w in row.about.words]
     assert sorted(read) == [(e, w) for e, t in enumerate(TEXTS) for w in range(len(model.task.example(t).words))]
     if types > 2:                                                            # and the shapes have been learnt
         assert distance(wanted, logits_of(folder, ids, mask, kinds * 0)) > 1e-4

@@ -12,8 +12,10 @@ import train
 from minibert import metrics
 from minibert.checkpoints import weights
 from minibert.checkpoints.weights import read_tokenizer
+from minibert.core.heads import PooledHead
 from minibert.core.model import Model, initialise
-from minibert.tasks.classify import Classify, Example, PooledHead
+from minibert.tasks.classify import Classify, Example
+from minibert.tasks.labelled import Answer
 from minibert.use.predict import load
 
 REVIEWS = ("text,label\nThis is a positive review,positive\nI did not enjoy a minute of it,negative\n"
@@ -97,7 +99,7 @@ def test_labels_that_train_never_saw_are_told_and_count_as_missed():
     found = learnt(["a", "b", "b"])
     found.note_unseen({"dev": [Example("x", ("c",), "f:1"), Example("y", ("a",), "f:2"), Example("z", ("c",), "f:3")]})
     assert found.notices == ["dev has labels that train never saw, which count as missed: c (2 texts)"]
-    scores = found.score([{"a": 0.9, "b": 0.1}] * 2, [Example("x", ("c",), ""), Example("y", ("a",), "")])
+    scores = found.score([Answer({"a": 0.9, "b": 0.1})] * 2, [Example("x", ("c",), ""), Example("y", ("a",), "")])
     assert scores["accuracy"] == 0.5 and scores["confusion"] == [[1, 0], [0, 0]]
     assert scores["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
 
@@ -161,7 +163,8 @@ def test_the_mean_score_of_the_windows_decides():
     found = learnt(["a", "b"])
     scores = [np.array([[0.0, math.log(3)]]), np.array([[math.log(9), math.log(3)]]), np.array([[0.0, math.log(3)]])]
     one, two = found.decode([None, None], [Row(0), Row(0), Row(1)], scores)
-    assert one == pytest.approx({"a": 0.5, "b": 0.5}) and two == pytest.approx({"a": 0.25, "b": 0.75})
+    assert one.probabilities == pytest.approx({"a": 0.5, "b": 0.5})
+    assert two.probabilities == pytest.approx({"a": 0.25, "b": 0.75})
 
 
 @pytest.mark.parametrize("z, p", [(math.log(3), 0.75), (-math.log(4), 0.2), (800.0, 1.0), (-800.0, 0.0)])
@@ -169,7 +172,7 @@ def test_yes_or_no_is_a_sigmoid(z, p):
     found = learnt(["no", "yes"], choice="yes-no")
     assert found.outputs == ["yes"]
     answer, = found.decode([None], [Row(0)], [np.array([[z]])])
-    assert answer == pytest.approx({"no": 1 - p, "yes": p})
+    assert answer.probabilities == pytest.approx({"no": 1 - p, "yes": p})
     assert found.chosen(answer) == (("yes",) if p > 0.5 else ("no",))
 
 
@@ -184,7 +187,7 @@ def test_any_number_of_labels():
 def test_scores_by_hand():
     """Four texts, a a b c, given a b b b: a 1 of 2 found, b 1 of 3 right, c never."""
     found = learnt(["a", "b", "c"])
-    sure = {x: {y: float(x == y) for y in "abc"} for x in "abc"}
+    sure = {x: Answer({y: float(x == y) for y in "abc"}) for x in "abc"}
     examples = [Example("", (x,), "") for x in "aabc"]
     scores = found.score([sure[x] for x in "abbb"], examples)
     assert scores["accuracy"] == scores["micro_f1"] == 0.5
@@ -193,7 +196,7 @@ def test_scores_by_hand():
     assert scores["per_class"]["b"] == {"precision": 1 / 3, "recall": 1.0, "f1": 0.5, "support": 1}
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.5 + 0) / 3)
     assert scores["weighted_f1"] == pytest.approx((2 * 2 / 3 + 0.5) / 4)
-    report = found.report([sure[x] for x in "abbb"], examples)
+    report = found.report(scores)
     assert report.splitlines()[-3:] == ["a  1  1  .", "b  .  1  .", "c  .  1  ."]
 
 
@@ -217,26 +220,26 @@ def test_a_confusion_matrix_with_many_or_long_names_has_numbers():
 
 def test_predictions_that_collapsed():
     found = learnt(["a", "b"])
-    same = [{"a": 0.9, "b": 0.1}] * 3
+    same = [Answer({"a": 0.9, "b": 0.1})] * 3
     assert found.collapsed(same, [Example("", (x,), "") for x in "aab"]) == "a"
     assert found.collapsed(same, [Example("", (x,), "") for x in "aaa"]) is None
-    assert found.collapsed([*same, {"a": 0.1, "b": 0.9}], [Example("", (x,), "") for x in "aabb"]) is None
+    assert found.collapsed([*same, Answer({"a": 0.1, "b": 0.9})], [Example("", (x,), "") for x in "aabb"]) is None
     several = learnt(["a|b", "c"], choice="several")
     answers = [{"a": 0.9, "b": 0.6, "c": 0.2}, {"a": 0.1, "b": 0.2, "c": 0.3}]
     for answer, said in zip(answers, ("a and b", None), strict=True):          # none is where several labels start
-        assert several.collapsed([answer] * 2, [Example("", x, "") for x in (("a", "b"), ("c",))]) == said
+        assert several.collapsed([Answer(answer)] * 2, [Example("", x, "") for x in (("a", "b"), ("c",))]) == said
 
 
 def test_an_answer_as_text():
     """The chosen, the text, the three most probable."""
     found, answer = learnt(list("abcd")), {"a": 0.1, "b": 0.5, "c": 0.15, "d": 0.25}
-    result = found.result(Example("rain", (), ""), answer)
+    result = found.result(Example("rain", (), ""), Answer(answer))
     assert found.render(result, False) == "b  rain\n  b 0.500  d 0.250  c 0.150"
     assert found.render(result, True).startswith("\033[36mb\033[0m  rain")
     several = learnt(["a|b", "c", "d"], choice="several")
     for p, head in (([0.1, 0.2, 0.3, 0.4], "none"), ([0.9, 0.2, 0.6, 0.4], "a c")):
         answer = dict(zip("abcd", p, strict=True))
-        assert several.render(several.result(Example("x", (), ""), answer), False).startswith(f"{head}  x\n")
+        assert several.render(several.result(Example("x", (), ""), Answer(answer)), False).startswith(f"{head}  x\n")
 
 
 # ------------------------------------------------------------------------------------------------- head and folder

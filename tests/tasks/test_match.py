@@ -13,7 +13,8 @@ from minibert.checkpoints import weights
 from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.data.rows import pair_rows
-from minibert.tasks.match import Example, Match
+from minibert.tasks.labelled import Answer
+from minibert.tasks.match import Example, Match, Number
 from minibert.use.predict import load
 
 PAIRS = ("first,second,label\nwhere is my card,has the card been sent,same\nwhere is my card,block the card,different\n"
@@ -72,7 +73,7 @@ def test_columns_that_cannot_be(columns):
 
 @pytest.mark.parametrize("labels, options", [(["a", "a"], {}), ([2.0, 2.0], {"answer": "score"})])
 def test_nothing_to_tell_apart(labels, options):
-    with refused("f:1: all training pairs have the label", "--limit"):
+    with refused("f:1: the training pairs have the labels", "at least two", "--limit"):
         learnt(labels, **options)
 
 
@@ -82,7 +83,7 @@ def test_labels_that_train_never_saw_are_told_and_numbers_never():
     found.note_unseen({"dev": dev})
     assert found.labels == ["a", "b"]
     assert found.notices == ["dev has labels that train never saw, which count as missed: c (1 pairs)"]
-    scores = found.score([{"a": 0.9, "b": 0.1}] * 2, dev)
+    scores = found.score([Answer({"a": 0.9, "b": 0.1})] * 2, dev)
     assert scores["accuracy"] == 0.5 and scores["confusion"] == [[1, 0], [0, 0]]
     number = learnt([1.0, 2.0], answer="score")
     number.note_unseen({"dev": [Example("x", "y", 7.0, "f:1")]})
@@ -164,7 +165,8 @@ def batch_of(found: Match, labels: list):
     rows = []
     for i, label in enumerate(labels):
         number, target = found.numbers(label)
-        rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), np.zeros(1, np.int64), number, target))
+        rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), np.zeros(1, np.int64),
+                            np.array([number]), target))
     return collate(rows)
 
 
@@ -203,9 +205,10 @@ def test_the_mean_of_the_windows_decides():
     found = learnt(["a", "b"])
     scores = [np.array([[0.0, math.log(3)]]), np.array([[math.log(9), math.log(3)]]), np.array([[0.0, math.log(3)]])]
     one, two = found.decode([None, None], [Row(0), Row(0), Row(1)], scores)
-    assert one == pytest.approx({"a": 0.5, "b": 0.5}) and two == pytest.approx({"a": 0.25, "b": 0.75})
+    assert one.probabilities == pytest.approx({"a": 0.5, "b": 0.5})
+    assert two.probabilities == pytest.approx({"a": 0.25, "b": 0.75})
     number = learnt([1.0, 2.0], answer="score")
-    assert number.decode([None], [Row(0), Row(0)], [np.array([[1.0]]), np.array([[4.0]])]) == [{"score": 2.5}]
+    assert number.decode([None], [Row(0), Row(0)], [np.array([[1.0]]), np.array([[4.0]])]) == [Number(2.5)]
 
 
 def test_correlations_by_hand():
@@ -237,12 +240,13 @@ def test_correlations_are_numpys(seed):
 def test_predictions_that_collapsed():
     found, number = learnt(["a", "b"]), learnt([1.0, 2.0], answer="score")
     pair = [Example("", "", y, "") for y in "ab"]
-    assert found.collapsed([{"a": 0.9, "b": 0.1}] * 2, pair) == "a"
-    assert found.collapsed([{"a": 0.9, "b": 0.1}] * 2, pair[:1] * 2) is None
-    assert found.collapsed([{"a": 0.9, "b": 0.1}, {"a": 0.1, "b": 0.9}], pair) is None
+    one, other = Answer({"a": 0.9, "b": 0.1}), Answer({"a": 0.1, "b": 0.9})
+    assert found.collapsed([one] * 2, pair) == "a"
+    assert found.collapsed([one] * 2, pair[:1] * 2) is None
+    assert found.collapsed([one, other], pair) is None
     pair = [Example("", "", y, "") for y in (1.0, 2.0)]
-    assert number.collapsed([{"score": 1.50001}, {"score": 1.50002}], pair) == "1.5"
-    assert number.collapsed([{"score": 1.5}, {"score": 1.6}], pair) is None
+    assert number.collapsed([Number(1.50001), Number(1.50002)], pair) == "1.5"
+    assert number.collapsed([Number(1.5), Number(1.6)], pair) is None
 
 
 @pytest.mark.parametrize("answer, file, kind", [

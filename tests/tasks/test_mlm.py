@@ -1,6 +1,7 @@
 """tasks/mlm.py, wordhead.py, scratch.py, features.spill: text as rows, hiding, the tied head, vocabularies."""
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from minibert.core import byhand
 from minibert.core.batch import collate
 from minibert.core.heads import WordHead
 from minibert.core.model import Model
-from minibert.data.features import join, spill
+from minibert.data.features import concatenate, spill
 from minibert.data.order import row_generator
-from minibert.tasks.mlm import MLM, Lines, hide_pieces, portions, stream, words_and_masks
+from minibert.tasks.mlm import MLM, Hits, TextLines, hide_pieces, hits, portions, stream, words_and_masks
 from minibert.use.prepare import encode_all
 
 TEXT = "Ada met Bruno in Oslo .\n\n\n\n  The rain left Lima today, Clara visited Cairo.\nNordia bought ACME\n"
@@ -36,7 +37,7 @@ def tokenizer(tiny_folder):
 
 
 @pytest.fixture
-def lines(tmp_path) -> Lines:
+def lines(tmp_path) -> TextLines:
     (tmp_path / "train.txt").write_text(TEXT)
     return task().read(tmp_path)["train"]
 
@@ -48,7 +49,7 @@ def test_lines_are_read_when_asked_for(lines):
     assert len(lines) == 3 and lines[2] == "Nordia bought ACME" and lines[-3] == "Ada met Bruno in Oslo ."
     assert list(lines.lines()) == [lines[0], "", lines[1], lines[2]] and list(lines[:1].lines()) == [lines[0]]
     assert len(lines[:2]) == 2 and len(lines[:9]) == 3
-    again = Lines.from_arrays(lines.file, lines.arrays())
+    again = TextLines.from_arrays(lines.file, lines.arrays())
     assert list(again.lines()) == list(lines.lines())
     with pytest.raises(IndexError):
         lines[1:]
@@ -69,7 +70,7 @@ def test_shares_that_cannot_be(hide):
         task(hide=hide)
 
 
-def slow_stream(lines: Lines, tokenizer) -> list[int]:
+def slow_stream(lines: TextLines, tokenizer) -> list[int]:
     """Pieces of the text, line by line, with the library alone; [SEP] between documents."""
     ids = []
     for line in lines.lines():
@@ -105,7 +106,7 @@ def test_case_shapes_are_those_of_words(lines, tiny_folder):
 
 def test_what_is_spilt_is_the_same(lines, tokenizer):
     parts = list(task().encode_many(lines, tokenizer, 9, 3))
-    kept, spilt = join(parts), spill(parts)
+    kept, spilt = concatenate(parts), spill(parts)
     assert isinstance(spilt.ids, np.memmap) and not isinstance(kept.ids, np.memmap)
     for a, b in zip(kept, spilt, strict=True):
         assert all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("example", "ids", "types", "picks"))
@@ -252,7 +253,7 @@ def test_the_tied_decoder_gives_the_word_vectors_two_gradients_TIE_1_TIE_2(tiny_
 
     Apart.word.weight = table
     model.zero_grad()
-    head.__dict__["embeddings"] = Apart
+    head.attach(SimpleNamespace(embeddings=Apart))
     t.loss(model(batch), batch)["pieces"].backward()
     lookup = bert.embeddings.word.weight.grad
     assert torch.allclose(lookup + table.grad, both, rtol=0, atol=1e-12)
@@ -263,19 +264,18 @@ def test_a_uniform_guess_has_the_perplexity_of_the_vocabulary():
     f = task().rows([], None)
     assert f == []
     loss = 7 * math.log(95)
-    scores = task().score([(loss, 1, 7, {3}, None)], ["x"])
+    scores = task().score([Hits(loss, 1, 7, frozenset({3}), None)], ["x"])
     assert scores["perplexity"] == pytest.approx(95) and scores["accuracy"] == pytest.approx(1 / 7)
-    assert "perplexity" in task().report([(loss, 1, 7, {3}, None)], ["x"])
+    assert "perplexity" in task().report(scores)
 
 
 def test_hits_are_those_of_the_scores(tokenizer):
     from minibert.core.batch import Feature
-    from minibert.tasks.mlm import hits
     z = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32))
     f = Feature(0, np.zeros(4, np.int64), np.zeros(4, np.int64), np.array([1, 2]), np.array([1, 2]))
-    loss, right, hidden, guesses, answer = hits(f, z)
-    assert loss == pytest.approx(-math.log(0.25) - math.log(0.7), rel=1e-6)
-    assert (right, hidden, guesses, answer) == (1, 2, {0, 2}, None)
+    found = hits(f, z)
+    assert found.loss == pytest.approx(-math.log(0.25) - math.log(0.7), rel=1e-6)
+    assert (found.right, found.hidden, found.guesses, found.answer) == (1, 2, {0, 2}, None)
 
 
 # -------------------------------------------------------------------------------------------------- run and predict

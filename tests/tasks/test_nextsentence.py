@@ -17,11 +17,11 @@ from minibert.core import byhand
 from minibert.core.batch import Feature, collate
 from minibert.core.heads import NextSentenceHead, firsts
 from minibert.core.model import Model
-from minibert.data.features import join
+from minibert.data.features import concatenate
 from minibert.data.order import row_generator
 from minibert.engines.fast import encoder as fast
 from minibert.files import read_json, write_json
-from minibert.tasks.mlm import MLM, hits
+from minibert.tasks.mlm import MLM, Hits, hits
 from minibert.tasks.next_sentence import FOLLOWS, OTHER, halves, partners, stretches
 
 WORDS = "ada bruno clara oslo lima cairo the met rain old left visited".split()
@@ -59,7 +59,7 @@ def test_halves_are_those_of_the_documents(tokenizer, documents, block):
     shapes = [p % 4 if p != tokenizer.end else 0 for p in flat]
     both = np.array([flat, shapes])
     blocks = [both[:, i:i + block] for i in range(0, len(flat), block)]
-    rows = join(halves(blocks, tokenizer, 14))
+    rows = concatenate(halves(blocks, tokenizer, 14))
     wanted = [s for s in slow_stretches(documents, 11) if len(s) > 1]
     lengths, asked = Counter(map(len, wanted)), 0
     seconds = Counter(tuple(s[len(s) // 2:]) for s in wanted)
@@ -92,7 +92,7 @@ def test_a_half_spelt_like_the_rows_own_follows(tokenizer):
     texts = [[*draw.integers(5, tokenizer.size, 5), *ends[i % 2], tokenizer.end] for i in range(29)]
     flat = np.concatenate(texts)
     own = [tuple(t[5:10]) for t in texts]
-    rows = join(halves([np.array([flat, np.zeros_like(flat)])], tokenizer, 13))
+    rows = concatenate(halves([np.array([flat, np.zeros_like(flat)])], tokenizer, 13))
     seconds, _ = partners(np.full(29, 10), row_generator(1, 0, 0))
     same = [own[j] == own[i] for i, j in enumerate(seconds)]
     assert [int(f.labels[0]) for f in rows] == [FOLLOWS if s else OTHER for s in same]
@@ -103,7 +103,8 @@ def test_what_is_hidden_stays_in_its_half_and_loses_its_letter_case(tokenizer, d
     t = task()
     t.tokenizer = tokenizer
     flat = [p for d in documents for p in (*d, tokenizer.end)]
-    rows = join(halves([np.array([flat, [1 + p % 3 if p != tokenizer.end else 0 for p in flat]])], tokenizer, 14))
+    shapes = [1 + p % 3 if p != tokenizer.end else 0 for p in flat]
+    rows = concatenate(halves([np.array([flat, shapes])], tokenizer, 14))
     moved = 0
     for f, g in zip(rows, t.rows(rows, lambda i: row_generator(0, 1, i)), strict=True):
         changed = g.ids != f.ids
@@ -150,7 +151,7 @@ def example(tiny_config, tokenizer, documents):
     t = task()
     t.tokenizer = tokenizer
     flat = [p for d in documents for p in (*d, tokenizer.end)]
-    rows = list(join(halves([np.array([flat, [0] * len(flat)])], tokenizer, 14)))[:9]
+    rows = list(concatenate(halves([np.array([flat, [0] * len(flat)])], tokenizer, 14)))[:9]
     rows = t.rows(rows, lambda i: row_generator(0, 1, i))
     ids = np.array([tokenizer.start, 7, 8, tokenizer.mask, 9, tokenizer.end])
     rows.insert(4, Feature(0, ids, np.zeros(6, np.int64), np.array([3]), np.array([11])))
@@ -215,11 +216,11 @@ def test_hits_count_the_answer_apart():
     z[0, :2] = 0.0, 2.0
     z[1:] = np.log([[0.5, 0.1, 0.1, 0.1, 0.1, 0.1], [0.05, 0.05, 0.05, 0.05, 0.05, 0.75]])
     f = Feature(0, np.zeros(7, np.int64), np.zeros(7, np.int64), np.array([0, 3, 5]), np.array([1, 2, 5]))
-    loss, right, hidden, guesses, answer = hits(f, z)
-    assert loss == pytest.approx(-np.log(0.1) - np.log(0.75), rel=1e-6)
-    assert (right, hidden, guesses, answer) == (1, 2, {0, 5}, True)
-    scores = task().score([(loss, 1, 2, {0}, True), (0.0, 0, 0, set(), False), (0.0, 0, 0, set(), True)], ["x"])
-    assert scores["next_sentence"] == pytest.approx(2 / 3) and "halves" in task().report([(loss, 1, 2, {0}, True)], [])
+    found = hits(f, z)
+    assert found.loss == pytest.approx(-np.log(0.1) - np.log(0.75), rel=1e-6)
+    assert (found.right, found.hidden, found.guesses, found.answer) == (1, 2, {0, 5}, True)
+    scores = task().score([found, *(Hits(0.0, 0, 0, frozenset(), answer) for answer in (False, True))], ["x"])
+    assert scores["next_sentence"] == pytest.approx(2 / 3) and "halves" in task().report(scores)
 
 
 @pytest.fixture(scope="module")

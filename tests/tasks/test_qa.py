@@ -14,7 +14,7 @@ from minibert.checkpoints import weights
 from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.scores import texts as textscores
-from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, best_span, by_row, edges, first_answer
+from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, Edges, Span, best_span, by_row, edges, first_answer
 from minibert.tasks.squad import Example
 
 TEXT = "Ada met Bruno Keller in Oslo; the rainer visited Lima."
@@ -110,7 +110,7 @@ def encoded(tokenizer, example, max_pieces=40, overlap=6):
 
 def slices(row: Feature, text: str) -> list[str]:
     """The text from where each pick may start an answer to the next place where one may end."""
-    starts, ends = row.targets.reshape(2, -1)
+    starts, ends = row.about.starts, row.about.ends
     return [text[a:next(e for e in ends[i:] if e != NOWHERE)] for i, a in enumerate(starts) if a != NOWHERE]
 
 
@@ -159,7 +159,7 @@ def test_windows_skip_nothing_and_learn_only_what_they_hold(tokenizer, overlap):
     assert len(rows) > 3 and all(len(r.ids) <= 26 for r in rows)
     seen, held = set(), 0
     for row in rows:
-        starts, ends = row.targets.reshape(2, -1)
+        starts, ends = row.about.starts, row.about.ends
         seen |= set(starts[1:].tolist())
         there = at in starts and at + 6 in ends
         held += there
@@ -230,12 +230,13 @@ def test_the_gradient_is_half_of_probabilities_minus_label_SPAN_3():
 
 def feature(starts: list[int], ends: list[int]) -> Feature:
     n = len(starts)
-    return Feature(0, np.arange(n), np.zeros(n, np.int64), np.arange(n), np.full(n, -1), np.array([*starts, *ends]))
+    return Feature(0, np.arange(n), np.zeros(n, np.int64), np.arange(n), np.full(n, -1),
+                   Edges(np.array(starts), np.array(ends)))
 
 
 def slow_best(f: Feature, z: np.ndarray, longest: int) -> tuple[float, int, int]:
     """Every pair of picks, one by one."""
-    starts, ends = f.targets.reshape(2, -1)
+    starts, ends = f.about.starts, f.about.ends
     legal = [(z[i, 0] + z[j, 1] - z[0, 0] - z[0, 1], int(starts[i]), int(ends[j]))
              for i, j in itertools.product(range(len(starts)), repeat=2)
              if i <= j < i + longest and starts[i] != NOWHERE and ends[j] != NOWHERE]
@@ -254,21 +255,21 @@ def test_the_best_span_is_the_best_of_all_SPAN_4(seed):
     for longest in (1, 3, 50):
         lead, start, end = slow_best(f, z, longest)
         found, said = best_span(f, z, longest, always=True)
-        assert (said["start"], said["end"]) == (start, end) and found == pytest.approx(lead, abs=1e-12)
+        assert (said.start, said.end) == (start, end) and found == pytest.approx(lead, abs=1e-12)
         ratio = np.prod([np.exp(z[i, e]) / np.exp(z[:, e]).sum() for e, i in ((0, [*starts].index(start) + 1),
                                                                               (1, [*ends].index(end) + 1))])
-        assert said["probability"] == pytest.approx(ratio, rel=1e-12)
+        assert said.probability == pytest.approx(ratio, rel=1e-12)
         none = np.prod([np.exp(z[0, e]) / np.exp(z[:, e]).sum() for e in (0, 1)])
         assert math.log(ratio / none) == pytest.approx(found, abs=1e-9)        # what the lead means
         _, plain = best_span(f, z, longest, always=False)
-        assert (plain["start"] is None) == (lead < 0)
+        assert (plain.start is None) == (lead < 0)
         if lead < 0:
-            assert plain["probability"] == pytest.approx(none, rel=1e-12)
+            assert plain.probability == pytest.approx(none, rel=1e-12)
 
 
 def test_a_window_without_a_word_says_nothing():
     lead, said = best_span(feature([NOWHERE], [NOWHERE]), np.zeros((1, 2)), 30, always=True)
-    assert lead == -np.inf and said["start"] is None
+    assert lead == -np.inf and said.start is None
 
 
 def test_of_several_windows_the_largest_lead_wins():
@@ -277,14 +278,14 @@ def test_of_several_windows_the_largest_lead_wins():
     scores = [np.array([[9.0, 9], [12, 0], [0, 9]]), np.array([[0.0, 0], [4, 1], [0, 1]])]
     examples = [Example("q", "aaa bbb ccc ddd", (), "")]
     found, = task().decode(examples, [one, two], scores)
-    assert (found["start"], found["end"]) == (8, 11)
+    assert (found.start, found.end) == (8, 11)
     assert task().result(examples[0], found)["answer"] == {"text": "ccc", "start": 8, "end": 11}
 
 
 def test_a_text_of_one_word_longer_than_a_row_has_no_answer():
     row = feature([NOWHERE, 0, NOWHERE], [NOWHERE, NOWHERE, NOWHERE])
     found, = task(answers="all").decode([Example("q", "aaa", (), "")], [row], [np.zeros((3, 2))])
-    assert found["start"] is None
+    assert found.start is None
 
 
 def test_good_lines_come_before_a_bad_one():
@@ -300,10 +301,10 @@ def test_good_lines_come_before_a_bad_one():
 
 def test_what_is_said_of_no_answer():
     e = Example("who?", "Ada", (("Ada", 0),), "")
-    nothing = {"start": None, "end": None, "probability": 0.75}
+    nothing = Span(None, None, 0.75)
     assert task().result(e, nothing) == {"question": "who?", "text": "Ada", "answer": None, "probability": 0.75}
     assert task().render(task().result(e, nothing), False) == "no answer  0.750\n  who?"
-    ada = {"start": 0, "end": 3, "probability": 0.5}
+    ada = Span(0, 3, 0.5)
     assert task().render(task().result(e, ada), False) == "Ada  0.500  characters 0 to 3\n  who?"
     assert task().collapsed([nothing, nothing], [e, e]) == "no answer"
     assert task().collapsed([nothing, ada], [e, e]) is None
@@ -325,10 +326,10 @@ def test_scores_by_hand(gold, guess, exact, f1):
 
 def test_the_task_scores_slices_of_the_text():
     examples = [Example("q", TEXT, (("Bruno Keller", 8), ("Keller", 14)), ""), Example("q", TEXT, (), "")]
-    said = [{"start": 14, "end": 20, "probability": 1.0}, {"start": 0, "end": 3, "probability": 1.0}]
+    said = [Span(14, 20, 1.0), Span(0, 3, 1.0)]
     scores = task().score(said, examples)
     assert (scores["exact"], scores["answered"]["exact"], scores["unanswerable"]["exact"]) == (0.5, 1.0, 0.0)
-    assert "answered        1.000    1.000          1" in task().report(said, examples)
+    assert "answered        1.000    1.000          1" in task().report(scores)
 
 
 def test_a_published_head_is_taken_whatever_its_labels_are_called(tiny_folder, tiny_config, tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_labels_of_training():
     assert found.labels == ["Other", "a", "b"]
     found.note_unseen({"dev": [marked("<e1>a</e1> <e2>b</e2>", "c", "f:1")]})
     assert found.notices == ["dev has labels that train never saw, which count as missed: c (1 sentences)"]
-    with refused("f:1: all training sentences have the label a"):
+    with refused("f:1: the training sentences have the labels a;", "at least two"):
         learnt(["a", "a"])
     note, = learnt(["a", "b"]).notices
     assert "'Other'" in note and "--none" in note
@@ -267,9 +267,9 @@ def test_decoding_and_what_collapsed():
     found = learnt(["a", "b", "Other"])
     row = type("Row", (), {"example": 0})
     answer, = found.decode([None], [row], [np.log([[0.2, 0.5, 0.3]])])
-    assert answer == pytest.approx({"Other": 0.2, "a": 0.5, "b": 0.3})
+    assert answer.probabilities == pytest.approx({"Other": 0.2, "a": 0.5, "b": 0.3})
     examples = [marked("<e1>a</e1> <e2>b</e2>", y, "") for y in ("a", "b")]
     assert found.collapsed([answer] * 2, examples) == "a" and found.collapsed([answer] * 2, examples[:1] * 2) is None
     scores = found.score([answer] * 2, examples)
     assert scores["accuracy"] == 0.5 and scores["relation"]["macro_recall"] == 0.5
-    assert "accuracy of all labels  0.500" in found.report([answer] * 2, examples)
+    assert "accuracy of all labels  0.500" in found.report(scores)

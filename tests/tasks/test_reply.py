@@ -19,13 +19,12 @@ from minibert.checkpoints.weights import read_tokenizer
 from minibert.core import coupled, ops
 from minibert.core.batch import Batch, Feature, collate
 from minibert.data.order import row_generator
-from minibert.tasks.reply import (
+from minibert.tasks.reply import Example, Ranking, Reply
+from minibert.tasks.reply_rows import (
     ANSWER,
     PAIR,
     QUESTION,
-    Example,
-    Ranking,
-    Reply,
+    Role,
     answer_row,
     nearest_others,
     pair_row,
@@ -145,13 +144,13 @@ def test_types_carry_case_shapes_too(tokenizer):
 
 def test_an_update_reads_questions_answers_and_two_pairs_each(tokenizer):
     rows = task().rows(features(tokenizer), None)
-    kinds = [int(r.targets[0]) for r in rows]
+    kinds = [int(r.about.kind) for r in rows]
     assert kinds == [QUESTION] * 5 + [ANSWER] * 5 + [PAIR] * 10
     assert [int(r.labels[0]) for r in rows[10:]] == [1] * 5 + [0] * 5
     numbers = [(text_number(q), text_number(a)) for q, a in PAIRS]
-    assert [tuple(r.targets[1:]) for r in rows[10:15]] == numbers
+    assert [(r.about.question, r.about.answer) for r in rows[10:15]] == numbers
     for row, (q, a) in zip(rows[15:], numbers, strict=True):
-        assert row.targets[1] == q and row.targets[2] != a
+        assert row.about.question == q and row.about.answer != a
     assert task().counts(collate(rows)) == {"answers": 5.0, "pairs": 10.0}
     alone = task(rerank=0).rows(features(tokenizer), None)
     assert len(alone) == 10 and task(rerank=0).counts(collate(alone)) == {"answers": 5.0}
@@ -215,7 +214,7 @@ def test_a_row_of_zeros_has_no_direction_UNIT_1():
 def batch_of(*rows: tuple[int, int, int, int]) -> Batch:
     """Rows of kind, question, answer, label."""
     return collate([Feature(i, np.arange(5), np.zeros(5, np.int64), np.zeros(1, np.int64), np.array([label]),
-                            np.array([kind, q, a])) for i, (kind, q, a, label) in enumerate(rows)])
+                            Role(kind, q, a)) for i, (kind, q, a, label) in enumerate(rows)])
 
 
 # five rows; the third has the first's answer, the fourth repeats the second question, the last has both: so the first

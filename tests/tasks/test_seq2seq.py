@@ -19,7 +19,7 @@ from minibert.core.model import Model
 from minibert.data.features import pack
 from minibert.scores import texts as textscores
 from minibert.tasks.generate import Beams, Writer, extend, write
-from minibert.tasks.seq2seq import Dialogue, Example, Translate, Written, source_row
+from minibert.tasks.seq2seq import Dialogue, Example, Row, Translate, Written, source_row
 
 PAIRS = [("ada met bruno", "bruno left oslo today"), ("the rain left lima", "today it rained"),
          ("acme bought nordia", "ok"), ("who works at globex", "clara stone works at the old bank in cairo"),
@@ -79,7 +79,7 @@ def test_a_raw_source_has_no_target(tokenizer):
     t = task()
     row, = t.encode(3, t.example("ada met bruno"), tokenizer, 30, 6)
     assert spelt(tokenizer, row.ids)[-1] == "[SEP]" and row.labels.tolist() == [-1] and row.picks.tolist() == [4]
-    assert row.targets.tolist() == [5, 13, 0, 0]   # of 30 pieces 13 for the target at most
+    assert row.about == Row(5, 13, 0, 0)   # of 30 pieces 13 for the target at most
     assert t.counts(collate([row], prefix=t.layout([row]))) == {"pieces": 0.0}
 
 
@@ -87,7 +87,7 @@ def test_texts_that_do_not_fit(tokenizer):
     t, (row,) = features(tokenizer, [("oslo " * 30, "lima " * 30)], 20)
     words = spelt(tokenizer, row.ids)
     assert len(words) == 20 and words.count("oslo") == 9 and words.count("lima") == 9
-    assert row.targets.tolist() == [11, 8, 21, 22]
+    assert row.about == Row(11, 8, 21, 22)
     assert spelt(tokenizer, row.labels) == ["lima"] * 9                        # it was cut off, so it does not end
     _, (row,) = features(tokenizer, [("oslo " * 30, "lima " * 3)], 20, longest=3)
     assert spelt(tokenizer, row.labels) == ["lima"] * 3 + ["[SEP]"] and spelt(tokenizer, row.ids).count("oslo") == 14
@@ -137,7 +137,7 @@ def slow_scores(model, t, source: Feature, written: list[int]) -> torch.Tensor:
     """[V] for the next piece, from the whole row computed anew under training's mask."""
     ids = np.concatenate([source.ids, np.array(written, np.int64)])
     row = Feature(0, ids, np.concatenate([source.types, np.ones(len(written), np.int64)]), np.array([len(ids) - 1]),
-                  np.array([-1]), np.array([len(source.ids), 9]))
+                  np.array([-1]), Row(len(source.ids), 9, 0, 0))
     with torch.no_grad():
         return model(collate([row], prefix=t.layout([row])))[0]
 
@@ -255,7 +255,7 @@ def test_scores_of_the_task():
     said = [Written("today , it rained .", 3.0, 4), Written("no", 2.0, 1)]
     scores = task().score(said, examples)
     assert scores["loss_a_piece"] == 1.0 and scores["perplexity"] == pytest.approx(math.e) and scores["exact"] == 0.5
-    assert scores["bleu"] > 50 and "BLEU" in task().report(said, examples)
+    assert scores["bleu"] > 50 and "BLEU" in task().report(scores)
     assert task().collapsed([said[0]] * 2, examples) == said[0].text and task().collapsed(said, examples) is None
 
 

@@ -383,7 +383,7 @@ def run_readers(folder: Path) -> list[Reader]:
     run.lock.close()
     saved = folder / "run" / "checkpoints" / "update-00000001"
     state, marker = (saved / "state.json").read_bytes(), (saved / "complete.json").read_bytes()
-    row = {"example": 3, "ids": [2, 5, 3], "types": [0, 0, 0], "picks": [1], "labels": [0], "targets": [0]}
+    row = {"example": 3, "ids": [2, 5, 3], "types": [0, 0, 0], "picks": [1], "labels": [0], "about": {"words": [0]}}
     update = json.dumps({"update": 5, "said": "x", "settings": {"precision": "fp32"},
                          "micro_batches": [{"process": 0, "number": 0, "rows": [row, row]}]}).encode()
     plain = folder / "plain"                       # a run folder without its checkpoints

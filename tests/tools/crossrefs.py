@@ -120,7 +120,7 @@ def structure(text: str) -> tuple[list[ast.stmt], set[int], dict[int, str]]:
     tree = ast.parse(text)
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     working = [getattr(n, "test", n) for n in ast.walk(tree)       # of an if, its condition
-               if isinstance(n, ast.Assign | ast.AugAssign | ast.Return | ast.Expr | ast.If)]
+               if isinstance(n, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr | ast.If)]
     computing = {line for n in working for line in range(n.lineno, n.end_lineno + 1)}
     comments = {t.start[0]: t.string for t in tokenize.generate_tokens(io.StringIO(text).readline)
                 if t.type == tokenize.COMMENT and t.line.strip() != t.string.strip()}

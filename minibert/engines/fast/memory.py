@@ -21,7 +21,18 @@ def keep_memory() -> None:
         mallopt(M_ARENA_MAX, 1)
 
 
-def give_back() -> None:
-    """Give the free pages of the heap to the system, wherever they lie: the next tensors may not fit between them."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+class Heap:
+    """The heap of a run, whose batches grow at first: a new largest one may not fit between what is freed."""
+
+    def __init__(self):
+        self.largest, self.grown = 0, False        # pieces of a batch so far; whether the last batch set this record
+
+    def settles(self, pieces: int) -> bool:
+        """Whether the heap is still settling: this batch or the one before is larger than all that came earlier."""
+        before, self.grown, self.largest = self.grown, pieces > self.largest, max(pieces, self.largest)
+        return before or self.grown
+
+    def give_back(self) -> None:
+        """Give the free pages of the heap to the system, wherever they lie."""
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)

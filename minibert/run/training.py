@@ -1,0 +1,45 @@
+"""All that a loop needs, ready to begin."""
+import dataclasses
+from typing import Any
+
+import torch
+
+from minibert.checkpoints.weights import Report
+from minibert.core.model import Model
+from minibert.core.optim import Optimizer
+from minibert.core.precision import LossScaler
+from minibert.data.features import Features
+from minibert.data.tokenizer import Tokenizer
+from minibert.engines import Engine
+from minibert.run.processes import Processes
+from minibert.run.progress import Plan
+from minibert.settings import TrainConfig
+from minibert.tasks.base import Task
+from minibert.use.prepare import Splits
+
+
+@dataclasses.dataclass
+class Training:
+    """Made by train.set_up(); what a run reads, changes, saves."""
+    settings: TrainConfig
+    options: Any                                   # the task's own
+    task: Task
+    processes: Processes
+    device: torch.device
+    examples: Splits                               # of each split
+    features: dict[str, Features]
+    model: Model
+    tokenizer: Tokenizer
+    loaded: Report                                 # what became of every tensor of the checkpoint
+    engine: Engine
+    optimizer: Optimizer
+    scaler: LossScaler
+    plan: Plan
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every resolved setting, as train.json has them; the run folder is not known yet."""
+        best = None if self.plan.chosen_by == self.task.best else self.settings.best         # one run to --resume
+        return {**dataclasses.asdict(self.settings), **dataclasses.asdict(self.options), "best": best,
+                "updates": self.plan.total, "threads": torch.get_num_threads(), "processes": self.processes.size,
+                "device": self.device.type, "torch": torch.__version__}

@@ -1,0 +1,120 @@
+"""One answer an example, a label of K: what classify, match and relation share.
+
+A text too long for a row has several rows, windows of it; each learns the label, and the mean of their scores decides.
+"""
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minibert.core.batch import Feature
+from minibert.core.config import BertConfig
+from minibert.core.heads import Head, PooledHead
+from minibert.data.rows import PairRow
+from minibert.errors import MinibertError
+from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
+from minibert.scores.tables import Scores
+from minibert.tasks.base import Example, Result, Task, only_one
+from minibert.tasks.probabilities import mean_scores, softmax
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one example."""
+    probabilities: dict[str, float]                # of every label, in their order
+
+    @property
+    def label(self) -> str:
+        """The most probable."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def ranked(self) -> dict[str, float]:
+        """The most probable first."""
+        return dict(sorted(self.probabilities.items(), key=lambda pair: -pair[1]))
+
+
+class LabelTask(Task[Example, Answer]):
+    """A task of one label an example, read at [CLS]; an example has `text` and `label`, which is None in raw text."""
+    defaults = {"epochs": 8}
+    also_best = {"macro_f1": "max", "weighted_f1": "max"}
+    architecture, problem_type = "BertForSequenceClassification", "single_label_classification"
+    unit = "texts"
+
+    def right(self, example: Example) -> tuple[str, ...]:
+        """The labels of an example: one."""
+        return (example.label,)
+
+    def chosen(self, prediction: Answer) -> tuple[str, ...]:
+        """The labels that a model gives an example: the most probable."""
+        return (prediction.label,)
+
+    def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """The labels of train, sorted. Raises MinibertError for fewer than two."""
+        self.labels = sorted({label for e in splits["train"] for label in self.right(e)})
+        self.refuse_labels(len(self.labels) < 2, "at least two", splits)
+        self.note_unseen(splits)
+
+    def refuse_labels(self, wrong: bool, wanted: str, splits: Mapping[str, Sequence[Example]]) -> None:
+        """Raise MinibertError where the labels of train are too few or too many."""
+        if wrong:
+            raise MinibertError(f"{splits['train'][0].where}: the training {self.unit} have the labels "
+                                f"{', '.join(map(str, self.labels[:5])) or 'none'}; expected {wanted} (is --limit too "
+                                "small?)")
+
+    def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """Count labels that training never saw."""
+        for split, examples in splits.items():
+            there = Counter(label for e in examples for label in self.right(e))
+            self.notices += unseen(split, there, self.labels, "labels", self.unit)
+
+    def number(self, label: str | None) -> int:
+        """Of a label; -1 for one that train never saw: no loss."""
+        return self.labels.index(label) if label in self.labels else -1
+
+    def read_at_cls(self, number: int, rows: Iterable[Feature | PairRow], label: int,
+                    about: object = None) -> list[Feature]:
+        """The rows of example `number`, each read at its [CLS]."""
+        return [Feature(number, row.ids, row.types, np.zeros(1, np.int64), np.array([label]), about) for row in rows]
+
+    def head(self, config: BertConfig) -> Head:
+        """Published as `classifier`, on the pooler."""
+        return PooledHead(config, len(self.outputs))
+
+    def decode(self, examples: Sequence[Example], features: Sequence[Feature],
+               scores: Sequence[np.ndarray]) -> list[Answer]:
+        """The softmax of the mean scores [1,K] of each example's windows."""
+        table = softmax(mean_scores(len(examples), len(self.outputs), features, scores))
+        return [Answer(dict(zip(self.labels, row.tolist(), strict=True))) for row in table]
+
+    def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
+        """label_scores and the confusion matrix."""
+        gold, guess = [self.right(e) for e in examples], [self.chosen(p) for p in predictions]
+        table = confusion([g for g, in gold], [g for g, in guess], self.labels)
+        return {**label_scores(gold, guess, self.labels), "confusion": table}
+
+    def report(self, scores: Scores) -> str:
+        """The table a class, and the confusion matrix where classes are not too many to be read."""
+        table = label_report(scores)
+        if "confusion" not in scores or len(self.labels) > 20:
+            return table
+        return f"{table}\n\n{confusion_report(scores['confusion'], self.labels)}"
+
+    def collapsed(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> str | None:
+        """The one label, or set of labels, that all were given; none of several is where they start."""
+        given = {" and ".join(self.chosen(p)) for p in predictions}
+        return only_one(given, {" and ".join(self.right(e)) for e in examples}) or None
+
+    def shown(self, example: Example) -> Result:
+        """What of an example stands in a result."""
+        return {"text": example.text}
+
+    def result(self, example: Example, prediction: Answer) -> Result:
+        """{what shown() gives, "label", "probabilities": {label: p}}, the most probable first."""
+        return {**self.shown(example), "label": prediction.label, "probabilities": prediction.ranked}
+
+
+def three_best(probabilities: Mapping[str, float]) -> str:
+    """The first three labels of a ranking with their probabilities."""
+    return "  ".join(f"{label} {p:.3f}" for label, p in list(probabilities.items())[:3])
