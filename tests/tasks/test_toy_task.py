@@ -22,7 +22,7 @@ from minibert.tasks import TASKS
 from minibert.tasks.base import Result, Task
 from minibert.use.predict import load
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 
