@@ -1,5 +1,6 @@
 """train.py as a whole: exact accumulation, the run folder, reproducibility, and what gets a clear error."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -479,12 +480,12 @@ def test_the_tables_of_tasks_agree():
         assert kind.name == name and "learning_rate" not in kind.defaults
 
 
-def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tiny_data, tmp_path, capsys):
+def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tiny_data, tmp_path):
     def start(weights_folder: Path, name: str) -> tuple[str, float]:
         folder = train.train(["--weights", str(weights_folder), "--data", str(tiny_data), "--output",
                               str(tmp_path / name), *QUICK, "--max-steps", "1", "--learning-rate", "0", "--seed", "9"])
         before = json.loads((folder / "metrics.json").read_text())["before"]
-        return capsys.readouterr().out, before["test"]["entity"]["f1"]
+        return (folder / "log.txt").read_text(), before["test"]["entity"]["f1"]
 
     reached = json.loads((finished / "metrics.json").read_text())["test"]["entity"]["f1"]
     said, score = start(finished, "same")
@@ -497,6 +498,20 @@ def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tin
     (swapped / "config.json").write_text(json.dumps(config))
     said, score = start(swapped, "other")
     assert "newly initialised: classifier.weight" in said and score != reached
+
+
+def test_what_is_printed_is_in_the_log_and_with_verbose_all_of_the_log(tiny_folder, tiny_data, tmp_path, capsys):
+    printed, logged = {}, {}
+    for name, more in (("few words", ()), ("all", ("--verbose",))):
+        folder = run(tiny_folder, tiny_data, tmp_path / "r", *more)
+        printed[name] = capsys.readouterr().out
+        logged[name] = re.sub(r"^20\d\d-\d\d-\d\d \d\d:\d\d:\d\d ", "", (folder / "log.txt").read_text(), flags=re.M)
+        shutil.rmtree(folder)
+    assert printed["all"] == logged["all"]
+    few = iter(logged["few words"].splitlines())
+    assert all(line in few for line in printed["few words"].splitlines())      # in this order
+    for text in ("settings: task ner, ", "trained, decayed by 0.01: ", "\ndev\n", "\ntest\n"):
+        assert text in logged["few words"] and (text == "\ntest\n") == (text in printed["few words"])
 
 
 @pytest.mark.parametrize("kind", ["dangling link", "device"])
