@@ -516,7 +516,7 @@ def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_fo
         return evaluate(*a)
 
     monkeypatch.setattr(train, "evaluate_split", asked)
-    monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)           # the disk was full at the end
+    monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)   # the disk was full at the end
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
     folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
     for folder in folders:
