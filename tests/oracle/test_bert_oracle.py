@@ -20,7 +20,7 @@ from minibert.errors import MinibertError
 from minibert.settings import TrainConfig
 from minibert.tasks.ner import NER
 from minibert.use.evaluate import score_features
-from minibert.use.predict import FineTuned
+from minibert.use.predict import FineTuned, read_tokenizer
 
 MASKS = ("none", "right", "left", "holes", "mixed")
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-MISC", "I-MISC"]
@@ -77,7 +77,7 @@ def real(minilm):
 
 def rows_of_text(minilm, words, lengths: list[int]) -> torch.Tensor:
     """Real text as ids, [len(lengths), max]; cells past a row's length carry more text."""
-    pieces = minibert.predict.read_tokenizer(minilm, minibert.load_bert(minilm)).pieces(words)
+    pieces = read_tokenizer(minilm, minibert.load_bert(minilm)).pieces(words)
     ids = torch.tensor([i for p in pieces for i in p.ids])
     T = max(lengths)
     rows = torch.stack([ids[k * 97:k * 97 + T] for k in range(len(lengths))])
