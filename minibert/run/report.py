@@ -72,8 +72,8 @@ def describe_group(group: dict[str, Any]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A long line as a paragraph."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    """A long line as a paragraph; a path stays whole."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 class Bar:
