@@ -14,7 +14,7 @@ from minibert.run.processes import ALONE, Processes
 from minibert.run.start import start_model
 from minibert.settings import TrainConfig, resolve
 from minibert.tasks import TASKS
-from minibert.tasks.base import TaskOptions, Task
+from minibert.tasks.base import Task, TaskOptions
 
 
 def settings_of(argv: list[str]) -> tuple[TrainConfig, TaskOptions, set[str]]:
