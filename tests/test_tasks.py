@@ -11,9 +11,11 @@ from conftest import write_tiny_folder
 from torture import same_weights
 
 import train
+from minibert.checkpoints import weights
 from minibert.core import byhand
 from minibert.core.batch import collate
 from minibert.core.heads import Head
+from minibert.data.features import record_from_json, record_to_json
 from minibert.data.order import row_generator
 from minibert.errors import MinibertError
 from minibert.settings import TrainConfig
@@ -21,6 +23,7 @@ from minibert.tasks import TASKS
 from minibert.tasks.base import Task
 from minibert.use.evaluate import at, predict_examples
 from minibert.use.predict import load
+from minibert.use.prepare import encode_all
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 ENGINES = ("autograd", "by-hand", "fast")
@@ -179,6 +182,26 @@ def test_features_from_the_cache_train_alike(folder, tmp_path, run, monkeypatch)
     for name in ("first", "second"):
         train.train([*arguments(run, folder, tmp_path / name, "--max-steps", "2"), "--cache", str(tmp_path / "cache")])
     assert same_weights(tmp_path / "first", tmp_path / "second")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+def test_what_a_row_is_about_goes_through_json(folder, tmp_path, run):
+    """As --replay writes it: the rows of an update have records of RowAbout, features those of About, or none."""
+    name, *words = run
+    _, options, _ = train.resolve_settings(["--task", name, *words])
+    task, (bert, _) = TASKS[name](options), weights.load(folder)
+    tokenizer = weights.read_tokenizer(folder, bert)
+    tokenizer.add(task.new_pieces)
+    splits = {split: examples[:FEW.get(name, 20)] for split, examples in task.read(DATA / name).items()}
+    task.learn_labels(splits)
+    features = list(encode_all(task, splits["train"], tokenizer, 40, 9))[:20]
+    for rows, kind in ((features, task.About), (task.rows(features, lambda i: row_generator(0, 1, i)),
+                                                task.RowAbout or task.About)):
+        for record in (f.about for f in rows):
+            again = record_from_json(kind, json.loads(json.dumps(record_to_json(record))))
+            assert type(again) is type(record) and (record is None or type(record) is kind)
+            for one, other in zip(vars(again).values(), vars(record).values(), strict=True) if record else ():
+                assert np.array_equal(one, other) and type(one) is type(other)
 
 
 TOY = '''

@@ -110,12 +110,12 @@ def fields_of(kind: type | None) -> tuple[Field, ...]:
     return fields(kind) if kind else ()
 
 
-def record_to_json(record: Any) -> dict[str, Any] | None:
+def record_to_json(record: object) -> dict[str, object] | None:
     """The fields of what a feature is about, arrays as lists; None stays None."""
     return record and {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in vars(record).items()}
 
 
-def record_from_json(kind: type | None, values: dict[str, Any] | None) -> Any:
+def record_from_json(kind: type | None, values: Mapping[str, Any] | None) -> object:
     """What record_to_json() was given. Raises KeyError, TypeError or ValueError for values of another kind."""
     if values is None:
         return None
