@@ -1,7 +1,6 @@
 """What every task must do, on the small data that comes with it and a tiny model; adding one takes one file."""
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,29 +201,6 @@ def test_what_a_row_is_about_goes_through_json(folder, tmp_path, run):
             assert type(again) is type(record) and (record is None or type(record) is kind)
             for one, other in zip(vars(again).values(), vars(record).values(), strict=True) if record else ():
                 assert np.array_equal(one, other) and type(one) is type(other)
-
-
-TOY = '''
-from minibert.tasks.classify import Classify
-
-
-class Toy(Classify):
-    """Classification under another name."""
-    name = "toy"
-'''
-
-
-def test_a_new_task_is_one_file_and_one_line(folder, tmp_path, monkeypatch):
-    (tmp_path / "toy_task.py").write_text(TOY)
-    monkeypatch.syspath_prepend(tmp_path)
-    import toy_task
-    monkeypatch.setitem(TASKS, "toy", toy_task.Toy)                            # the line
-    command = arguments(("toy",), folder, tmp_path / "r", "--no-before")
-    command[command.index("--data") + 1] = str(DATA / "classify")
-    assert train.main(command) == 0
-    assert json.loads((tmp_path / "r" / "train.json").read_text())["task"] == "toy"
-    assert load(tmp_path / "r").predict(["rain"])[0]["labels"]
-    sys.modules.pop("toy_task")
 
 
 def test_settings_name_the_tasks_own_options():
