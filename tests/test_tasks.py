@@ -55,7 +55,7 @@ def losses(output: Path) -> list[float]:
 def test_it_is_a_task_and_has_its_small_data(name, tiny_config):
     kind = TASKS[name]
     task = kind(kind.Options())
-    assert isinstance(task, Task) and isinstance(task.head(tiny_config), Head)
+    assert isinstance(task, Task) and isinstance(kind(kind.Options(), ["a", "b"]).head(tiny_config), Head)
     assert kind.name == name and "learning_rate" not in kind.defaults
     splits = task.read(DATA / name)
     least = {"train": 200, "dev": 50, "test": 50}
