@@ -12,32 +12,31 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from loop import Loop  # noqa: E402 (imports this checkout's train.py)
+
 import train  # noqa: E402 (train.py is a script beside the package)
-from minibert.data.order import epoch_batches  # noqa: E402
 
 ENGINES = ("autograd", "by-hand")
 
 
-def prepare(engine: str, precision: str, folder: str) -> tuple[train.Run, list]:
-    """A run that is about to begin, and its batches of the first epoch."""
-    run = train.Run(["--gradients", engine, "--precision", precision, "--output", f"{folder}/{engine}", "--no-before"])
-    return run, epoch_batches(run.lengths, run.settings.batch_size, run.settings.seed, 1)
+def prepare(engine: str, precision: str) -> tuple[Loop, list[np.ndarray]]:
+    """A loop that is about to begin, and the rows of its first updates."""
+    loop = Loop(train.set_up(["--gradients", engine, "--precision", precision, "--device", "cpu"]))
+    return loop, loop.order(1)
 
 
-def update(run: train.Run, numbers, step: int) -> float:
+def update(loop: Loop, numbers: np.ndarray) -> float:
     """Seconds of one update, its batch made before."""
-    batches = train.micro_batches(run.features["train"], numbers, run.task, run.settings, run.tokenizer.pad, "cpu")
+    batches = loop.batches(numbers)
     begin = time.perf_counter()
-    with torch.set_grad_enabled(run.settings.gradients == "autograd"):
-        train.one_update(run.model, run.task, batches, run.optimizer, run.scaler, run.settings, step, 1e-5)
+    loop.update(batches)
     return time.perf_counter() - begin
 
 
@@ -49,14 +48,15 @@ def status(key: str) -> float:
     raise SystemExit(f"/proc/self/status has no {key}; memory is measured on Linux only")
 
 
-def memory(engine: str, precision: str, rounds: int, folder: str) -> None:
+def memory(engine: str, precision: str, rounds: int) -> None:
     """In a process of its own: MB at the peak above what it was before the first update."""
-    run, batches = prepare(engine, precision, folder)
-    longest_first = sorted(batches, key=lambda numbers: -max(run.lengths[i] for i in numbers))
+    loop, order = prepare(engine, precision)
+    lengths = loop.t.features["train"].lengths
+    longest_first = sorted(order, key=lambda numbers: -lengths[numbers].max())
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")              # the peak so far is forgotten
-    for step in range(1, rounds + 1):
-        update(run, longest_first[(step - 1) % 5], step)
+    for i in range(rounds):
+        update(loop, longest_first[i % 5])
     print(json.dumps({"peak": status("VmHWM") - before}))
 
 
@@ -67,17 +67,18 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--memory-of", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if args.memory_of:
-            return memory(args.memory_of, args.precision, args.rounds, folder)
-        runs = {engine: prepare(engine, args.precision, folder) for engine in ENGINES}
-        seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-        for step in range(1, args.rounds + 3):
-            for engine in ENGINES if step % 2 else ENGINES[::-1]:
-                run, batches = runs[engine]
-                took = update(run, batches[step % len(batches)], step)
-                if step > 2:                                   # the first two warm up
-                    seconds[engine].append(took)
+    if args.memory_of:
+        return memory(args.memory_of, args.precision, args.rounds)
+
+    prepared = {engine: prepare(engine, args.precision) for engine in ENGINES}
+    seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for i in range(1, args.rounds + 3):
+        for engine in ENGINES if i % 2 else ENGINES[::-1]:
+            loop, order = prepared[engine]
+            took = update(loop, order[i % len(order)])
+            if i > 2:                              # the first two warm up
+                seconds[engine].append(took)
+
     ratios = [b / a for a, b in zip(*(seconds[e] for e in ENGINES), strict=True)]
     for engine in ENGINES:
         command = [sys.executable, __file__, "--memory-of", engine, "--precision", args.precision,

@@ -111,6 +111,9 @@ def make(spec: dict[str, Any]) -> Any:
     if spec["side"] == "machine":
         from machine import Machine
         return Machine()
+    if spec["side"] == "gpu":
+        from gpu_parts import Parts
+        return Parts(spec)
     if spec["side"] == "minibert":
         from ours import Minibert
         return Minibert(spec)

@@ -164,6 +164,7 @@ def start(folder: Path, weights: str, cache: str) -> dict[str, float]:
     """train.py until it could make its first update."""
     begin = time.perf_counter()
     import train
+    from minibert.run.run import Run
     imported = time.perf_counter()
     phases = {}
 
@@ -178,11 +179,12 @@ def start(folder: Path, weights: str, cache: str) -> dict[str, float]:
     for name in ("read_data", "encode_splits"):
         watched(name)
     with tempfile.TemporaryDirectory() as output:
-        run = train.Run(["--data", str(folder), "--weights", weights, "--cache", cache, "--output", output + "/run"])
-        done = time.perf_counter()
+        t = train.set_up(["--data", str(folder), "--weights", weights, "--cache", cache, "--output", output + "/run"])
+        with Run(t, lambda split: None):
+            done = time.perf_counter()
         return {"seconds": done - begin, "import_seconds": imported - begin, **phases, "peak_MB": status("VmHWM"),
-                "cpu_seconds": time.process_time(), "rows": sum(map(len, run.features.values())),
-                "notes": run.task.notices}
+                "cpu_seconds": time.process_time(), "rows": sum(map(len, t.features.values())),
+                "notes": t.task.notices}
 
 
 def fresh(part: str, *arguments: str) -> dict[str, float]:
@@ -203,33 +205,31 @@ def curve(weights: str, pieces: int, rounds: int) -> dict:
     Attention is the function that mixes rows in training (forward and backward, scores to mixed values, without its
     linear maps), timed alone on arrays of the same shapes, as many times as there are blocks.
     """
+    import dataclasses
+
     import numpy as np
-    import torch
+    from loop import Loop
 
     import train
     from minibert.core.batch import Feature
-    with tempfile.TemporaryDirectory() as output:
-        run = train.Run(["--weights", weights, "--output", output + "/run", "--max-pieces", "512", "--no-before"])
-    config = run.model.bert.config
-    draw = np.random.default_rng(0)
-    result, step = {}, 0
+    loop = Loop(train.set_up(["--weights", weights, "--device", "cpu", "--max-pieces", "512"]))
+    config, settings = loop.t.model.bert.config, loop.t.settings
+    draw, result = np.random.default_rng(0), {}
     for T in (16, 32, 64, 128, 256, 512):
         rows = [Feature(i, draw.integers(1000, config.vocab_size, T), np.zeros(T, np.int64), np.arange(1, T - 1),
-                        draw.integers(0, len(run.task.labels), T - 2)) for i in range(pieces // T)]
+                        draw.integers(0, len(loop.t.task.labels), T - 2)) for i in range(pieces // T)]
         shape = (len(rows), config.num_attention_heads, T, config.head_size)
+        loop.t = dataclasses.replace(loop.t, features={"train": rows})
         updates, attentions = [], []
         for _ in range(rounds + 1):                                           # the first of each warms up
-            step += 1
-            batches = train.micro_batches(rows, np.arange(len(rows)), run.task, run.settings, run.tokenizer.pad,
-                                          torch.device("cpu"))
-            updates.append(timed(train.one_update, run.model, run.task, batches, run.optimizer, run.scaler,
-                                 run.settings, step, 1e-6)[0])
-            attentions.append(attention_seconds(shape, config.attention_probs_dropout_prob, run.settings.precision))
+            batches = loop.batches(np.arange(len(rows)))
+            updates.append(timed(loop.update, batches)[0])
+            attentions.append(attention_seconds(shape, config.attention_probs_dropout_prob, settings.precision))
         whole = statistics.median(updates[1:])
         part = config.num_hidden_layers * statistics.median(attentions[1:])
         result[str(T)] = {"rows": len(rows), "update_seconds": whole, "us_a_piece": 1e6 * whole / (T * len(rows)),
                           "attention_seconds": part, "attention_share": part / whole}
-    return {"precision": run.settings.precision, "rows": result}
+    return {"precision": settings.precision, "rows": result}
 
 
 def attention_seconds(shape: tuple[int, int, int, int], p: float, precision: str) -> float:

@@ -13,7 +13,6 @@ import dataclasses
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,22 +24,19 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from loop import Loop  # noqa: E402 (imports this checkout's train.py)
+
 import train  # noqa: E402 (train.py is a script beside the package)
-from minibert.core import byhand, ops, optim  # noqa: E402
+from minibert.core import ops, optim  # noqa: E402
 from minibert.core.dropout import DropoutMasks  # noqa: E402
-from minibert.data.order import epoch_batches  # noqa: E402
-from minibert.engines.fast import encoder as fast  # noqa: E402
-from minibert.engines.fast import linear as products  # noqa: E402
+from minibert.core.kit import Collector  # noqa: E402
+from minibert.engines import ENGINES  # noqa: E402
+from minibert.engines.fast import engine, kernels  # noqa: E402
 from minibert.engines.fast.adamw import FusedAdamW  # noqa: E402
+from minibert.engines.fast.linear import Linear  # noqa: E402
+from minibert.run.training import Training  # noqa: E402
 
 WARM_UP = 4
-
-
-class AllRead(fast.Read):
-    """As if the head read every piece."""
-
-    def __init__(self, batch: Any):
-        self.rows, self.batch = None, batch
 
 
 def masks_of_16_bits(self: DropoutMasks, site: int, shape: Any, p: float, like: torch.Tensor) -> torch.Tensor:
@@ -56,7 +52,7 @@ def masks_of_16_bits(self: DropoutMasks, site: int, shape: Any, p: float, like: 
 
 def dense_word_gradient(w: torch.Tensor, dout: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """[V,H] with all its zeros."""
-    return fast.aten.embedding_dense_backward(dout, ids, len(w), -1, False)
+    return kernels.aten.embedding_dense_backward(dout, ids, len(w), -1, False)
 
 
 def readable_norm(m: torch.nn.LayerNorm, x: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
@@ -66,7 +62,7 @@ def readable_norm(m: torch.nn.LayerNorm, x: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def readable_norm_backward(m: torch.nn.LayerNorm, dout: torch.Tensor, x: torch.Tensor, cache: Any, _: None,
-                           gradients: byhand.Gradients) -> torch.Tensor:
+                           gradients: Collector) -> torch.Tensor:
     """Its backward by formulas."""
     dx, dw, db = ops.layernorm_backward(ops.at_least_fp32(dout), cache)
     gradients.add((m.weight, dw), (m.bias, db))
@@ -80,56 +76,52 @@ class Variant(NamedTuple):
     rule: type[optim.AdamW] = FusedAdamW
 
 
-def patched(name: str, other: Any) -> Variant:
-    """One name of fast.py replaced."""
-    return Variant(lambda: mock.patch.object(fast, name, other))
+def patched(module: Any, name: str, other: Any) -> Variant:
+    """One name of a module replaced."""
+    return Variant(lambda: mock.patch.object(module, name, other))
 
 
 VARIANTS = {
     "all pieces": Variant(),
-    "products as convolutions": patched("linear_kind", lambda *asked: products.Linear),
-    "the last block on the pieces read": patched("Read", AllRead),
-    "masks ahead, in threads": patched("Ahead", lambda masks, *rest: masks),
-    "masks from one byte a number": Variant(lambda: mock.patch.object(DropoutMasks, "__call__", masks_of_16_bits)),
-    "the word vectors' gradient on their rows": patched("word_gradient", dense_word_gradient),
-    "LayerNorm in one kernel": Variant(lambda: mock.patch.multiple(fast, norm_forward=readable_norm,
+    "products as convolutions": patched(kernels, "linear_kind", lambda *asked: Linear),
+    "the last block on the pieces read": patched(engine, "rows_read", lambda batch, wide: (None, batch)),
+    "masks ahead, in threads": patched(engine, "MasksAhead", lambda masks, *rest: masks),
+    "masks from one byte a number": patched(DropoutMasks, "__call__", masks_of_16_bits),
+    "the word vectors' gradient on their rows": patched(kernels, "word_gradient", dense_word_gradient),
+    "LayerNorm in one kernel": Variant(lambda: mock.patch.multiple(kernels, norm_forward=readable_norm,
                                                                    norm_backward=readable_norm_backward)),
-    "matrices' gradients in bf16 until AdamW": patched("SHORT", None),
+    "matrices' gradients in bf16 until AdamW": patched(engine, "SHORT", None),
     "AdamW in one kernel": Variant(rule=optim.AdamW),
     "all of them: autograd instead": Variant(engine="autograd", rule=optim.AdamW),
 }
 
 
 class Arm:
-    """One variant of the one run: the same model, the same m and s, an optimizer and casts of its own."""
+    """One variant of the one run: the same model, the same m and s, an optimizer and an engine of its own."""
 
-    def __init__(self, run: train.Run, variant: Variant):
-        self.run, self.variant, self.kept = run, variant, fast.Kept()
-        self.settings = dataclasses.replace(run.settings, gradients=variant.engine)
-        self.optimizer = variant.rule(run.optimizer.groups, run.settings.learning_rate)
-        self.optimizer.state = run.optimizer.state
+    def __init__(self, t: Training, variant: Variant):
+        self.variant = variant
+        optimizer = variant.rule(t.optimizer.groups, t.settings.learning_rate)
+        optimizer.state = t.optimizer.state
+        with variant.patched():                    # an engine chooses its products when it is made
+            made = ENGINES[variant.engine](t.model, t.settings.precision)
+        self.loop = Loop(dataclasses.replace(t, engine=made, optimizer=optimizer))
 
-    def update(self, numbers: np.ndarray, step: int) -> float:
+    def update(self, numbers: np.ndarray) -> float:
         """Seconds of one update, its batch made within."""
-        run = self.run
-        run.model.__dict__["_kept"] = self.kept
-        with self.variant.patched(), torch.set_grad_enabled(self.variant.engine == "autograd"):
+        with self.variant.patched():
             begin = time.perf_counter()
-            batches = train.micro_batches(run.features["train"], numbers, run.task, run.settings, run.tokenizer.pad,
-                                          "cpu")
-            train.one_update(run.model, run.task, batches, self.optimizer, run.scaler, self.settings, step, 1e-5)
+            self.loop.update(self.loop.batches(numbers))
             return time.perf_counter() - begin
 
 
-def in_turn(run: train.Run, rounds: int) -> Iterator[dict[str, float]]:
+def in_turn(t: Training, rounds: int) -> Iterator[dict[str, float]]:
     """{variant: seconds} of each round after the warm-up."""
-    arms = {name: Arm(run, variant) for name, variant in VARIANTS.items()}
-    batches = epoch_batches(run.lengths, run.settings.batch_size, run.settings.seed, 1)
-    shuffle = random.Random(0)
-    for step in range(1, rounds + WARM_UP + 1):
-        seconds = {name: arms[name].update(batches[step % len(batches)], step)
-                   for name in shuffle.sample(list(arms), len(arms))}
-        if step > WARM_UP:
+    arms = {name: Arm(t, variant) for name, variant in VARIANTS.items()}
+    order, shuffle = Loop(t).order(1), random.Random(0)
+    for i in range(1, rounds + WARM_UP + 1):
+        seconds = {name: arms[name].update(order[i % len(order)]) for name in shuffle.sample(list(arms), len(arms))}
+        if i > WARM_UP:
             yield seconds
 
 
@@ -141,10 +133,8 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     args = parser.parse_args()
     data = ["--data", args.data] if args.data else []
-    with tempfile.TemporaryDirectory() as folder:
-        run = train.Run([*data, "--precision", args.precision, "--no-before", "--evaluate", "none", "--output",
-                         f"{folder}/run"])
-        rounds = list(in_turn(run, args.rounds))
+    t = train.set_up([*data, "--precision", args.precision, "--device", "cpu", "--max-steps", "100000"])
+    rounds = list(in_turn(t, args.rounds))
     print(f"{args.precision}: {statistics.median(r['all pieces'] for r in rounds) * 1000:.0f} ms an update")
     for name in list(VARIANTS)[1:]:
         low, middle, high = statistics.quantiles([r[name] / r["all pieces"] for r in rounds], n=4)

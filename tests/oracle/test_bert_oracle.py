@@ -2,12 +2,14 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
+from updates import accumulate, build_model
 
 import minibert
 import train
@@ -20,7 +22,7 @@ from minibert.errors import MinibertError
 from minibert.settings import TrainConfig
 from minibert.tasks.ner import NER
 from minibert.use.evaluate import score_features
-from minibert.use.predict import FineTuned, read_tokenizer
+from minibert.use.predict import FineTuned
 
 MASKS = ("none", "right", "left", "holes", "mixed")
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-MISC", "I-MISC"]
@@ -77,7 +79,7 @@ def real(minilm):
 
 def rows_of_text(minilm, words, lengths: list[int]) -> torch.Tensor:
     """Real text as ids, [len(lengths), max]; cells past a row's length carry more text."""
-    pieces = read_tokenizer(minilm, minibert.load_bert(minilm)).pieces(words)
+    pieces = weights.read_tokenizer(minilm, minibert.load_bert(minilm)).pieces(words)
     ids = torch.tensor([i for p in pieces for i in p.ids])
     T = max(lengths)
     rows = torch.stack([ids[k * 97:k * 97 + T] for k in range(len(lengths))])
@@ -287,7 +289,7 @@ def test_gradient_of_the_mean_loss_by_name(random_bert, masks, tmp_path, layout,
     result.loss.backward()
     batch = batch_of(ids, mask, types, labels, layout)
     assert batch.labels.numel() == int((labels != -100).sum()) > 30
-    loss = train.accumulate_gradient(ours, task, [batch], 1.0, TrainConfig(precision="fp32"), step=1)
+    loss = accumulate(ours, task, [batch], 1.0, TrainConfig(precision="fp32"), step=1)
     assert loss == pytest.approx(result.loss.item(), rel=1e-12)
 
     gradient, wanted = published_names(ours), dict(theirs.named_parameters())
@@ -324,7 +326,7 @@ def write_tokenizer(folder, lowercase: bool, form: str) -> int:
 def fine_tune(source, output, *more: str):
     """A real, short run of train.py on data/ner."""
     quick = "--evaluate none --no-before --precision fp32".split()
-    assert train.main(["--task", "ner", "--data", str(train.Path(train.__file__).parent / "data" / "ner"),
+    assert train.main(["--task", "ner", "--data", str(Path(train.__file__).parent / "data" / "ner"),
                        "--weights", str(source), "--output", str(output), *quick, *more]) == 0
     return output
 
@@ -408,8 +410,8 @@ def test_case_shapes_start_as_copies_of_type_0(run, capsys):
     """Every type that the features of a run use descends from type 0 of the checkpoint, the one of a single text."""
     folder, types = run
     model, settings = minibert.load(folder), json.loads((folder / "train.json").read_text())
-    source = weights.load(train.Path(settings["weights"]))[0]
-    grown, tokenizer = train.build_model(train.Path(settings["weights"]), model.task, TrainConfig(
+    source = weights.load(Path(settings["weights"]))[0]
+    grown, tokenizer = build_model(Path(settings["weights"]), model.task, TrainConfig(
         **{k: settings[k] for k in ("weights", "case_shapes", "max_pieces", "overlap")}))
     assert grown.bert.config.type_vocab_size == types
     fresh = FineTuned(grown.bert, grown.head, model.task, tokenizer, model.settings)

@@ -7,10 +7,12 @@ import pytest
 import torch
 import transformers as hf
 from scipy.stats import pearsonr, spearmanr
+from updates import build_model, settings_of
 
 import minibert
 import train
 from minibert import metrics
+from minibert.tasks import TASKS
 from minibert.use.evaluate import score_features
 
 PAIRS = [("where is my card", "has the new card been sent yet?"), ("", "rain"), ("NASA's McCoy sold 1,200.50 €", ""),
@@ -66,10 +68,10 @@ def test_a_published_head_is_taken_over(run, tmp_path):
     theirs = hf.AutoModelForSequenceClassification.from_pretrained(folder)
     theirs.save_pretrained(tmp_path / "theirs")
     shutil.copy(folder / "tokenizer.json", tmp_path / "theirs")
-    settings, options, _ = train.resolve_settings(["--task", "match", "--answer", "score" if count == 1 else "class",
+    settings, options, _ = settings_of(["--task", "match", "--answer", "score" if count == 1 else "class",
                                                    "--case-shapes", "off", "--weights", str(tmp_path / "theirs")])
-    task = train.TASKS["match"](options, minibert.load(folder).task.labels)
-    model, _ = train.build_model(tmp_path / "theirs", task, settings)
+    task = TASKS["match"](options, minibert.load(folder).task.labels)
+    model, _ = build_model(tmp_path / "theirs", task, settings)
     assert torch.equal(model.head.classifier.weight, theirs.classifier.weight)
 
 

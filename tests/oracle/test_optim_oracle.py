@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from transformers.trainer import Trainer
+from updates import accumulate, build_model, one_update
 
 import minibert
 import train
@@ -15,6 +16,7 @@ from minibert.core.batch import Feature, collate
 from minibert.core.model import Model
 from minibert.core.optim import decay_groups
 from minibert.core.precision import LossScaler
+from minibert.engines import ENGINES
 from minibert.settings import TrainConfig
 from minibert.tasks.ner import NER
 
@@ -64,7 +66,7 @@ def names_by_decay(model: Model) -> dict[float, set[str]]:
 
 def test_decay_groups_are_theirs_on_minilm(minilm):
     task = NER(NER.Options(), LABELS)
-    model, _ = train.build_model(minilm, task, TrainConfig())
+    model, _ = build_model(minilm, task, TrainConfig())
     theirs = hf.BertForTokenClassification.from_pretrained(minilm, num_labels=len(LABELS))
     everything = {n for n, _ in theirs.named_parameters()}
     decayed = set(Trainer.get_decay_parameter_names(None, theirs))           # it does not use self
@@ -131,7 +133,7 @@ def our_gradient(model, task, rows, parts: int, layout: str = "rectangle") -> tu
     model.zero_grad()
     batches = train.micro_batches(rows, np.arange(len(rows)), task, settings, 0, CPU)
     assert len(batches) == parts and [len(b.features) for b in batches] == [len(rows) // parts] * parts
-    loss = train.accumulate_gradient(model, task, batches, 1.0, settings, step=1)
+    loss = accumulate(model, task, batches, 1.0, settings, step=1)
     ours = dict(model.named_parameters())
     table = {"bert." + n.published: "bert." + n.ours for n in name_table(model.bert.config, pooler=False)}
     table |= {"classifier.weight": "head.classifier.weight", "classifier.bias": "head.classifier.bias"}
@@ -218,7 +220,8 @@ def test_eight_updates_are_theirs(pair, features, optimizer, clip, tolerance):
     their_optimizer = (torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD)(groups, lr=peak)
     scheduler = hf.get_linear_schedule_with_warmup(their_optimizer, warmup, total + 1)
     their_optimizer.step()                         # no gradient yet, nothing moves: our steps are their steps + 1
-    our_optimizer, scaler = train.build_optimizer(ours, settings), LossScaler(enabled=False)
+    our_optimizer = train.build_optimizer(ours, ENGINES[settings.gradients](ours, settings.precision), settings)
+    scaler = LossScaler(enabled=False)
     start, losses, norms = {n: p.detach().clone() for n, p in theirs.named_parameters()}, [], []
     for step in range(1, total + 1):
         scheduler.step()
@@ -229,7 +232,7 @@ def test_eight_updates_are_theirs(pair, features, optimizer, clip, tolerance):
         norms.append(float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or float("inf"))))
         their_optimizer.step()
         batches = train.micro_batches(features, np.arange(32), task, settings, 0, CPU)
-        found = train.one_update(ours, task, batches, our_optimizer, scaler, settings, step,
+        found = one_update(ours, task, batches, our_optimizer, scaler, settings, step,
                                  minibert.lr_at(step, total, warmup, peak))
         assert found == pytest.approx((losses[-1], norms[-1]), rel=tolerance)
     assert min(norms) > clip and losses[-1] < 0.9 * losses[0]                # every clip bit, and something was learnt

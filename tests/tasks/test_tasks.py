@@ -16,10 +16,11 @@ from minibert.core.batch import collate
 from minibert.core.heads import Head
 from minibert.data.order import row_generator
 from minibert.errors import MinibertError
+from minibert.scores.tables import score_at
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 from minibert.tasks.base import Task
-from minibert.use.evaluate import at, predict_examples
+from minibert.use.evaluate import predict_examples
 from minibert.use.predict import load
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -72,9 +73,9 @@ def test_the_engines_go_the_same_way(folder, tmp_path, run):
     one, two = (json.loads((tmp_path / engine / "metrics.json").read_text()) for engine in ("autograd", "fast"))
     task = load(tmp_path / "fast").task
     best, direction = task.best                    # a decision at the edge may turn
-    assert at(one["dev"], best) == pytest.approx(at(two["dev"], best), rel=1e-3, abs=0.06)
+    assert score_at(one["dev"], best) == pytest.approx(score_at(two["dev"], best), rel=1e-3, abs=0.06)
     for score, wanted in {**task.also_best, best: direction}.items():
-        assert isinstance(at(one["dev"], score), float)
+        assert isinstance(score_at(one["dev"], score), float)
         assert wanted == ("min" if score in ("perplexity", "loss_a_piece") else "max")
 
 

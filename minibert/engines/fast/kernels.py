@@ -180,8 +180,13 @@ def times(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def norm_forward(m: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[P,H] -> out [P,H], mean and 1/sd [P,1]."""
-    return torch.native_layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps)
+    """[P,H] -> out [P,H], mean and 1/sd [P,1].
+
+    Torch's kernel for CPUs reads 16 bits beside weights in 32; that for CUDA takes one number format.
+    """
+    whole = x if x.device.type == "cpu" else x.to(m.weight.dtype)
+    out, mean, rstd = torch.native_layer_norm(whole, m.normalized_shape, m.weight, m.bias, m.eps)
+    return out.to(x.dtype), mean, rstd
 
 
 def norm_backward(m: nn.LayerNorm, dout: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gradients: Collector,
