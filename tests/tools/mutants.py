@@ -314,7 +314,7 @@ def kill(mutant: Mutant, tests: list[str], folders: queue.Queue[str]) -> str:
 
 
 def run(items: dict[str, Item], record: dict[str, dict[str, Any]]) -> Iterator[tuple[Mutant, str]]:
-    """(mutant, its killer or "") for all mutants of the items; ends the program where a test fails before any change."""
+    """(mutant, its killer or "") for all mutants of the items; exits where a test fails before any change."""
     os.environ["OMP_NUM_THREADS"] = "1"
     FORK.set_forkserver_preload(["torch", "pytest", "numpy", "tokenizers", "safetensors.torch"])
     workers, folders = os.cpu_count() or 1, queue.Queue()
@@ -349,7 +349,7 @@ def write(record: dict[str, dict[str, Any]], root: Path = ROOT) -> None:
 
 
 def take(items: dict[str, Item], chosen: list[str], record: dict[str, dict[str, Any]]) -> tuple[int, int]:
-    """Mutate what is chosen, tell and record it key by key, so that an end before the end loses little: (all, alive)."""
+    """(mutants, those alive) of what is chosen; told and recorded key by key, so that an early end loses little."""
     killers: dict[str, list[str]] = {key: [] for key in chosen}
     TABLE.parent.mkdir(exist_ok=True)
     with open(TABLE, "w", encoding="utf-8") as table:

@@ -53,8 +53,8 @@ def test_every_label_and_every_exercise_has_its_dead_mutants_on_record():
     record, items = recorded(), every_item(scan())
     assert list(record) == list(items), "make mutants-changed"
     for key, item in items.items():
-        number, killers, advice = record[key]["mutants"], record[key]["killers"], f"{key}: make mutants-changed"
-        assert number == len(item.mutants) == sum(killers.values()), advice
+        number, killers, advice = len(item.mutants), record[key]["killers"], f"{key}: make mutants-changed"
+        assert record[key]["mutants"] == sum(killers.values()) == number, advice
         assert set(killers) <= {t.split("::")[1] for t in item.tests if "::" in t} or key.startswith("exercise"), advice
 
 
