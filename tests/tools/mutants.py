@@ -296,7 +296,7 @@ def run_tests(folder: str, tests: list[str]) -> str:
         child.terminate()
         child.join()
     if code not in (0, 1):
-        raise RuntimeError(f"pytest on {' '.join(tests)} ended with {code}")
+        raise RuntimeError(f"pytest ended with {code}: {test or ' '.join(tests)}")
     return test
 
 
