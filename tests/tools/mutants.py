@@ -300,16 +300,20 @@ def run_tests(folder: str, tests: list[str]) -> str:
     return test
 
 
-def kill(mutant: Mutant, tests: list[str], folders: queue.Queue[str]) -> str:
-    """The test that killed it, or "" for a mutant that lives."""
+def kill(mutant: Mutant | None, tests: list[str], folders: queue.Queue[str]) -> str:
+    """The test that killed it, or "" for a mutant that lives; of None, the test that fails where nothing is changed."""
     folder = folders.get()
-    file = Path(folder) / mutant.file
-    original = file.read_text("utf-8")
     try:
-        file.write_text(mutant.source, encoding="utf-8")
-        return run_tests(folder, tests)
+        if mutant is None:
+            return run_tests(folder, tests)
+        file = Path(folder) / mutant.file
+        original = file.read_text("utf-8")
+        try:
+            file.write_text(mutant.source, encoding="utf-8")
+            return run_tests(folder, tests)
+        finally:
+            file.write_text(original, encoding="utf-8")
     finally:
-        file.write_text(original, encoding="utf-8")
         folders.put(folder)
 
 
@@ -322,11 +326,13 @@ def run(items: dict[str, Item], record: dict[str, dict[str, Any]]) -> Iterator[t
         for i in range(workers):
             copy_project(Path(base) / str(i))
             folders.put(f"{base}/{i}")
-        untouched = sorted({t for item in items.values() for t in item.tests if "::" in t})
-        if untouched and (test := run_tests(f"{base}/0", untouched)):
-            sys.exit(f"{test} fails before anything was changed")
+        named = sorted({t for item in items.values() for t in item.tests if "::" in t})
+        commands = [item.tests for item in items.values() if "::" not in item.tests[0]]
         pairs = [(m, best_first(item.tests, record.get(key))) for key, item in items.items() for m in item.mutants]
         with ThreadPoolExecutor(workers) as threads:
+            untouched = threads.map(lambda tests: kill(None, tests, folders), filter(None, [named, *commands]))
+            if test := next(filter(None, untouched), ""):
+                sys.exit(f"{test} fails before anything was changed")
             killers = threads.map(lambda pair: kill(*pair, folders), pairs)
             yield from zip((mutant for mutant, _ in pairs), killers, strict=True)
 
