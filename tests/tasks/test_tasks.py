@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import write_tiny_folder
 from torture import same_weights
+from updates import accumulate, settings_of
 
 import train
 from minibert.core import byhand
@@ -99,8 +100,7 @@ NONE = {"qa": {"bert.blocks.1.feedforward_norm.bias", "head.qa_outputs.bias"}}
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
 def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, run):
     """In float64, dropout off: 1 × 32, 4 × 8 and 32 × 1 rows."""
-    whole = train.Run(arguments(run, folder, tmp_path / "r", "--dropout", "0"))
-    whole.lock.close()
+    whole = train.set_up(arguments(run, folder, tmp_path / "r", "--dropout", "0"))
     model, rows = whole.model.double(), np.arange(32)
 
     def gradient(parts: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -108,8 +108,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, run):
         settings = dataclasses.replace(whole.settings, accumulate=parts, batch_size=32)
         batches = train.micro_batches(whole.features["train"], rows, whole.task, settings, whole.tokenizer.pad,
                                       torch.device("cpu"))
-        with torch.set_grad_enabled(settings.gradients == "autograd"):
-            loss = train.accumulate_gradient(model, whole.task, batches, 1.0, settings, step=1)
+        loss = accumulate(model, whole.task, batches, 1.0, settings, step=1)
         return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
 
     loss, wanted = gradient(1)
@@ -130,13 +129,14 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(folder, tmp_path, run, mon
         """Nothing catches it."""
 
     def killed(*a):
-        if a[6] == 7:
+        left.pop()
+        if not left:
             raise Killed
         return update(*a)
 
     command = arguments(run, folder, tmp_path / "r", "--no-before", "--save-every", "3")
     train.train(arguments(run, folder, tmp_path / "whole", "--no-before"))
-    update = train.one_update
+    update, left = train.one_update, list(range(7))
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(train, "one_update", killed)
         train.train(command)
@@ -207,6 +207,6 @@ def test_a_new_task_is_one_file_and_one_line(folder, tmp_path, monkeypatch):
 
 def test_settings_name_the_tasks_own_options():
     for name, kind in TASKS.items():
-        settings, options, _ = train.resolve_settings(["--task", name])
+        settings, options, _ = settings_of(["--task", name])
         assert settings.data == str(train.DATA / name) and type(options) is kind.Options
         assert isinstance(settings, TrainConfig)
