@@ -51,7 +51,7 @@ class Parts:
         """Whether the device still answers: after some errors CUDA does not, until the process ends."""
         try:
             return float(torch.ones(2, device=self.device).sum()) == 2.0
-        except RuntimeError:
+        except Exception:
             return False
 
     def facts(self) -> dict[str, Any]:
