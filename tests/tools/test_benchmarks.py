@@ -313,17 +313,22 @@ def test_its_updates_are_those_of_train(tiny_folder, tiny_data, tmp_path):
 def test_old_beside_new(tiny_folder, tiny_data, tmp_path, monkeypatch):
     """This checkout beside itself; the order is reversed every other time."""
     monkeypatch.setattr(old_new.minibert, "fetch", lambda *_: tiny_folder)
-    options = SimpleNamespace(data=tiny_data, rounds=1, updates=2, warm_up=1, minibert="--max-pieces 24")
-    bench, started = old_new.OldNew(options, ROOT, tmp_path), []
-    start = bench.start
+    options = SimpleNamespace(data=tiny_data, rounds=2, updates=2, warm_up=1, minibert="--max-pieces 24")
+    bench, started, asked = old_new.OldNew(options, ROOT, tmp_path), [], []
+    start, ask = bench.start, workers.Worker.ask
     monkeypatch.setattr(bench, "start", lambda side, precision: started.append(side) or start(side, precision))
+    monkeypatch.setattr(workers.Worker, "ask", lambda worker, job, **arguments: asked.append(
+        (worker.name, job)) or ask(worker, job, **arguments))
     bench.rates("fp32")
+    assert [(name, job) for name, job in asked if job == "updates"] == [
+        (f"{side} fp32", "updates") for side in ("new", "old", "old", "new")]
+    options.rounds = 1
     bench.fresh("fp32")
     assert started == [0, 1, 1, 0, 0, 1]
     assert list(bench.values) == ["training fp32, pieces/s", "scoring fp32, pieces/s",
                                   "start to first update fp32, s", "peak memory fp32, MB"]
     for what, (new, old) in bench.values.items():
-        assert len(new) == len(old) == 1 and min(new + old) > 0, what
+        assert len(new) == len(old) == (2 if "pieces" in what else 1) and min(new + old) > 0, what
     assert bench.values["peak memory fp32, MB"][0][0] > 50
 
 
