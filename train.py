@@ -45,6 +45,7 @@ from minibert.use.prepare import Splits, encode_splits, read_splits
 DATA = Path(os.path.relpath(Path(__file__).resolve().parent / "data"))        # small sets written for this project
 
 
+@torch.no_grad()                                   # torch derives nothing unless the engine says so
 def train(argv: list[str]) -> Path:
     """One run, from the command line's words to the run folder it returns; raises Stopped if it was asked to stop."""
     t = set_up(argv)

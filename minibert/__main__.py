@@ -88,6 +88,7 @@ def run_new(arguments: argparse.Namespace) -> None:
         raise MinibertError(f"--seed is {arguments.seed}; it must be between 0 and 2^63 - 1")
     if arguments.hidden % arguments.heads:
         raise MinibertError(f"--hidden {arguments.hidden} does not divide into --heads {arguments.heads}")
+
     tokenizer = learn_vocabulary(arguments.text, arguments.vocabulary, arguments.cased)
     config = BertConfig(vocab_size=tokenizer.size, hidden_size=arguments.hidden, num_hidden_layers=arguments.layers,
                         num_attention_heads=arguments.heads, intermediate_size=arguments.feedforward,
@@ -163,6 +164,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     model = load(arguments.run, **changes(arguments))
     precision = model.settings["precision"]
     model.tokenizer.case_shapes &= arguments.case_shapes == "on"
+
     splits = model.task.read(arguments.data)
     chosen = [arguments.split] if arguments.split else [s for s in splits if s != "train"]
     if not chosen or chosen[0] not in splits:
@@ -170,6 +172,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     model.task.note_unseen({split: splits[split] for split in chosen})
     for note in model.task.notices:
         print(f"note: {note}", file=sys.stderr)
+
     scores = {}
     for split in chosen:
         examples = splits[split]

@@ -57,7 +57,8 @@ def check_bounds(settings: Any) -> None:
 
 def within(value: float, least: float | None, most: float | None, above: float | None, below: float | None) -> bool:
     """Whether a number keeps to its bounds; one that is not finite keeps to none."""
-    return (math.isfinite(value) and (least is None or value >= least) and (most is None or value <= most)
+    finite = isinstance(value, int) or math.isfinite(value)                    # no float holds an int of 400 digits
+    return (finite and (least is None or value >= least) and (most is None or value <= most)
             and (above is None or value > above) and (below is None or value < below))
 
 

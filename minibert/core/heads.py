@@ -14,7 +14,7 @@ from minibert.core.batch import Batch
 from minibert.core.config import ACTIVATIONS, BertConfig
 from minibert.core.dropout import DropoutMasks
 from minibert.core.layout import moved
-from minibert.core.model import ACTIVATE, Bert, draw, dropout
+from minibert.core.model import ACTIVATE, Bert, draw
 
 Cache = Any                                        # what a forward keeps for its own backward; nobody else looks inside
 Pairs = list[tuple[nn.Parameter, Tensor]]          # (parameter, its gradient)
@@ -38,10 +38,10 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
         """[P,H] -> scores [M,K]; without `masks` no dropout."""
-        raise NotImplementedError
+        return self.forward_by_hand(hidden, batch, masks)[0]
 
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
-        """forward() with what backward_by_hand() needs: [P,H] -> scores, cache."""
+        """[P,H] -> scores [M,K], and what backward_by_hand() needs."""
         raise NotImplementedError
 
     def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
@@ -69,14 +69,8 @@ class TokenHead(Head):
         """The encoder's."""
         return self.encoder[0].pooler
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
-        """[P,H] -> scores [M,outputs] of the batch's picks."""
-        x = hidden.index_select(0, batch.picks).view(-1, self.side_by_side * hidden.shape[1])
-        x = self.pooler(x) if self.uses_pooler else x
-        return self.linear(dropout(x, self.p, masks, self.site))
-
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
-        """forward() with what backward_by_hand() needs: [P,H] -> scores [M,outputs], cache."""
+        """[P,H] -> scores [M,outputs] of the batch's picks, cache."""
         picked, lookup = ops.embedding_forward(batch.picks, hidden)          # a lookup, as word vectors are
         x, dense, curve = picked.view(-1, self.side_by_side * hidden.shape[1]), None, None
         if self.uses_pooler:
@@ -127,15 +121,8 @@ class TowerHead(PooledHead):
     def __init__(self, config: BertConfig):
         super().__init__(config, 1)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
-        """[P,H] -> [B,H+1]: H numbers of the vector, one score."""
-        row, first = rows_of_picks(batch)
-        mean, _ = ops.row_mean_forward(ops.at_least_fp32(hidden.index_select(0, batch.picks)), row, len(first))
-        score = super().forward(hidden, replace(batch, picks=batch.picks[first]), masks)
-        return torch.cat([ops.unit_forward(mean)[0], score.to(mean.dtype)], 1)
-
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
-        """forward() with what backward_by_hand() needs: [P,H] -> [B,H+1], cache."""
+        """[P,H] -> [B,H+1], H numbers of the vector and one score; cache."""
         row, first = rows_of_picks(batch)
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
         mean, means = ops.row_mean_forward(ops.at_least_fp32(picked), row, len(first))
@@ -161,38 +148,27 @@ def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
     return tuple(moved(torch.from_numpy(x), batch.picks.device) for x in (row, first))
 
 
-class Transform(nn.Module):
-    """Linear map, activation, LayerNorm."""
-
-    def __init__(self, c: BertConfig):
-        super().__init__()
-        self.dense = nn.Linear(c.hidden_size, c.hidden_size)
-        self.LayerNorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-
-
-class Predictions(nn.Module):
-    """The transform and a bias a piece; the map between them is the table of word vectors."""
-
-    def __init__(self, c: BertConfig):
-        super().__init__()
-        self.transform, self.bias = Transform(c), nn.Parameter(torch.zeros(c.vocab_size))
-
-
 class WordHead(Head):
-    """Hidden states -> a score for each piece of the vocabulary, by the word vectors themselves (a tied decoder)."""
+    """A score for each piece of the vocabulary: linear map, activation, LayerNorm, and the encoder's word vectors.
+
+    The decoder is tied to them; what it has of its own is a bias a piece.
+    """
     wide = True
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.cls = nn.ModuleDict({"predictions": Predictions(config)})
+        H, predictions = config.hidden_size, nn.Module()
+        predictions.transform = nn.ModuleDict({"dense": nn.Linear(H, H),
+                                               "LayerNorm": nn.LayerNorm(H, eps=config.layer_norm_eps)})
+        predictions.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.cls = nn.ModuleDict({"predictions": predictions})
         self.activation = ACTIVATIONS[config.hidden_act]
 
     @property
     def parts(self) -> tuple[nn.Linear, nn.LayerNorm, nn.Parameter, nn.Parameter]:
-        """dense, LayerNorm, bias [V], word vectors [V,H], which are the encoder's."""
+        """dense, LayerNorm, bias [V], word vectors [V,H]."""
         predictions = self.cls["predictions"]
-        return (predictions.transform.dense, predictions.transform.LayerNorm, predictions.bias,
-                self.encoder[0].embeddings.word.weight)
+        return *predictions.transform.values(), predictions.bias, self.encoder[0].embeddings.word.weight
 
     def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
         """[P,H] -> scores [M,V] of the batch's picks."""
@@ -204,7 +180,7 @@ class WordHead(Head):
         return nn.functional.linear(norm(ACTIVATE[self.activation](dense(x))), words, bias)
 
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
-        """forward() with what backward_by_hand() needs: [P,H] -> scores [M,V], cache."""
+        """[P,H] -> scores [M,V] of the batch's picks, cache."""
         dense, norm, bias, words = self.parts
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
         z, inner = ops.linear_forward(picked, dense.weight, dense.bias)
@@ -252,7 +228,7 @@ class NextSentenceHead(WordHead):
         return with_answers(super().forward(hidden, batch), first, answers)
 
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
-        """forward() with what backward_by_hand() needs: [P,H] -> scores [M,V], cache."""
+        """[P,H] -> scores [M,V] of the batch's picks, cache."""
         first = firsts(batch)
         answers, pooled = self.answers[0].forward_by_hand(hidden, replace(batch, picks=batch.picks[first]))
         scores, words = super().forward_by_hand(hidden, batch)

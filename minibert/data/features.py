@@ -4,8 +4,8 @@
 """
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,89 +19,40 @@ CHUNK = 2 ** 20                                    # words encoded at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Records(Sequence[Any]):
-    """N records of one frozen dataclass, a column a field: int or float [N], or arrays of whole numbers, end to end.
-
-    The arrays of one record have the same length.
-    """
-    kind: type
-    ends: np.ndarray                               # int64 [N+1]: record i has ends[i]:ends[i + 1] of every array
-    columns: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, records: Sequence[Any]) -> "Records":
-        """These, one at least, kept so."""
-        kind, counts, columns = type(records[0]), np.zeros(len(records), np.int64), {}
-        for f in fields(kind):
-            values = [getattr(record, f.name) for record in records]
-            if f.type is np.ndarray:
-                counts = np.array([len(x) for x in values], np.int64)
-                columns[f.name] = narrow(np.concatenate(values))
-            else:
-                columns[f.name] = np.array(values, np.float64) if f.type is float else narrow(np.array(values))
-        return cls(kind, running(counts), columns)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, i: int) -> Any:
-        inside = slice(self.ends[i], self.ends[i + 1])
-        return self.kind(*(self.columns[f.name][inside].astype(np.int64) if f.type is np.ndarray else
-                           f.type(self.columns[f.name][i]) for f in fields(self.kind)))
-
-    def take(self, numbers: np.ndarray) -> "Records":
-        """The records of these numbers, in their order."""
-        counts = np.diff(self.ends)[numbers]
-        cells = ragged(self.ends[numbers], counts)
-        return Records(self.kind, running(counts), {
-            f.name: self.columns[f.name][cells if f.type is np.ndarray else numbers] for f in fields(self.kind)})
-
-    def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 [N+1] ends, numbers): all fields of one record, then those of the next; a float by its bits."""
-        counts = [np.diff(self.ends) if f.type is np.ndarray else np.ones(len(self), np.int64)
-                  for f in fields(self.kind)]
-        ends = running(sum(counts))
-
-        numbers, begins = np.zeros(ends[-1], np.int64), ends[:-1].copy()
-        for f, count in zip(fields(self.kind), counts, strict=True):
-            column = self.columns[f.name]
-            numbers[ragged(begins, count)] = column.view(np.int64) if f.type is float else column
-            begins += count
-        return ends, narrow(numbers)
-
-
-def record_to_json(record: Any) -> dict[str, Any] | None:
-    """The fields of one record, arrays as lists; None stays None."""
-    return None if record is None else {
-        name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in vars(record).items()}
-
-
-def record_from_json(kind: type | None, values: dict[str, Any] | None) -> Any:
-    """What record_to_json() was given. Raises KeyError, TypeError or ValueError for values of another kind."""
-    if values is None:
-        return None
-    if kind is None:
-        raise ValueError("rows of another task")
-    return kind(**{f.name: np.array(values[f.name], np.int64) if f.type is np.ndarray else f.type(values[f.name])
-                   for f in fields(kind)})
-
-
-@dataclass(frozen=True, eq=False)
 class Features(Sequence[Feature]):
-    """N features in arrays; a Feature is made when asked for. A slice is Features again."""
+    """N features in arrays; a Feature is made when asked for. A slice is Features again.
+
+    What they are `about`, a frozen dataclass with fields of int, float or np.ndarray, has a column a field: numbers
+    [N], or arrays of whole numbers end to end; those of one record have the same length.
+    """
     example: np.ndarray                            # [N] number of the example each was cut from
     piece_ends: np.ndarray                         # int64 [N+1]: feature i has pieces piece_ends[i]:piece_ends[i + 1]
     pick_ends: np.ndarray                          # int64 [N+1], the same for picks and labels
+    about_ends: np.ndarray                         # int64 [N+1], the same for the arrays of `about`
     ids: np.ndarray                                # int32, of all features one after the other
     types: np.ndarray                              # this and what follows in the smallest integers that hold it
     picks: np.ndarray
     labels: np.ndarray
-    about: Records | None = None                   # N of them, where the task has something to know of its rows
+    kind: type | None = None                       # of what they are about; None: nothing
+    about: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def lengths(self) -> np.ndarray:
         """int64 [N]: pieces of each feature."""
         return np.diff(self.piece_ends)
+
+    @property
+    def ends(self) -> dict[str, np.ndarray]:
+        """{name: int64 [N+1]} of all that divide columns among the features."""
+        return {"piece_ends": self.piece_ends, "pick_ends": self.pick_ends, "about_ends": self.about_ends}
+
+    @property
+    def columns(self) -> dict[str, tuple[np.ndarray, str]]:
+        """{name: (numbers, the name of the ends that divide them, "" where every feature has one)}."""
+        about = {f"about.{f.name}": (self.about[f.name], "about_ends" if f.type is np.ndarray else "")
+                 for f in fields_of(self.kind)}
+        return {"example": (self.example, ""), "ids": (self.ids, "piece_ends"), "types": (self.types, "piece_ends"),
+                "picks": (self.picks, "pick_ends"), "labels": (self.labels, "pick_ends"), **about}
 
     def __len__(self) -> int:
         return len(self.example)
@@ -110,52 +61,68 @@ class Features(Sequence[Feature]):
         if isinstance(i, slice):
             return self.take(np.arange(len(self))[i])
         i = range(len(self))[i]
-        pieces, picks = (slice(ends[i], ends[i + 1]) for ends in (self.piece_ends, self.pick_ends))
+        pieces, picks, inside = (slice(ends[i], ends[i + 1]) for ends in self.ends.values())
+        about = self.kind and self.kind(*(self.about[f.name][inside].astype(np.int64) if f.type is np.ndarray else
+                                          f.type(self.about[f.name][i]) for f in fields_of(self.kind)))
         return Feature(int(self.example[i]), *(x.astype(np.int64) for x in (
-            self.ids[pieces], self.types[pieces], self.picks[picks], self.labels[picks])),
-            None if self.about is None else self.about[i])
+            self.ids[pieces], self.types[pieces], self.picks[picks], self.labels[picks])), about)
 
     def take(self, numbers: np.ndarray) -> "Features":
         """The features of these numbers, in their order."""
-        pieces, picks = self.lengths[numbers], np.diff(self.pick_ends)[numbers]
-        piece_cells, pick_cells = ragged(self.piece_ends[numbers], pieces), ragged(self.pick_ends[numbers], picks)
-        return Features(self.example[numbers], running(pieces), running(picks), self.ids[piece_cells],
-                        self.types[piece_cells], self.picks[pick_cells], self.labels[pick_cells],
-                        None if self.about is None else self.about.take(numbers))
+        counts = {name: np.diff(ends)[numbers] for name, ends in self.ends.items()}
+        cells = {"": numbers, **{name: ragged(ends[numbers], counts[name]) for name, ends in self.ends.items()}}
+        return Features.from_arrays({**{name: running(n) for name, n in counts.items()},
+                                     **{name: x[cells[ends]] for name, (x, ends) in self.columns.items()}}, self.kind)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the cache keeps: from_arrays() makes the same of it."""
-        own = {name: x for name, x in vars(self).items() if name != "about"}
-        if not self.about:
-            return own
-        return own | {"about_ends": self.about.ends, **{f"about.{name}": x for name, x in self.about.columns.items()}}
+        return {**self.ends, **{name: x for name, (x, _) in self.columns.items()}}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], kind: type | None) -> "Features":
-        """What arrays() gave; `kind`: of its records. Raises ValueError for arrays that do not fit each other."""
-        own = {name: x for name, x in arrays.items() if not name.startswith("about")}
-        if "about_ends" not in arrays:
-            return cls(**own).checked()
-        columns = {name.removeprefix("about."): x for name, x in arrays.items() if name.startswith("about.")}
-        return cls(**own, about=Records(kind, arrays["about_ends"], columns)).checked()
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], kind: type | None) -> "Features":
+        """What arrays() gave, about records of `kind` if it has columns of them."""
+        about = {name.removeprefix("about."): x for name, x in arrays.items() if name.startswith("about.")}
+        own = {name: x for name, x in arrays.items() if not name.startswith("about.")}
+        return cls(**own, kind=kind if about else None, about=about)
 
     def checked(self) -> "Features":
-        """self; raises ValueError where arrays that came from outside do not fit each other."""
-        divided = [(self.piece_ends, self.ids), (self.piece_ends, self.types), (self.pick_ends, self.picks),
-                   (self.pick_ends, self.labels)]
-        if self.about is not None:
-            every = np.arange(len(self) + 1)
-            divided += [(self.about.ends if f.type is np.ndarray else every, self.about.columns[f.name])
-                        for f in fields(self.about.kind)]
-        for ends, numbers in divided:
-            check_ends(ends, len(self), len(numbers))
+        """self; raises ValueError or KeyError where arrays that came from outside do not fit each other."""
+        for numbers, ends in self.columns.values():
+            check_ends(self.ends[ends] if ends else np.arange(len(numbers) + 1), len(self), len(numbers))
         return self
 
     def fingerprint(self) -> dict[str, np.ndarray]:
-        """What tells these rows from any others, whatever the fields of their records are called."""
-        ends, numbers = self.about.flat() if self.about else (np.zeros(len(self) + 1, np.int64), np.zeros(0, np.int8))
-        own = {name: x for name, x in vars(self).items() if name != "about"}
-        return own | {"target_ends": ends, "targets": numbers}
+        """What tells these rows from others: every number, those of a record in one stretch, floats by their bits."""
+        columns = [x for name, x in self.columns.items() if name.startswith("about.")]
+        counts = [np.diff(self.about_ends) if ends else np.ones(len(self), np.int64) for _, ends in columns]
+        every = running(sum(counts, np.zeros(len(self), np.int64)))
+
+        numbers, begins = np.zeros(every[-1], np.int64), every[:-1].copy()
+        for (x, _), count in zip(columns, counts, strict=True):
+            numbers[ragged(begins, count)] = x.view(np.int64) if x.dtype == np.float64 else x
+            begins += count
+        own = {name: x for name, x in self.arrays().items() if not name.startswith("about")}
+        return {**own, "target_ends": every, "targets": narrow(numbers)}
+
+
+def fields_of(kind: type | None) -> tuple[Field, ...]:
+    """The fields of a dataclass; of none none."""
+    return fields(kind) if kind else ()
+
+
+def record_to_json(record: Any) -> dict[str, Any] | None:
+    """The fields of what a feature is about, arrays as lists; None stays None."""
+    return record and {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in vars(record).items()}
+
+
+def record_from_json(kind: type | None, values: dict[str, Any] | None) -> Any:
+    """What record_to_json() was given. Raises KeyError, TypeError or ValueError for values of another kind."""
+    if values is None:
+        return None
+    if kind is None:
+        raise ValueError("rows of another task")
+    return kind(*(np.array(values[f.name], np.int64) if f.type is np.ndarray else f.type(values[f.name])
+                  for f in fields(kind)))
 
 
 def narrow(values: np.ndarray) -> np.ndarray:
@@ -189,42 +156,36 @@ def ragged(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def pack(features: Iterable[Feature]) -> Features:
-    """Any features, one by one, as arrays; all have a record of one kind, or none has."""
+    """Any features, one by one, as arrays; all are about a record of one kind, or none is."""
     rows = list(features)
     flat = {name: np.concatenate([np.zeros(0, np.int64), *(vars(f)[name] for f in rows)])
             for name in ("ids", "types", "picks", "labels")}
-    ends = [running(np.array([len(vars(f)[name]) for f in rows], np.int64)) for name in ("ids", "picks")]
-    about = Records.of([f.about for f in rows]) if rows and rows[0].about is not None else None
-    return compact(np.array([f.example for f in rows], np.int64), *ends, about, **flat)
+    kind = type(rows[0].about) if rows and rows[0].about is not None else None
+    counts, about = [0] * len(rows), {}
+    for f in fields_of(kind):
+        values = [vars(row.about)[f.name] for row in rows]
+        if f.type is np.ndarray:
+            counts, about[f.name] = [len(x) for x in values], narrow(np.concatenate(values))
+        else:
+            about[f.name] = np.array(values, np.float64) if f.type is float else narrow(np.array(values))
+
+    ends = [running(np.array(n, np.int64)) for n in ([len(f.ids) for f in rows], [len(f.picks) for f in rows], counts)]
+    return compact(np.array([f.example for f in rows], np.int64), *ends, kind=kind, about=about, **flat)
 
 
-def compact(example: np.ndarray, piece_ends: np.ndarray, pick_ends: np.ndarray, about: Records | None = None, *,
-            ids: np.ndarray, **others: np.ndarray) -> Features:
+def compact(example: np.ndarray, *ends: np.ndarray, ids: np.ndarray, kind: type | None = None,
+            about: Mapping[str, np.ndarray] | None = None, **others: np.ndarray) -> Features:
     """Features with every array in its narrow form."""
-    return Features(narrow(example), piece_ends, pick_ends, narrow(ids).astype(np.int32, casting="safe"),
-                    **{name: narrow(x) for name, x in others.items()}, about=about)
+    return Features(narrow(example), *ends, narrow(ids).astype(np.int32, casting="safe"),
+                    **{name: narrow(x) for name, x in others.items()}, kind=kind, about=about or {})
 
 
 def concatenate(parts: Iterable[Features]) -> Features:
     """All parts as one, in their order."""
-    every = list(parts) or [pack([])]
-    flat = {name: np.concatenate([vars(p)[name] for p in every]) for name in ("example", "ids", "types", "picks",
-                                                                              "labels")}
-    ends = {name: joined_ends([vars(p)[name] for p in every]) for name in ("piece_ends", "pick_ends")}
-
-    records = [p.about for p in every if p.about]
-    about = Records(records[0].kind, joined_ends([r.ends for r in records]), {
-        name: np.concatenate([r.columns[name] for r in records]) for name in records[0].columns}) if records else None
-    return Features(**flat, **ends, about=about)
-
-
-def joined_ends(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The ends of stretches that come one part after the other.
-
-    >>> joined_ends([np.array([0, 3, 5]), np.array([0, 2])]).tolist()
-    [0, 3, 5, 7]
-    """
-    return running(np.concatenate([np.diff(ends) for ends in parts]))
+    every = [part for part in parts if len(part)] or [pack([])]
+    ends = {name: running(np.concatenate([np.diff(p.ends[name]) for p in every])) for name in every[0].ends}
+    columns = {name: np.concatenate([p.columns[name][0] for p in every]) for name in every[0].columns}
+    return Features.from_arrays(ends | columns, every[0].kind)
 
 
 def spill(parts: Iterable[Features]) -> Features:
@@ -303,5 +264,5 @@ def one_row_each(example: np.ndarray, counts: np.ndarray, words: np.ndarray, lab
     picks = word_ends[:-1] - np.repeat(word_ends[text_ends[:-1]], counts) + 1
 
     numbers = narrow(np.arange(len(words)) - np.repeat(text_ends[:-1], counts))
-    about = Records(WordNumbers, text_ends, {"words": numbers})
-    return compact(example, piece_ends, text_ends, about, ids=ids, types=types, picks=picks, labels=labels)
+    return compact(example, piece_ends, text_ends, text_ends, kind=WordNumbers, about={"words": numbers}, ids=ids,
+                   types=types, picks=picks, labels=labels)

@@ -26,6 +26,7 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
         there = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and f.is_file())
     except OSError as e:
         raise MinibertError(f"{folder}: cannot be read ({e.strerror})") from None
+
     found = {}
     for split, names in SPLITS.items():
         files = [f for f in there if f.stem in names]
@@ -115,6 +116,7 @@ def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, l
             row = json.loads(text)
         except (ValueError, RecursionError) as e:
             raise MinibertError(f"{file}:{line}: not JSON ({e}); expected an object a line") from None
+
         if "\\ud" in text.lower() and not encodable(row):
             raise MinibertError(f"{file}:{line}: \\ud... is half of a pair that UTF-8 cannot write; mend the line")
         if not isinstance(row, dict):

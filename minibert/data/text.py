@@ -63,6 +63,7 @@ def boundary(text: str, i: int, start: int, end: int) -> bool:
             return True                            # possessives and contractions: Merkel | 's
     if is_letter(before) and is_letter(here):
         return False
+
     inside = i if not is_letter(here) else i - 1   # the punctuation mark in question
     joins = (start < inside < end - 1 and is_letter(text[inside - 1]) and is_letter(text[inside + 1])
              and (text[inside] in "-‐‑'’.&@_·/:" or (text[inside] == "," and text[inside + 1].isdecimal()

@@ -163,6 +163,7 @@ class Tokenizer:
                                                                  add_special_tokens=False)):
                 ids.append(np.array(e.ids, np.int64))
                 owners.append(np.array(e.word_ids, np.int64) + i + TEXT * number)
+
         flat, owner = np.concatenate(ids), np.concatenate(owners)
         counts = np.bincount(owner, minlength=len(words))
         empty = np.flatnonzero(counts == 0)                                   # words that give no piece

@@ -14,8 +14,8 @@ from minibert.run.folder import RunFolder
 from minibert.run.progress import Plan, Progress
 from minibert.run.terminal import interpreter
 from minibert.run.training import Training
+from minibert.scores.tables import score_at
 from minibert.settings import TrainConfig
-from minibert.use.evaluate import at
 
 WIDTH = 100                                        # columns
 BORING = {"task", "data", "weights", "output", "epochs", "max_steps", "batch_size", "learning_rate", "precision",
@@ -72,8 +72,8 @@ def describe_group(group: dict[str, Any]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A long line as a paragraph."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    """A long line as a paragraph; a path stays whole."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 class Bar:
@@ -118,13 +118,17 @@ def summarise(folder: RunFolder, t: Training, before: dict[str, Any], after: dic
     """The table of the last split, the others in log.txt; before -> after, where it is, what to type next."""
     key = t.plan.chosen_by[0]
     for split, scores in after.items():
-        table = f"\n{split}\n{t.task.report(scores, before.get(split))}"
-        (folder.tell if split == list(after)[-1] else folder.note)(table)
+        for when, found in (("before", before.get(split)), ("now", scores)):
+            if found:
+                folder.note(f"\n{split}, {when}\n{t.task.report(found)}")
+    if after:
+        split, scores = list(after.items())[-1]
+        folder.tell(f"\n{split}\n{t.task.summary(scores, before.get(split))}")
 
     folder.tell(f"\ntrained: {speed['steps']:,} updates, {speed['pieces']:,} pieces in {speed['seconds']:.0f} s "
                 f"({speed['pieces_per_second']:,.0f} pieces/s)")
     for split, scores in after.items():
-        was = f"{at(before[split], key):.3f} -> " if split in before else ""
-        folder.tell(f"{split} {key}: {was}{at(scores, key):.3f}")
+        was = f"{score_at(before[split], key):.3f} -> " if split in before else ""
+        folder.tell(f"{split} {key}: {was}{score_at(scores, key):.3f}")
     folder.tell(f"run folder: {folder.path} (all tables and settings: log.txt, all scores: metrics.json)\n"
                 f"next: {interpreter()} -m minibert predict {shlex.quote(str(folder.path))} \"{t.task.trial}\"")

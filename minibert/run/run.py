@@ -20,8 +20,9 @@ from minibert.run.resume import RunStore
 from minibert.run.stopping import Stopped, StopRequest
 from minibert.run.terminal import resume_command
 from minibert.run.training import Training
+from minibert.scores.tables import score_at
 from minibert.settings import TrainConfig
-from minibert.use.evaluate import Evaluation, at
+from minibert.use.evaluate import Evaluation
 
 
 class Run:
@@ -140,7 +141,7 @@ class Run:
         key, found, value = self.plan.chosen_by[0], None, math.nan
         if "dev" in self.plan.scored:
             found = self.evaluate("dev")
-            value = at(found.scores, key)
+            value = score_at(found.scores, key)
             if self.at.step > self.at.scored and found.collapsed:
                 self.folder.tell(report.collapse(epoch, found.collapsed, self.settings.learning_rate))
             self.folder.log({"step": self.at.step, "epoch": epoch, "split": "dev", **found.scores})

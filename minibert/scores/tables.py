@@ -30,6 +30,13 @@ def averaged(rows: Mapping[str, Row], micro: Mapping[str, float]) -> dict[str, f
     return scores
 
 
+def score_at(scores: Scores, path: str) -> float:
+    """The number at a dotted path, such as "entity.f1"."""
+    for key in path.split("."):
+        scores = scores[key]
+    return scores
+
+
 # ---- tables
 
 
@@ -42,6 +49,18 @@ def table(*groups: Mapping[str, Row]) -> str:
         for name, row in group.items():
             numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
             lines.append(f"{name:{width}}  {numbers}  {row['support']:9d}")
+    return "\n".join(lines)
+
+
+def compared(rows: Mapping[str, Row], before: Mapping[str, Row]) -> str:
+    """Text with a line a row: precision, recall, F1; and F1 as it was, where `before` has rows."""
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  {'precision':>9}  {'recall':>9}  {'f1-score':>9}"
+             + f"  {'f1 before':>9}" * bool(before) + f"  {'support':>9}"]
+    for name, row in rows.items():
+        was = f"  {before.get(name, {}).get('f1', 0.0):9.3f}" * bool(before)
+        numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
+        lines.append(f"{name:{width}}  {numbers}{was}  {row['support']:9d}")
     return "\n".join(lines)
 
 

@@ -117,6 +117,7 @@ def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
             return 0.0
         missing += not shared
         logs += math.log(shared / there if shared else 1 / (2 ** missing * there)) / 4
+
     right, guess = (sum(len(pair[side]) for pair in pairs) for side in (0, 1))
     return 100 * math.exp(logs + min(0.0, 1 - right / guess))
 

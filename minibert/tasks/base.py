@@ -21,7 +21,7 @@ from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, score_at
 
 Example, Prediction = TypeVar("Example"), TypeVar("Prediction")
 Result = dict[str, Any]                            # a prediction as JSON
@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
+class TaskOptions:
     """A task's own options: each field is made by options.option()."""
 
     def check_changes(self, changes: Mapping[str, object]) -> None:
@@ -46,7 +46,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class TableOptions(Options):
+class TableOptions(TaskOptions):
     """Options of a task that reads tables: `columns` names columns, its default says how many."""
     columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
 
@@ -75,7 +75,7 @@ class Task(Generic[Example, Prediction]):
     also_best: dict[str, str] = {}                 # {score: "max" or "min"}: those that may do so in its place
     architecture = "BertForTokenClassification"    # the published class that opens a run folder
     problem_type: str | None = None                # the published config's word for the kind of labels
-    Options: type[Options] = Options
+    Options: type[TaskOptions] = TaskOptions
     suffixes: Sequence[str] = TABLES               # of its data files
     Examples: type | tuple[()] = ()                # class of what read() gives, if the cache can keep that
     About: type | None = None                      # class of what its features are `about`
@@ -208,6 +208,14 @@ class Task(Generic[Example, Prediction]):
         """What score() gave as text, here a number a line."""
         return "\n".join(f"{name:14}{value:12,.3f}" for name, value in scores.items())
 
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """The scores that an epoch can be chosen by, a line each, and as they were `before`."""
+        lines = [f"{'':20}  {'now':>10}" + f"  {'before':>10}" * bool(before)]
+        for path in dict.fromkeys([self.best[0], *self.also_best]):
+            was = f"  {score_at(before, path):10.3f}" if before else ""
+            lines.append(f"{path:20}  {score_at(scores, path):10.3f}{was}")
+        return "\n".join(lines)
+
     def collapsed(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> str | None:
         """The one label that everything was given, if the examples have more than one; None otherwise."""
         return None
@@ -235,6 +243,13 @@ def text_of(value: object, where: str) -> str:
     """A value of a table that must be a text. Raises MinibertError for another."""
     if not isinstance(value, str):
         raise MinibertError(f"{where}: the text is {value!r}, not a string")
+    return value
+
+
+def filled(value: object, where: str, wanted: str) -> str:
+    """The same of a text that must not be empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise MinibertError(f"{where}: {str(value)[:60]!r} is no text; expected {wanted}")
     return value
 
 

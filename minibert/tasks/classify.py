@@ -78,10 +78,7 @@ class Classify(LabelTask[Example]):
         """The label that each score speaks for: with --choice yes-no only the second."""
         return self.labels[1:] if self.options.choice == "yes-no" else self.labels
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
-        """The rows of a table."""
         return [Example(text_of(text, where), self.read_labels(label, where), where)
                 for where, (text, label) in read_table(file, self.options.names)]
 
@@ -102,7 +99,6 @@ class Classify(LabelTask[Example]):
         return example.labels
 
     def example(self, text: str) -> Example:
-        """Raw text."""
         return Example(text, (), "text")
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
@@ -123,7 +119,6 @@ class Classify(LabelTask[Example]):
         return {"class_weights": self.weights.tolist()} if self.options.class_weights == "balanced" else {}
 
     def recall(self, learnt: Mapping[str, object]) -> None:
-        """Take them back. Raises MinibertError where they do not fit."""
         if self.options.class_weights != "balanced":
             return
         weights = learnt.get("class_weights", [1.0] * len(self.labels))
@@ -132,8 +127,6 @@ class Classify(LabelTask[Example]):
             raise MinibertError(f"the class weights are {str(weights)[:60]}; expected a positive number for each of "
                                 f"{len(self.labels)} labels")
         self.weights = torch.tensor(weights, dtype=torch.float64)
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -189,8 +182,6 @@ class Classify(LabelTask[Example]):
             return {"texts": ops.soft_cross_entropy_backward(1.0, (z, targets * keep))}
         return {"texts": ops.bce_backward(1.0, (z, targets)) * keep}
 
-    # ---------------------------------------------------------------------------------------- scores -> text and score
-
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Answer]:
         """Probabilities from the mean score over a text's windows, by a softmax or by sigmoids."""
@@ -201,13 +192,11 @@ class Classify(LabelTask[Example]):
         return [Answer(dict(zip(self.labels, row.tolist(), strict=True))) for row in p]
 
     def chosen(self, prediction: Answer) -> tuple[str, ...]:
-        """The most probable label, or with --choice several all that are more probable than not."""
         if self.options.choice == "several":
             return tuple(sorted(label for label, p in prediction.probabilities.items() if p > 0.5))
         return (prediction.label,)
 
     def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
-        """label_scores; with one label a text the confusion matrix too."""
         if self.options.choice != "several":
             return super().score(predictions, examples)
         return label_scores([e.labels for e in examples], [self.chosen(p) for p in predictions], self.labels)

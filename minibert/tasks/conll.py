@@ -155,6 +155,7 @@ def read_examples(file: Path, whole: bool) -> Examples:
             tags.extend(map(names.__getitem__, sentence.tags))
             ends.append(len(numbers))
             lines.append(sentence.line)
+
     first = np.array(documents) if whole else np.arange(len(lines))          # sentence where each example begins
     return Examples(file, words.words(), names.words(), np.array(numbers, np.int32), narrow(np.array(tags)),
                     np.array(ends), np.append(first, len(lines)), np.array(lines)[first])
@@ -188,6 +189,7 @@ def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
             if len(parsed) >= REMEMBERED:
                 parsed.clear()
             parsed[line] = columns(text, f"{file}:{number}")
+
         if current is None:
             current = Sentence([], [], number)
         word, tag = parsed[line]

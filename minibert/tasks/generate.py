@@ -28,9 +28,11 @@ class Writer:
         R, S = self.source = live.shape
         self.lengths = live.sum(1)                                             # [R] of the sources
         self.written = 0
+
         # which keys there are: the live ones of the source, later the pieces written
         self.live = torch.cat([live, live.new_zeros(R, longest)], 1)
         self.keys, self.values = [], []            # of each block [R,A,S+longest,D]
+
         with torch.inference_mode(), autocast(precision, self.device):
             x = model.bert.embeddings(batch.ids, batch.types, batch.layout.position)
             for block in model.bert.blocks:
@@ -115,6 +117,7 @@ def extend(texts: list[Beams], owners: Sequence[int], logs: np.ndarray, pieces: 
         text = texts[number]
         rows = range(begin, begin + len(text.open))
         begin += len(text.open)
+
         ways = sorted(((so_far + log, row, piece) for (so_far, _), row in zip(text.open, rows, strict=True)
                        for log, piece in zip(logs[row].tolist(), pieces[row].tolist(), strict=True)),
                       key=lambda way: -way[0])
@@ -125,6 +128,7 @@ def extend(texts: list[Beams], owners: Sequence[int], logs: np.ndarray, pieces: 
                 text.done.append((log / (len(before) + 1) ** length_penalty, before))
             elif piece != end and len(going) < beams:
                 going.append((log, row, piece))
+
         text.open = [(log, [*text.open[row - rows[0]][1], piece]) for log, row, piece in going]
         if len(text.done) >= beams or not going:
             continue

@@ -14,7 +14,7 @@ from minibert.core.heads import Head, PooledHead
 from minibert.data.rows import PairRow
 from minibert.errors import MinibertError
 from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, averages, compared
 from minibert.tasks.base import Example, Result, Task, only_one
 from minibert.tasks.probabilities import mean_scores, softmax
 
@@ -64,7 +64,6 @@ class LabelTask(Task[Example, Answer]):
                                 "small?)")
 
     def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
-        """Count labels that training never saw."""
         for split, examples in splits.items():
             there = Counter(label for e in examples for label in self.right(e))
             self.notices += unseen(split, there, self.labels, "labels", self.unit)
@@ -79,7 +78,6 @@ class LabelTask(Task[Example, Answer]):
         return [Feature(number, row.ids, row.types, np.zeros(1, np.int64), np.array([label]), about) for row in rows]
 
     def head(self, config: BertConfig) -> Head:
-        """Published as `classifier`, on the pooler."""
         return PooledHead(config, len(self.outputs))
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
@@ -89,20 +87,23 @@ class LabelTask(Task[Example, Answer]):
         return [Answer(dict(zip(self.labels, row.tolist(), strict=True))) for row in table]
 
     def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
-        """label_scores and the confusion matrix."""
         gold, guess = [self.right(e) for e in examples], [self.chosen(p) for p in predictions]
         table = confusion([g for g, in gold], [g for g, in guess], self.labels)
         return {**label_scores(gold, guess, self.labels), "confusion": table}
 
     def report(self, scores: Scores) -> str:
-        """The table a class, and the confusion matrix where classes are not too many to be read."""
         table = label_report(scores)
         if "confusion" not in scores or len(self.labels) > 20:
             return table
         return f"{table}\n\n{confusion_report(scores['confusion'], self.labels)}"
 
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """A line a class, where they are not too many, and the averages."""
+        few = len(scores["per_class"]) <= 20
+        return compared(*({**(s["per_class"] if few else {}), **averages(s)} if s else {} for s in (scores, before)))
+
     def collapsed(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> str | None:
-        """The one label, or set of labels, that all were given; none of several is where they start."""
+        """None for no label of several too: that is where they start."""
         given = {" and ".join(self.chosen(p)) for p in predictions}
         return only_one(given, {" and ".join(self.right(e)) for e in examples}) or None
 

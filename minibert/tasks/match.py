@@ -21,7 +21,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import correlations
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, TableOptions, coloured, only_one, text_of
+from minibert.tasks.base import Result, TableOptions, Task, coloured, only_one, text_of
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import mean_scores
 
@@ -66,10 +66,7 @@ class Match(LabelTask[Example]):
             self.best, self.also_best = ("pearson", "max"), {"spearman": "max", "mse": "min"}
             self.problem_type = "regression"
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
-        """The rows of a table."""
         return [Example(text_of(first, where), text_of(second, where), self.read_label(label, where), where)
                 for where, (first, second, label) in read_table(file, self.options.names)]
 
@@ -96,18 +93,14 @@ class Match(LabelTask[Example]):
         self.labels = ["score"] if self.numeric else self.labels
 
     def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
-        """Count labels that training never saw; any number will do."""
         if not self.numeric:
             super().note_unseen(splits)
 
     def example(self, text: str) -> Example:
-        """Raw text, "first ||| second"."""
         texts = [part.strip() for part in text.split(BAR)]
         if len(texts) != 2:
             raise MinibertError(f"{text[:60]!r}: expected two texts with {BAR} between")
         return Example(*texts, None, "text")
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -141,36 +134,33 @@ class Match(LabelTask[Example]):
         right = torch.tensor([f.about.score for f in batch.features], dtype=torch.float64)
         return z * known, right.to(z)[:, None] * known
 
-    # ---------------------------------------------------------------------------------------- scores -> text and score
-
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Answer | Number]:
-        """Probabilities, or a number, from the mean over a pair's windows."""
         if not self.numeric:
             return super().decode(examples, features, scores)
         return [Number(score) for score, in mean_scores(len(examples), 1, features, scores).tolist()]
 
     def score(self, predictions: Sequence[Answer | Number], examples: Sequence[Example]) -> Scores:
-        """label_scores and the confusion matrix, or correlations."""
         if not self.numeric:
             return super().score(predictions, examples)
         return correlations([e.label for e in examples], [p.score for p in predictions])
 
     def report(self, scores: Scores) -> str:
-        """The table a class and the confusion matrix, or the correlations."""
         if not self.numeric:
             return super().report(scores)
         return "\n".join(f"{name:9}{value:>10,}" if name == "support" else f"{name:9}{value:10.3f}"
                          for name, value in scores.items())
 
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """The table a class, or the correlations."""
+        return Task.summary(self, scores, before) if self.numeric else super().summary(scores, before)
+
     def collapsed(self, predictions: Sequence[Answer | Number], examples: Sequence[Example]) -> str | None:
-        """The one answer that all pairs were given."""
         if not self.numeric:
             return super().collapsed(predictions, examples)
         return only_one({f"{p.score:.3g}" for p in predictions}, {str(e.label) for e in examples})
 
     def shown(self, example: Example) -> Result:
-        """Both texts."""
         return {"first": example.first, "second": example.second}
 
     def result(self, example: Example, prediction: Answer | Number) -> Result:
@@ -180,6 +170,5 @@ class Match(LabelTask[Example]):
         return {**self.shown(example), "score": prediction.score}
 
     def render(self, result: Result, colour: bool) -> str:
-        """The answer, then the two texts."""
         said = f"{result['score']:.2f}" if self.numeric else three_best(result["probabilities"])
         return f"{coloured(said, colour)}\n  {result['first']}\n  {result['second']}"

@@ -26,8 +26,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Options as TaskOptions
-from minibert.tasks.base import Result, RowDraw, Scorer, coloured
+from minibert.tasks.base import Result, RowDraw, Scorer, TaskOptions, coloured
 from minibert.tasks.next_sentence import halves
 from minibert.tasks.vocabulary import VocabularyTask
 
@@ -124,22 +123,16 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         if options.next_sentence:
             self.architecture = "BertForPreTraining"
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> TextLines:
-        """Plain text. Raises MinibertError with file:line for bytes that are none."""
         count = sum(bool(line.strip()) for line in read_lines(file))
         if not count:
             raise MinibertError(f"{file}: no text in it")
         return TextLines(file, count)
 
     def example(self, text: str) -> str:
-        """Raw text with [MASK] where a piece is wanted."""
         if HIDDEN not in text:
             raise MinibertError(f"{text[:60]!r}: expected {HIDDEN} in it")
         return text
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: str, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most."""
@@ -209,8 +202,6 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         y, first = batch.labels, firsts(batch)
         return {"pieces": y.index_fill(0, first, -1), "next": torch.full_like(y, -1).index_copy(0, first, y[first])}
 
-    # ---------------------------------------------------------------------------------------- scores -> text and score
-
     def infer(self, score: Scorer, examples: Sequence[str], features: Sequence[Feature]) -> list[Hits | Filling]:
         """Of raw text decode(); of a file's rows hits(), the same pieces hidden every time."""
         if not isinstance(examples, TextLines):
@@ -245,12 +236,10 @@ class MLM(VocabularyTask[str, Hits | Filling]):
                 **({"next_sentence": sum(answers) / len(answers)} if answers else {})}
 
     def collapsed(self, predictions: Sequence[Hits], examples: Sequence[str]) -> str | None:
-        """The one piece that was guessed everywhere."""
         given = set().union(*(p.guesses for p in predictions))
         return self.tokenizer.backend.id_to_token(given.pop()) if len(given) == 1 else None
 
     def report(self, scores: Scores) -> str:
-        """The scores, one a line."""
         text = (f"perplexity    {scores['perplexity']:12,.2f}\nloss a piece  {scores['loss_a_piece']:12.3f}\n"
                 f"accuracy      {scores['accuracy']:12.3f}\nhidden        {scores['support']:12,}")
         return text + (f"\nhalves        {scores['next_sentence']:12.3f}" if "next_sentence" in scores else "")
@@ -262,7 +251,6 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         return {"text": example, "masks": masks}
 
     def render(self, result: Result, colour: bool) -> str:
-        """The text, and for each [MASK] its five pieces."""
         best = ["  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"]) for mask in result["masks"]]
         return "\n".join([result["text"], *(f"  {coloured(line, colour)}" for line in best)])
 
@@ -373,5 +361,5 @@ def as_rows(ids: np.ndarray, shapes: np.ndarray, tokenizer: Tokenizer, number: i
     types = np.zeros((n, C + 2), np.int64)
     types[:, 1:-1] = tokenizer.types * shapes
     nothing = np.zeros(0, np.int64)
-    return compact(np.arange(number, number + n), (C + 2) * np.arange(n + 1), np.zeros(n + 1, np.int64),
+    return compact(np.arange(number, number + n), (C + 2) * np.arange(n + 1), *[np.zeros(n + 1, np.int64)] * 2,
                    ids=whole.ravel(), types=types.ravel(), picks=nothing, labels=nothing)

@@ -17,10 +17,9 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import unseen
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, compared
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
-from minibert.tasks.base import Options as TaskOptions
-from minibert.tasks.base import Result, Task, only_one
+from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.conll import SUFFIXES, Example, Examples, begins_wrongly, has_documents, read_examples
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
@@ -44,8 +43,6 @@ class NER(Task[Example, list[str]]):
     unit = "words"
     suffixes = SUFFIXES
     Options, Examples, About = Options, Examples, WordNumbers
-
-    # --------------------------------------------------------------------------------------------- text -> examples
 
     def read(self, path: Path) -> dict[str, Examples]:
         """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
@@ -74,16 +71,12 @@ class NER(Task[Example, list[str]]):
         self.note_unseen(splits)
 
     def note_unseen(self, splits: Mapping[str, Examples]) -> None:
-        """Count tags that training never saw."""
         for split, examples in splits.items():
             self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
 
     def example(self, text: str) -> Example:
-        """Raw text, cut into words as newspaper corpora are."""
         spans = split_words(text)
         return Example([text[a:b] for a, b in spans], [], [0] if spans else [], "text", text, spans)
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -102,11 +95,8 @@ class NER(Task[Example, list[str]]):
         return texts_of_words(examples.words, examples.numbers, examples.word_ends, known[examples.tags], tokenizer,
                               max_pieces, overlap)
 
-    # ---------------------------------------------------------------------------------------- scores -> text and score
-
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[list[str]]:
-        """One tag a word."""
         table = [np.zeros((len(e.words), len(self.labels)), np.float32) for e in examples]
         for feature, rows in zip(features, scores, strict=True):
             table[feature.example][feature.about.words] = rows
@@ -116,7 +106,6 @@ class NER(Task[Example, list[str]]):
                 for e, t in zip(examples, table, strict=True)]
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:
-        """Entities with conlleval's meaning, and single tags."""
         gold, guess = sentences(predictions, examples)
         tags = tag_scores(gold, guess)
         return {"entity": entity_scores(gold, guess),
@@ -124,11 +113,13 @@ class NER(Task[Example, list[str]]):
                 "words": sum(len(g) for g in gold)}
 
     def report(self, scores: Scores) -> str:
-        """The table a tag and the table an entity type."""
         return f"{tag_table(scores['tags']['per_tag'], scores['tags']['micro_f1'])}\n\n{entity_table(scores['entity'])}"
 
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """Entities, a line a type."""
+        return compared(*({**s["entity"]["types"], "all": s["entity"]} if s else {} for s in (scores, before)))
+
     def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
-        """The one tag that all words were given."""
         return only_one({tag for tags in predictions for tag in tags}, {tag for e in examples for tag in e.tags})
 
     def result(self, example: Example, prediction: list[str]) -> Result:
@@ -140,7 +131,7 @@ class NER(Task[Example, list[str]]):
         return {"text": example.text, "entities": found}
 
     def render(self, result: Result, colour: bool) -> str:
-        """Angela Merkel [PER] met Tim Cook [PER] …, coloured on a terminal; spans below."""
+        """Angela Merkel [PER] met Tim Cook [PER] …, a colour a type; spans below."""
         line, spans, at = "", [], 0
         for e in result["entities"]:
             word = f"{e['text']} [{e['type']}]"

@@ -105,5 +105,5 @@ def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, s
     types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
     other = np.bincount(np.repeat(np.arange(n), b), own[0] != given[0], n) > 0  # a half like its own does follow
     answers = np.where(other, OTHER, FOLLOWS)[asked]
-    return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), ids=whole[0], types=types,
-                   picks=np.zeros_like(answers), labels=answers)
+    return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), np.zeros(n + 1, np.int64),
+                   ids=whole[0], types=types, picks=np.zeros_like(answers), labels=answers)

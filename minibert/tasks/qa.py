@@ -25,8 +25,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import answer_report, answer_scores
-from minibert.tasks.base import Options as TaskOptions
-from minibert.tasks.base import Result, Task, coloured
+from minibert.tasks.base import Result, Task, TaskOptions, coloured
 from minibert.tasks.probabilities import softmax
 from minibert.tasks.squad import Example, read_squad
 
@@ -74,10 +73,7 @@ class QA(Task[Example, Span]):
     def __init__(self, options: Options, labels: Sequence[str] = ()):
         super().__init__(options, labels or ["start", "end"])
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
-        """The questions of a file in the layout of SQuAD, 1.1 or 2.0."""
         return list(read_squad(file))
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
@@ -88,19 +84,15 @@ class QA(Task[Example, Span]):
             self.notices.append("no question of train is without an answer; --answers all would answer every one")
 
     def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
-        """Count the questions without an answer that --answers all must miss."""
         for split, examples in splits.items():
             if (without := sum(e.answers == () for e in examples)) and self.options.answers == "all":
                 self.notices.append(f"{split} has {without} questions without an answer, which --answers all must miss")
 
     def example(self, text: str) -> Example:
-        """Raw text, "question ||| text"."""
         question, bar, context = text.partition(BAR)
         if not bar or not question.strip() or not context.strip():
             raise MinibertError(f"{text[:60]!r}: expected a question and a text with {BAR} between")
         return Example(question.strip(), context.strip(), None, "text")
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -112,7 +104,6 @@ class QA(Task[Example, Span]):
                                                                                overlap)]
 
     def head(self, config: BertConfig) -> Head:
-        """Published as `qa_outputs`."""
         return SpanHead(config)
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -130,8 +121,6 @@ class QA(Task[Example, Span]):
         dtable = ops.cross_entropy_backward(0.5, (table, y))                  # [SPAN-3]
         return {"rows": dtable.reshape(2, -1)[:, cells].T}
 
-    # ---------------------------------------------------------------------------------------- scores -> text and score
-
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Span]:
         """Of all spans of all windows that may be an answer, the one farthest before its window's "no answer"."""
@@ -143,16 +132,13 @@ class QA(Task[Example, Span]):
         return [prediction for _, prediction in best]
 
     def score(self, predictions: Sequence[Span], examples: Sequence[Example]) -> Scores:
-        """Exact matches and F1, as answer_scores() has them."""
         said = ["" if p.start is None else e.context[p.start:p.end] for p, e in zip(predictions, examples, strict=True)]
         return answer_scores([[text for text, _ in e.answers or ()] for e in examples], said)
 
     def report(self, scores: Scores) -> str:
-        """Exact matches and F1 of all questions, of those with an answer and of those without."""
         return answer_report(scores)
 
     def collapsed(self, predictions: Sequence[Span], examples: Sequence[Example]) -> str | None:
-        """"no answer", if that is what all questions were given though some have one."""
         silent = any(e.answers for e in examples) and all(p.start is None for p in predictions)
         return "no answer" if silent else None
 
@@ -164,7 +150,6 @@ class QA(Task[Example, Span]):
                 "probability": prediction.probability}
 
     def render(self, result: Result, colour: bool) -> str:
-        """The answer, its probability and where it stands, then the question."""
         answer, p = result["answer"], f"{result['probability']:.3f}"
         said = "no answer" if answer is None else answer["text"]
         place = "" if answer is None else f"  characters {answer['start']} to {answer['end']}"

@@ -20,7 +20,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import relation_report, relation_scores
-from minibert.scores.tables import Scores
+from minibert.scores.tables import Scores, compared
 from minibert.tasks.base import Result, TableOptions, coloured
 from minibert.tasks.labelled import Answer, LabelTask
 
@@ -56,8 +56,6 @@ class Relation(LabelTask[Example]):
     unit = "sentences"
     Options = Options
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
         """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it; errors have file:line."""
         return [marked(text, label, where) for text, label, where in self.read_rows(file)]
@@ -80,10 +78,7 @@ class Relation(LabelTask[Example]):
                                 "relation; --none names the one that is none")
 
     def example(self, text: str) -> Example:
-        """Raw text with <e1>...</e1> and <e2>...</e2> in it."""
         return marked(text, None, "text")
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -99,28 +94,26 @@ class Relation(LabelTask[Example]):
                         np.array([self.number(example.label)] * 2))]
 
     def head(self, config: BertConfig) -> Head:
-        """`classifier`, on two states."""
         return PairHead(config, len(self.labels))
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
         """int64 [B]: both picks of a row have its label."""
         return {"sentences": batch.labels[::2]}
 
-    # ---------------------------------------------------------------------------------------- scores -> text and score
-
     def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
-        """relation_scores, and the accuracy over all labels."""
         gold, guess = [e.label for e in examples], [p.label for p in predictions]
         return {"relation": relation_scores(gold, guess, self.options.none),
                 "accuracy": sum(g == p for g, p in zip(gold, guess, strict=True)) / max(1, len(gold)),
                 "support": len(gold)}
 
     def report(self, scores: Scores) -> str:
-        """The table a relation, and the accuracy."""
         return f"{relation_report(scores['relation'])}\n\naccuracy of all labels  {scores['accuracy']:.3f}"
 
+    def summary(self, scores: Scores, before: Scores | None = None) -> str:
+        """A line a relation."""
+        return compared(*(s["relation"]["relations"] if s else {} for s in (scores, before)))
+
     def shown(self, example: Example) -> Result:
-        """{"text", "e1", "e2": {"text", "start", "end"}}."""
         spans = {name: {"text": example.text[a:b], "start": a, "end": b}
                  for name, (a, b) in zip(("e1", "e2"), example.spans, strict=True)}
         return {"text": example.text, **spans}

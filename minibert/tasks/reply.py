@@ -26,7 +26,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import ranking_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, coloured, only_one
+from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, coloured, filled, only_one, text_of
 from minibert.tasks.probabilities import sigmoid
 from minibert.tasks.reply_rows import (
     ANSWER,
@@ -110,17 +110,9 @@ class Reply(Task[Example, Ranking]):
         self.index: AnswerIndex | None = None      # of the candidates, from the first question on
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
-        """The rows of a table."""
-        examples = []
-        for where, texts in read_table(file, self.options.names):
-            for text in texts:
-                if not isinstance(text, str) or not text.strip():
-                    raise MinibertError(f"{where}: {text!r} is no text; expected a question and its answer")
-            examples.append(Example(*texts, (), where))
-        return examples
+        return [Example(*(filled(text, where, "a question and its answer") for text in texts), (), where)
+                for where, texts in read_table(file, self.options.names)]
 
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
@@ -129,11 +121,7 @@ class Reply(Task[Example, Ranking]):
         remembers; call this again if its weights or its precision change.
         """
         if file.suffix.lower() in set(TABLES) - {".txt"}:
-            found = []
-            for where, (text,) in read_table(file, self.options.names[1:]):
-                if not isinstance(text, str):
-                    raise MinibertError(f"{where}: {text!r} is no text; expected an answer")
-                found.append(text.strip())
+            found = [text_of(text, where).strip() for where, (text,) in read_table(file, self.options.names[1:])]
         else:
             found = [line.split(BAR)[0].strip() for line in read_lines(file)]
         self.candidates, self.index = distinct(text for text in found if text), None
@@ -157,8 +145,6 @@ class Reply(Task[Example, Ranking]):
             raise MinibertError(f"{text[:60]!r}: expected a question {BAR} answer {BAR} answer ..., or a question and "
                                 "--answers FILE")
         return Example(question, None, candidates, "text")
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -236,8 +222,6 @@ class Reply(Task[Example, Ranking]):
         there = rows_of_kind(batch, PAIR, scores.device)
         fits = torch.tensor([float(f.labels[0]) for f in batch.features if f.about.kind == PAIR])
         return scores[there, -1], fits.to(scores), there
-
-    # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Ranking]:
         """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
@@ -325,11 +309,9 @@ class Reply(Task[Example, Ranking]):
                 "vectors": ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
 
     def collapsed(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str | None:
-        """The one answer that all questions were given."""
         return only_one({p.answers[p.order[0]] for p in predictions}, {e.answer for e in examples})
 
     def report(self, scores: Scores) -> str:
-        """Recall at 1 and 5 and MRR, of vectors alone and in the end."""
         rows = {"vectors alone": scores["vectors"], **({"read together": scores} if self.options.rerank else {})}
         lines = [f"{name:13}  {s['recall_1']:9.3f}  {s['recall_5']:9.3f}  {s['mrr']:9.3f}  {s['support']:9,}"
                  for name, s in rows.items()]
@@ -343,7 +325,6 @@ class Reply(Task[Example, Ranking]):
         return {"question": example.question, "answers": best}
 
     def render(self, result: Result, colour: bool) -> str:
-        """The question, then three answers, the best first."""
         lines = [coloured(result["question"], colour)]
         for answer in result["answers"][:3]:
             fits = f", fits {answer['probability']:.3f}" if "probability" in answer else ""

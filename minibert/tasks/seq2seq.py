@@ -23,7 +23,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
-from minibert.tasks.base import Result, Scorer, TableOptions, coloured, only_one
+from minibert.tasks.base import Result, Scorer, TableOptions, coloured, filled, only_one
 from minibert.tasks.generate import write
 from minibert.tasks.vocabulary import VocabularyTask
 
@@ -82,25 +82,14 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     newest = False                                 # of a source that does not fit: read its end, not its beginning
     Options, About = Options, Row
 
-    # --------------------------------------------------------------------------------------------- text -> examples
-
     def read_file(self, file: Path) -> list[Example]:
-        """The rows of a table."""
-        examples = []
-        for where, texts in read_table(file, self.options.names):
-            for text in texts:
-                if not isinstance(text, str) or not text.strip():
-                    raise MinibertError(f"{where}: {str(text)[:60]!r} is no text; expected a source and its target")
-            examples.append(Example(*texts, where))
-        return examples
+        return [Example(*(filled(text, where, "a source and its target") for text in texts), where)
+                for where, texts in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Example:
-        """Raw text is a source."""
         if not text.strip():
             raise MinibertError("'': expected a text to write from")
         return Example(text, None, "text")
-
-    # ----------------------------------------------------------------------------------- examples -> scores and loss
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -128,9 +117,8 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                         Row(len(first), limit, lost, max(0, len(target[0].ids) - limit) if target else 0))]
 
     def note_rows(self, split: str, features: Features) -> None:
-        """Count the texts that did not fit."""
         for what in ("source", "target"):
-            lost = features.about.columns[f"{what}_lost"]
+            lost = features.about[f"{what}_lost"]
             if cut := int((lost > 0).sum()):
                 self.notices.append(f"{split}: of {cut:,} of {len(lost):,} {what}s not all was read, "
                                     f"{int(lost.max()):,} pieces missing at most; --max-pieces and --longest set the "
@@ -144,8 +132,6 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     def layout(self, features: Sequence[Feature]) -> Tensor:
         """int64 [B]: so many columns of each row are source, seen by all; the rest sees what stands before it."""
         return torch.tensor([f.about.source for f in features])
-
-    # ---------------------------------------------------------------------------------------- scores -> text and score
 
     def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Written]:
         """Targets scored as they are, then texts written from the sources alone; sources of like length together."""
@@ -180,12 +166,10 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 "bleu": bleu(gold, said), "rouge": rouge(gold, said), "support": len(gold)}
 
     def collapsed(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str | None:
-        """The one text that was written for all."""
         given = only_one({p.text for p in predictions}, {e.target for e in examples})
         return given and given[:60]
 
     def report(self, scores: Scores) -> str:
-        """The scores, one a line."""
         rows = {"loss a piece": scores["loss_a_piece"], "perplexity": scores["perplexity"], "exact": scores["exact"],
                 "BLEU": scores["bleu"], **{f"ROUGE-{k}": v["f1"] for k, v in scores["rouge"].items()}}
         lines = [f"{name:13}{value:12,.3f}" for name, value in rows.items()]
@@ -196,7 +180,6 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         return {"source": example.source, "text": prediction.text}
 
     def render(self, result: Result, colour: bool) -> str:
-        """What was written."""
         return coloured(result["text"], colour)
 
 

@@ -19,9 +19,7 @@ class VocabularyTask(Task[Example, Prediction]):
         return []
 
     def head(self, config: BertConfig) -> Head:
-        """Published as `cls.predictions`."""
         return WordHead(config)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The labels: V scores for each are many."""
         return self.targets(batch)

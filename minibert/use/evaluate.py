@@ -70,10 +70,3 @@ def evaluate_split(score: FeatureScorer, examples: Sequence[Example], features: 
     """The scores of the examples that the features were cut from."""
     predictions = score.task.infer(score, examples, features)
     return Evaluation(score.task.score(predictions, examples), score.task.collapsed(predictions, examples))
-
-
-def at(scores: Scores, path: str) -> float:
-    """The number at a dotted path, such as "entity.f1"."""
-    for key in path.split("."):
-        scores = scores[key]
-    return scores

@@ -100,7 +100,7 @@ def kept_features(task: Task, splits: Splits, tokenizer: Tokenizer, max_pieces: 
            "case_shapes": tokenizer.case_shapes, "types": tokenizer.types, "splits": list(splits),
            "tokenizer": hashlib.sha256(tokenizer.backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()}
     features = splits.cache.load(key, lambda arrays, _: {
-        split: Features.from_arrays(part(arrays, split), task.About) for split in splits})
+        split: Features.from_arrays(part(arrays, split), task.About).checked() for split in splits})
     if features is None:
         features = encode()
         splits.cache.save(key, together(features))

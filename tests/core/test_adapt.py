@@ -3,13 +3,14 @@ import torch
 from torch import nn
 
 from minibert.adapt.freeze import freeze
+from minibert.core.heads import Head
 from minibert.core.layout import Layout
 from minibert.core.model import Bert, Model
 from minibert.core.optim import SGD, AdamW, decay_groups
 from minibert.errors import MinibertError
 
 
-class Head(nn.Module):
+class Reading(Head):
     """Reads pieces, or the pooler."""
 
     def __init__(self, uses_pooler: bool):
@@ -17,13 +18,10 @@ class Head(nn.Module):
         self.classifier = nn.Linear(30, 7)
         self.uses_pooler = uses_pooler
 
-    def attach(self, bert: Bert) -> None:
-        """Model asks for it where the pooler is used."""
-
 
 def make(config, uses_pooler: bool = False, pooler: bool = True) -> Model:
     torch.manual_seed(0)
-    return Model(Bert(config, pooler), Head(uses_pooler))
+    return Model(Bert(config, pooler), Reading(uses_pooler))
 
 
 def frozen(model: Model) -> set[str]:

@@ -12,6 +12,7 @@ from bytorch import LABELS, Untouched, by_autograd
 from differences import check_gradient
 from refusing import refused
 from tiny import shake
+from updates import one_update
 
 import minibert
 import train
@@ -19,8 +20,11 @@ from minibert.core import byhand, ops
 from minibert.core.batch import collate
 from minibert.core.dropout import DropoutMasks
 from minibert.core.heads import TokenHead
+from minibert.core.kit import Formulas
 from minibert.core.model import Bert, Model
 from minibert.core.optim import AdamW
+from minibert.engines import ENGINES
+from minibert.run.training import Training
 from minibert.use.predict import FineTuned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +129,7 @@ def test_the_backward_ends_at_the_lowest_trained_block(tiny, monkeypatch):
     _, torchs = by_autograd(model, batch)
     calls = []
     real = byhand.block_backward
-    monkeypatch.setattr(byhand, "block_backward", lambda m, *rest: calls.append(m) or real(m, *rest))
+    monkeypatch.setattr(byhand, "block_backward", lambda kit, m, *rest: calls.append(m) or real(kit, m, *rest))
     _, mine = byhand.loss_and_gradients(model, batch, task=Untouched())
     assert calls == [model.bert.blocks[1]] and set(mine) == set(torchs)
     for name, dw in torchs.items():
@@ -139,7 +143,7 @@ def test_what_the_backward_will_not_visit_keeps_no_cache(tiny, trained, kept):
     model.bert.requires_grad_(trained == "all")
     model.bert.blocks[1].requires_grad_(trained != "nothing")
     with torch.no_grad():
-        _, caches = byhand.bert_forward(model.bert, collate(features), None, byhand.Gradients(model))
+        _, caches = byhand.bert_forward(Formulas(), model.bert, collate(features), None)
     assert len(caches) == kept
     assert set(byhand.loss_and_gradients(model, collate(features), task=Untouched())[1]) == {
         n for n, p in model.named_parameters() if p.requires_grad}
@@ -191,11 +195,11 @@ def test_a_model_of_a_run_folder_brings_its_task(tiny_folder, tiny_data, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def minilm(tmp_path_factory) -> train.Run:
+def minilm() -> Training:
     """A NER run on minilm-l6 with its grown token types that has not begun, in float64."""
     folder = minibert.fetch("minilm-l6", ROOT / "weights")
-    run = train.Run(["--weights", str(folder), "--data", str(ROOT / "data" / "ner"), "--limit", "40", "--precision",
-                     "fp32", "--output", str(tmp_path_factory.mktemp("minilm") / "run"), "--learning-rate", "1e-4"])
+    run = train.set_up(["--weights", str(folder), "--data", str(ROOT / "data" / "ner"), "--limit", "40", "--precision",
+                        "fp32", "--learning-rate", "1e-4"])
     run.model.double()
     return run
 
@@ -217,14 +221,12 @@ def test_twenty_steps_by_hand_and_by_autograd(minilm):
     for engine in ("autograd", "by-hand"):
         minilm.model.load_state_dict(begin)
         settings = dataclasses.replace(minilm.settings, gradients=engine, batch_size=6)
-        optimizer = train.build_optimizer(minilm.model, settings)
+        optimizer = train.build_optimizer(minilm.model, ENGINES[engine], settings)
         losses[engine] = []
         for step in range(1, 21):
             numbers = torch.arange(6).numpy() + 6 * (step % 5)
             batches = train.micro_batches(minilm.features["train"], numbers, minilm.task, settings, 0, "cpu")
-            with torch.set_grad_enabled(engine == "autograd"):
-                loss, _ = train.one_update(minilm.model, minilm.task, batches, optimizer, minilm.scaler, settings,
-                                           step, 1e-4)
+            loss, _ = one_update(minilm.model, minilm.task, batches, optimizer, minilm.scaler, settings, step, 1e-4)
             losses[engine].append(loss)
     minilm.model.load_state_dict(begin)
     assert losses["by-hand"] == pytest.approx(losses["autograd"], rel=0, abs=1e-9)
@@ -296,7 +298,7 @@ def test_training_by_hand_never_records_a_graph(tiny_folder, tiny_data, tmp_path
             monkeypatch.setattr(ops, name, watched(f))
     for name, pair in ops.ACTIVATIONS.items():                                # these were taken before the patch
         monkeypatch.setitem(ops.ACTIVATIONS, name, tuple(map(watched, pair)))
-    monkeypatch.setattr(train, "accumulate_gradient", watched_update(train.accumulate_gradient))
+    monkeypatch.setattr(train, "accumulate", watched_update(train.accumulate))
     arguments = ["--weights", str(tiny_folder), "--data", str(tiny_data), "--max-steps", "3", "--precision", "fp32",
                  "--max-pieces", "24", "--gradients"]
     folder = train.train([*arguments, "by-hand", "--output", str(tmp_path / "run")])
@@ -309,10 +311,10 @@ def test_training_by_hand_never_records_a_graph(tiny_folder, tiny_data, tmp_path
 
 
 def watched_update(f):
-    """accumulate_gradient that looks at every gradient it left behind."""
-    def inner(model, *rest):
-        loss = f(model, *rest)
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
+    """accumulate() that looks at every gradient it left behind."""
+    def inner(engine, *rest):
+        loss = f(engine, *rest)
+        grads = [p.grad for p in engine.model.parameters() if p.grad is not None]
         assert isinstance(loss, float) and len(grads) > 20
         assert all(g.grad_fn is None and not g.requires_grad for g in grads)
         return loss
@@ -321,7 +323,7 @@ def watched_update(f):
 
 FORBIDDEN = {"autograd", "func", "enable_grad", "set_grad_enabled", "requires_grad_", "grad_fn", "vjp", "jvp", "grad",
              "jacrev", "jacfwd", "jacobian", "hessian", "linearize", "_C", "aten", "register_hook"}
-OURS = ("ops.", "task.", "model.head.")
+OURS = ("ops.", "task.", "model.head.", "kit.", "self.")
 
 
 def uses_autograd(source: str) -> list[str]:
@@ -347,7 +349,7 @@ def uses_autograd(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["ops", "byhand"])
+@pytest.mark.parametrize("name", ["ops", "kit", "byhand", "heads"])
 def test_no_differentiation_of_torch_in_the_source(name):
     assert uses_autograd((ROOT / "minibert" / "core" / f"{name}.py").read_text("utf-8")) == []
 
@@ -361,8 +363,3 @@ def test_no_differentiation_of_torch_in_the_source(name):
     "import torch.nn.grad as g"])
 def test_the_rule_against_differentiation_can_fail(source):
     assert uses_autograd(source)
-
-
-def test_the_head_is_by_hand_too():
-    source = (ROOT / "minibert" / "tasks" / "ner.py").read_text("utf-8")
-    assert "forward_by_hand" in vars(TokenHead) and uses_autograd(source) == []

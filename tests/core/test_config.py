@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from refusing import refused
+from updates import settings_of
 
 import train
 from minibert.core.config import ACTIVATIONS, BertConfig
@@ -429,7 +430,7 @@ def toy(monkeypatch):
 
 def test_order_of_settings(tmp_path, toy):
     file = write(tmp_path, "a.toml", "epochs = 111\nbatch-size = 222\nseed = 444\nwheels = 6\n")
-    settings, own, chosen = train.resolve_settings(["--task", "toy", "--config", file, "--epochs", "1111"])
+    settings, own, chosen = settings_of(["--task", "toy", "--config", file, "--epochs", "1111"])
     assert settings.epochs == 1111                                           # command line > file > task > TrainConfig
     assert settings.batch_size == 222                                        # file > task
     assert settings.patience == 33                                           # task > TrainConfig
@@ -437,27 +438,27 @@ def test_order_of_settings(tmp_path, toy):
     assert settings.max_pieces == TrainConfig().max_pieces                   # nobody said anything
     assert settings.task == "toy" and (own.colour, own.wheels) == ("blue", 6)
     assert {"epochs", "batch_size", "patience", "seed"} <= chosen and "learning_rate" not in chosen
-    assert train.resolve_settings(["--task=toy", "--wheels", "8", "--config", file])[1].wheels == 8
+    assert settings_of(["--task=toy", "--wheels", "8", "--config", file])[1].wheels == 8
 
 
 def test_without_anything_it_is_the_task_and_then_trainconfig(toy):
-    settings, own, chosen = train.resolve_settings(["--task", "toy"])
+    settings, own, chosen = settings_of(["--task", "toy"])
     assert (settings.epochs, settings.batch_size, own.colour, own.wheels) == (11, 22, "blue", 4)
-    settings, _, chosen = train.resolve_settings([])
+    settings, _, chosen = settings_of([])
     assert settings.task == TrainConfig.task and "learning_rate" not in chosen
-    assert "learning_rate" in train.resolve_settings(["--learning-rate", "1e-3"])[2]
+    assert "learning_rate" in settings_of(["--learning-rate", "1e-3"])[2]
 
 
 def test_the_task_can_stand_in_the_file_and_the_command_line_stands_above(tmp_path, toy):
     file = write(tmp_path, "a.toml", 'task = "toy"\ncolour = "white"\n')
-    settings, own, _ = train.resolve_settings(["--config", file])
+    settings, own, _ = settings_of(["--config", file])
     assert settings.task == "toy" and own.colour == "white" and settings.epochs == 11
-    settings, _, _ = train.resolve_settings([f"--config={file}"])
+    settings, _, _ = settings_of([f"--config={file}"])
     assert settings.task == "toy"
     with refused("colour", "unknown"):                                       # ner has no such option
-        train.resolve_settings(["--config", file, "--task", "ner"])
+        settings_of(["--config", file, "--task", "ner"])
     plain = write(tmp_path, "b.json", '{"task": "toy", "epochs": 8}')
-    assert train.resolve_settings(["--config", plain, "--task", "ner"])[0].task == "ner"
+    assert settings_of(["--config", plain, "--task", "ner"])[0].task == "ner"
 
 
 @pytest.mark.parametrize("words, parts", [
@@ -466,16 +467,16 @@ def test_the_task_can_stand_in_the_file_and_the_command_line_stands_above(tmp_pa
     (["--colour", "red"], ["--colour"])], ids=" ".join)
 def test_wrong_settings_are_one_line(words, parts):
     with refused(*parts):
-        train.resolve_settings(words)
+        settings_of(words)
 
 
 def test_a_wrong_task_in_the_file(tmp_path):
     with refused("--task", "'nre'", "ner"):
-        train.resolve_settings(["--config", write(tmp_path, "a.toml", 'task = "nre"')])
+        settings_of(["--config", write(tmp_path, "a.toml", 'task = "nre"')])
     with refused("task", "5"):
-        train.resolve_settings(["--config", write(tmp_path, "b.toml", "task = 5")])
+        settings_of(["--config", write(tmp_path, "b.toml", "task = 5")])
     with refused("--batch-size"):                                            # rules hold for the file as well
-        train.resolve_settings(["--config", write(tmp_path, "c.toml", "batch_size = 0")])
+        settings_of(["--config", write(tmp_path, "c.toml", "batch_size = 0")])
 
 
 def test_a_wrong_option_ends_with_code_2_and_one_line(capsys):

@@ -1,6 +1,7 @@
 """The fast engine beside the readable ones: the same gradients, the same AdamW, the same runs."""
 import ctypes
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import math
@@ -28,10 +29,12 @@ from minibert.core.heads import TokenHead, WordHead
 from minibert.core.model import Bert, Model, attention
 from minibert.core.optim import SGD, AdamW, clip_gradient
 from minibert.core.precision import LossScaler
-from minibert.engines.fast import encoder as fast
+from minibert.engines import ENGINES
+from minibert.engines.fast import engine as fast
+from minibert.engines.fast import kernels
 from minibert.engines.fast.adamw import FusedAdamW
 from minibert.engines.fast.linear import Convolution, Linear
-from minibert.engines.fast.memory import give_back, keep_memory
+from minibert.engines.fast.memory import Heap, keep_memory
 from minibert.settings import TrainConfig
 from minibert.tasks.mlm import MLM
 
@@ -46,11 +49,21 @@ def tiny(monkeypatch) -> tuple[Model, list]:
     return shake(model, seed=6), [b.features for b in batches[:3]]
 
 
+@functools.cache
+def engine_of(model: Model, precision: str) -> fast.Fast:
+    """One for all updates of a model."""
+    return fast.Fast(model, precision)
+
+
+def add_gradients(model: Model, task, batch, masks, factors, precision: str) -> dict[str, torch.Tensor]:
+    return engine_of(model, precision)(task, batch, masks, factors)
+
+
 def by_fast(model: Model, batch, masks=None, factor: float = 1.0) -> tuple[float, dict[str, torch.Tensor]]:
     """(summed loss, {name: dense gradient}) of one call."""
     for p in model.parameters():
         p.grad = None
-    sums = fast.add_gradients(model, Untouched(), batch, masks, {"words": factor}, "fp32")
+    sums = add_gradients(model, Untouched(), batch, masks, {"words": factor}, "fp32")
     return float(sums["words"]), dense(model)
 
 
@@ -88,7 +101,7 @@ def test_every_mask_is_drawn_once_in_its_shape_and_used(tiny, what, monkeypatch)
     freeze(model, what)
     made, shapes = [], {}
 
-    class Watched(fast.Ahead):
+    class Watched(fast.MasksAhead):
         def __init__(self, masks, *rest):
             super().__init__(masks, *rest)
             shapes.update({site: mask.shape for site, mask in self.drawn.items()})
@@ -98,7 +111,7 @@ def test_every_mask_is_drawn_once_in_its_shape_and_used(tiny, what, monkeypatch)
             assert shapes[site] == tuple(shape)
             return super().__call__(site, shape, *rest)
 
-    monkeypatch.setattr(fast, "Ahead", Watched)
+    monkeypatch.setattr(fast, "MasksAhead", Watched)
     by_fast(model, collate(features), DropoutMasks(3, 5))
     assert [a.drawn for a in made] == [{}] and len(shapes) == 1 + 3 * len(model.bert.blocks)
 
@@ -133,10 +146,10 @@ def test_products_by_the_other_library(tiny, kind, monkeypatch):
     batch, masks = collate(features, kind), DropoutMasks(3, 5)
     _, wanted = byhand.reached_gradients(model, batch, masks, Untouched())
     for products in (Linear, Convolution):
-        monkeypatch.setattr(fast, "linear_kind", lambda *asked, products=products: products)
-        model.__dict__.pop("_kept", None)
+        monkeypatch.setattr(kernels, "linear_kind", lambda *asked, products=products: products)
+        engine_of.cache_clear()
         assert_equal(by_fast(model, batch, masks)[1], wanted)
-        assert {type(f) for maps in model.__dict__["_kept"].blocks for f in maps} == {products}
+        assert {type(f) for f in engine_of(model, "fp32").kit.ready.values()} == {products}
 
 
 @pytest.mark.parametrize("kind", ["rectangle", "ragged"])
@@ -168,7 +181,7 @@ def test_a_wide_head_is_given_picks_without_a_label(tiny):
     assert len(batch.picks) % 7
     seen, forward = [], model.head.forward_by_hand
     model.head.forward_by_hand = lambda hidden, b, *rest: seen.append(b.picks) or forward(hidden, b, *rest)
-    sums = fast.add_gradients(model, task, batch, masks, {"pieces": 0.3}, "fp32")
+    sums = add_gradients(model, task, batch, masks, {"pieces": 0.3}, "fp32")
     del model.head.forward_by_hand
     assert [len(picks) for picks in seen] == [-(-len(batch.picks) // 7) * 7]
     wanted_sums, wanted = byhand.reached_gradients(model, batch, masks, task, {"pieces": 0.3})
@@ -201,8 +214,7 @@ def test_one_softmax_gives_both_the_loss_and_its_gradient():
 
 def test_on_a_device_that_would_have_to_be_asked_all_pieces_are_read():
     batch = SimpleNamespace(ids=torch.empty(5, device="meta"), picks=torch.empty(3, device="meta"))
-    read = fast.Read(batch)
-    assert read.rows is None and read.batch is batch
+    assert fast.rows_read(batch, wide=False) == (None, batch)
 
 
 def test_a_batch_of_which_nothing_is_read(tiny, monkeypatch):
@@ -211,8 +223,8 @@ def test_a_batch_of_which_nothing_is_read(tiny, monkeypatch):
     none = np.zeros(0, np.int64)
     batch = collate([dataclasses.replace(f, picks=none, labels=none) for f in features])
     for products in (Linear, Convolution):
-        monkeypatch.setattr(fast, "linear_kind", lambda *asked, products=products: products)
-        model.__dict__.pop("_kept", None)
+        monkeypatch.setattr(kernels, "linear_kind", lambda *asked, products=products: products)
+        engine_of.cache_clear()
         loss, found = by_fast(model, batch, DropoutMasks(3, 5))
         assert loss == 0 and len(found) > 30 and not any(g.any() for g in found.values())
         assert fast.Scorer(model, "fp32")(batch).shape == (0, model.head.classifier.out_features)
@@ -223,9 +235,9 @@ def test_sums_over_a_thousand_pieces_of_16_bits_are_not_16_bit_sums():
     generator = torch.Generator().manual_seed(4)
     norm = nn.LayerNorm(44)
     x, dout = (torch.randn(1201, 44, generator=generator).bfloat16() for _ in range(2))
-    _, mean, rstd = fast.norm_forward(norm, x)
-    gradients = fast.Sums(norm)
-    dx = fast.norm_backward(norm, dout, x, mean, rstd, gradients)
+    _, mean, rstd = kernels.norm_forward(norm, x)
+    gradients = fast.AddedGradients(norm)
+    dx = kernels.norm_backward(norm, dout, x, mean, rstd, gradients)
     normal = (x.double() - x.double().mean(1, keepdim=True)) / (x.double().var(1, keepdim=True, correction=0)
                                                                 + norm.eps).sqrt()
     assert dx.dtype == torch.bfloat16
@@ -244,7 +256,7 @@ def test_micro_batches_add_up_row_by_row(tiny):
     for p in model.parameters():
         p.grad = None
     for i, batch in enumerate(batches):
-        fast.add_gradients(model, task, batch, DropoutMasks(3, 5, micro_batch=i), {"words": 1.0}, "fp32")
+        add_gradients(model, task, batch, DropoutMasks(3, 5, micro_batch=i), {"words": 1.0}, "fp32")
     used = torch.cat([b.ids for b in batches]).unique()
     word = model.bert.embeddings.word.weight.grad
     assert word.is_sparse and torch.equal(word.indices()[0], used) and len(used) < len(word)
@@ -256,7 +268,7 @@ def test_a_dense_gradient_that_stands_there_already_is_added_to(tiny):
     model, (features, *_) = tiny
     batch = collate(features)
     _, wanted = by_autograd(model, batch)
-    fast.add_gradients(model, Untouched(), batch, None, {"words": 2.0}, "fp32")
+    add_gradients(model, Untouched(), batch, None, {"words": 2.0}, "fp32")
     assert_equal(dense(model), {n: 3 * g for n, g in wanted.items()})
 
 
@@ -288,7 +300,7 @@ def test_in_16_bits_it_is_about_as_near_to_the_truth_as_autocast(tiny):
     torchs = dense(model)
     for p in model.parameters():
         p.grad = None
-    fast.add_gradients(model, task, batch, masks, {"words": 1.0}, "bf16")
+    add_gradients(model, task, batch, masks, {"words": 1.0}, "bf16")
     off = {}
     for name, found in dense(model).items():
         if "key.bias" not in name:
@@ -309,18 +321,18 @@ def rows() -> tuple[Model, list[Feature]]:
     model = Model(random_bert(config, seed=3, pooler=False), TokenHead(config, 7)).double()
     draw = np.random.default_rng(8)
     features = [Feature(i, draw.integers(0, 53, T), draw.integers(0, 2, T), np.arange(1, T, 2), np.zeros(T // 2, int))
-                for i, T in enumerate((11, 6, fast.LONG + 7, 29, 17))]
+                for i, T in enumerate((11, 6, kernels.LONG + 7, 29, 17))]
     return shake(model, seed=6), features
 
 
 @pytest.mark.parametrize("kind", ["rectangle", "ragged"])
 @pytest.mark.parametrize("prefix", [None, PREFIX[:5]])
-@pytest.mark.parametrize("longest", [29, fast.LONG + 7])
+@pytest.mark.parametrize("longest", [29, kernels.LONG + 7])
 def test_scores_are_the_models(rows, kind, prefix, longest):
     model, features = rows
     kept = [f for f in features if len(f.ids) <= longest]
     batch = collate(kept, kind, prefix=None if prefix is None else prefix[:len(kept)])
-    assert (batch.layout.shape[1] >= fast.LONG) == (longest > 29)
+    assert (batch.layout.shape[1] >= kernels.LONG) == (longest > 29)
     with torch.no_grad():
         wanted = model(batch)
     found = fast.Scorer(model, "fp32")(batch)
@@ -332,7 +344,7 @@ def test_a_scorer_takes_the_weights_as_they_are_when_it_is_made(rows):
     model, features = rows
     batch = collate(features)
     optimizer = FusedAdamW(model.parameters(), lr=0.05)
-    fast.add_gradients(model, Untouched(), batch, None, {"words": 1.0}, "fp32")
+    add_gradients(model, Untouched(), batch, None, {"words": 1.0}, "fp32")
     before = fast.Scorer(model, "fp32")(batch)
     optimizer.step()
     with torch.no_grad():
@@ -365,11 +377,11 @@ def test_rows_end_to_end_for_the_kernel_of_cuda(rows, monkeypatch):
         return torch.cat([attention(*row, None)[0].transpose(0, 1) for row in cut])
 
     wanted = fast.Scorer(model, "fp32")(batch)
-    assert not fast.may_pack(torch.zeros(5, 90, dtype=torch.bfloat16), batch.layout)
+    assert not kernels.may_pack(torch.zeros(5, 90, dtype=torch.bfloat16), batch.layout)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", one_row_after_the_other)
-    monkeypatch.setattr(fast, "may_pack", lambda qkv, layout: layout.kind == "ragged")
+    monkeypatch.setattr(kernels, "may_pack", lambda qkv, layout: layout.kind == "ragged")
     found = fast.Scorer(model, "fp32")(batch)
-    assert calls == [fast.LONG + 7] * 2 and (found - wanted).norm() <= 1e-13 * wanted.norm()
+    assert calls == [kernels.LONG + 7] * 2 and (found - wanted).norm() <= 1e-13 * wanted.norm()
 
 
 @pytest.mark.parametrize("device, bits, kind, prefix, answer", [
@@ -377,9 +389,9 @@ def test_rows_end_to_end_for_the_kernel_of_cuda(rows, monkeypatch):
     ("cuda", 2, "rectangle", None, False), ("cuda", 2, "ragged", PREFIX, False)])
 def test_when_rows_may_be_packed(device, bits, kind, prefix, answer, monkeypatch):
     qkv = SimpleNamespace(is_cuda=device == "cuda", element_size=lambda: bits)
-    assert fast.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is answer
+    assert kernels.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is answer
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)         # an older torch has no such kernel
-    assert fast.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is False
+    assert kernels.may_pack(qkv, SimpleNamespace(kind=kind, prefix=prefix)) is False
 
 
 def test_torchs_compiler_is_not_imported():
@@ -488,7 +500,7 @@ def test_a_gradient_in_bf16_stays_so_for_the_optimizer_that_reads_it(tiny):
         for p in model.parameters():
             p.grad = None
         for batch in batches:
-            fast.add_gradients(model, Untouched(), batch, DropoutMasks(3, 5), {"words": 1.0}, precision)
+            add_gradients(model, Untouched(), batch, DropoutMasks(3, 5), {"words": 1.0}, precision)
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     AdamW(model.parameters(), lr=0.1)
@@ -563,10 +575,10 @@ def test_clipping_and_unscaling_see_the_numbers_of_a_sparse_gradient():
 def test_it_is_the_default_and_brings_its_optimizer(tiny):
     model, _ = tiny
     assert TrainConfig().gradients == "fast"
-    rules = {engine: type(train.build_optimizer(model, TrainConfig(gradients=engine)))
+    rules = {engine: type(train.build_optimizer(model, ENGINES[engine], TrainConfig()))
              for engine in ("fast", "by-hand", "autograd")}
     assert rules == {"fast": FusedAdamW, "by-hand": AdamW, "autograd": AdamW}
-    assert type(train.build_optimizer(model, TrainConfig(optimizer="sgd"))) is SGD
+    assert type(train.build_optimizer(model, ENGINES["fast"], TrainConfig(optimizer="sgd"))) is SGD
 
 
 class Library:
@@ -582,16 +594,16 @@ def test_memory_is_kept_and_given_back_where_the_c_library_can_and_nothing_happe
     monkeypatch.setattr(Library, "asked", [])
     monkeypatch.setattr(ctypes, "CDLL", Library)
     keep_memory()
-    give_back()
+    Heap().give_back()
     # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of glibc's malloc.h, then malloc_trim
     assert Library.asked == [(-1, 2 ** 31 - 1), (-4, 0), (-8, 1), 0]
     for error in (OSError, TypeError):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
         keep_memory()
-        give_back()
+        Heap().give_back()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())                  # a library without them
     keep_memory()
-    give_back()
+    Heap().give_back()
 
 
 def test_the_heap_gives_back_its_free_pages_around_a_batch_larger_than_all_before(tiny, monkeypatch):
@@ -602,7 +614,7 @@ def test_the_heap_gives_back_its_free_pages_around_a_batch_larger_than_all_befor
     monkeypatch.setattr(ctypes, "CDLL", Library)
     counts = []
     for rows in (2, 1, 1, 3, 2, 3, 3):
-        fast.add_gradients(model, Untouched(), collate(features[:rows]), None, {"words": 1.0}, "fp32")
+        add_gradients(model, Untouched(), collate(features[:rows]), None, {"words": 1.0}, "fp32")
         counts.append(len(Library.asked))
         Library.asked.clear()
     assert counts == [2, 2, 0, 2, 2, 0, 0]

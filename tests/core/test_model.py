@@ -11,6 +11,7 @@ from minibert.adapt.grow import grow_types
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
 from minibert.core.dropout import DropoutMasks
+from minibert.core.heads import Head
 from minibert.core.layout import KINDS, Layout
 from minibert.core.model import Bert, Embeddings, FeedForward, Model, attention, attention_fused, initialise
 from minibert.errors import MinibertError
@@ -500,7 +501,7 @@ def test_grown_types_are_copies_and_keep_the_function(bert, config, frozen):
 # -------------------------------------------------------------------------------------------------------- Bert and head
 
 
-class Head(nn.Module):
+class MapHead(Head):
     """[P,H] -> [M,4], with a dropout site of its own."""
 
     def __init__(self):
@@ -517,7 +518,7 @@ def test_model_gives_the_heads_scores_of_the_batch(bert, config, kind):
     draw = np.random.default_rng(8)
     features = [Feature(i, draw.integers(1, 95, n), draw.integers(0, 3, n), np.array(picks), np.zeros(len(picks), int))
                 for i, (n, picks) in enumerate([(9, [1, 4, 7]), (5, [0, 3]), (11, [10, 2, 5, 6])])]
-    model = Model(bert, randomise(Head(), 6))
+    model = Model(bert, randomise(MapHead(), 6))
     batch = collate(features, kind)
     w = {n: p.detach().numpy() for n, p in model.head.named_parameters()}
     rows = [Restated(bert).row(f.ids, f.types, np.arange(len(f.ids)), lambda site: 1.0)[f.picks] for f in features]

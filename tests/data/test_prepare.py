@@ -15,6 +15,7 @@ from minibert.data.features import Features
 from minibert.data.rows import WordNumbers
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
+from minibert.run.training import Training
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 from minibert.tasks.base import Task
@@ -323,9 +324,9 @@ def test_missing_and_unreadable_files_are_the_same_errors(tmp_path, monkeypatch)
 # ------------------------------------------------------------------------------------------------------- train.py
 
 
-def run(tiny_folder, data, output, cache, *more: str) -> train.Run:
-    return train.Run(["--weights", str(tiny_folder), "--data", str(data), "--output", str(output),
-                      "--cache", str(cache), "--max-pieces", "24", "--overlap", "6", "--batch-size", "7", *more])
+def set_up(tiny_folder, data, cache, *more: str) -> Training:
+    return train.set_up(["--weights", str(tiny_folder), "--data", str(data), "--cache", str(cache), "--max-pieces",
+                         "24", "--overlap", "6", "--batch-size", "7", *more])
 
 
 def test_a_run_says_what_it_took_from_the_cache_and_trains_the_same(data, tmp_path, tiny_folder, capsys):
@@ -344,17 +345,18 @@ def test_a_run_says_what_it_took_from_the_cache_and_trains_the_same(data, tmp_pa
 
 def test_a_cache_that_cannot_be_used_stops_no_run(data, tmp_path, tiny_folder, capsys):
     (tmp_path / "file").write_text("x")
-    found = run(tiny_folder, data, tmp_path / "r", tmp_path / "file")
-    assert len(found.features["train"]) >= 60
-    assert capsys.readouterr().out.count("cannot be kept") == 2
+    train.train(["--weights", str(tiny_folder), "--data", str(data), "--cache", str(tmp_path / "file"), "--output",
+                 str(tmp_path / "r"), "--max-pieces", "24", "--max-steps", "1", "--evaluate", "none"])
+    assert " ".join(capsys.readouterr().out.split()).count("cannot be kept") == 2
+    assert len(set_up(tiny_folder, data, tmp_path / "file").features["train"]) >= 60
 
 
 def test_limit_takes_as_many_as_it_says(data, tmp_path, tiny_folder):
-    for i in range(2):
-        found = run(tiny_folder, data, tmp_path / f"r{i}", tmp_path / "c", "--limit", "17")
-        assert [len(s) for s in found.splits.values()] == [17, 17, 17]
+    for _ in range(2):
+        found = set_up(tiny_folder, data, tmp_path / "c", "--limit", "17")
+        assert [len(s) for s in found.examples.values()] == [17, 17, 17]
         assert {f.example for f in found.features["train"]} == set(range(17))
-        assert found.lengths.tolist() == [len(f.ids) for f in found.features["train"]]
+        assert found.features["train"].lengths.tolist() == [len(f.ids) for f in found.features["train"]]
 
 
 def test_the_default_folder_is_beside_the_weights_and_git_does_not_see_it():

@@ -23,6 +23,7 @@ from minibert.adapt.grow import grow_types
 from minibert.checkpoints import weights
 from minibert.checkpoints.names import name_table
 from minibert.core.config import BertConfig
+from minibert.core.heads import Head
 from minibert.core.model import Model
 from minibert.files import write_json
 
@@ -154,7 +155,7 @@ def assert_computes(bert, tensors) -> None:
         assert np.abs(pooled[0].detach().numpy() - expected_pooled).max() < 2e-5
 
 
-class Head(nn.Module):
+class MapHead(Head):
     def __init__(self, K: int = K):
         super().__init__()
         self.classifier = nn.Linear(H, K)
@@ -342,7 +343,7 @@ def test_one_tensor_in_two_files_of_an_index(tmp_path):
 
 
 def test_a_head_is_loaded_from_the_same_file(tmp_path):
-    head = Head()
+    head = MapHead()
     folder = checkpoint(tmp_path, {**draw(), **head_tensors()})
     _, report = weights.load(folder, head)
     assert np.array_equal(head.classifier.weight.detach().numpy(), head_tensors()["classifier.weight"])
@@ -351,7 +352,7 @@ def test_a_head_is_loaded_from_the_same_file(tmp_path):
 
 
 def test_a_new_head_keeps_its_initial_values_even_where_the_stored_one_would_fit(tmp_path):
-    head = Head()
+    head = MapHead()
     initial = {k: v.clone() for k, v in head.state_dict().items()}
     _, report = weights.load(checkpoint(tmp_path, {**draw(), **head_tensors()}), head, new_head=True)
     assert all(torch.equal(v, initial[k]) for k, v in head.state_dict().items())
@@ -362,7 +363,7 @@ def test_a_new_head_keeps_its_initial_values_even_where_the_stored_one_would_fit
 @pytest.mark.parametrize("stored", [{}, head_tensors(K=11), {"classifier.bias": head_tensors()["classifier.bias"]}],
                          ids=["absent", "11 labels", "half"])
 def test_a_head_that_does_not_fit(tmp_path, stored):
-    head = Head()
+    head = MapHead()
     initial = {k: v.clone() for k, v in head.state_dict().items()}
     folder = checkpoint(tmp_path, {**draw(), **stored})
     bert, report = weights.load(folder, head, new_head=True)
@@ -373,12 +374,12 @@ def test_a_head_that_does_not_fit(tmp_path, stored):
     assert "newly initialised: classifier.weight, classifier.bias" in text and "new head" in text
     assert ("ignored: known: classification head" in text) == bool(stored)
     with refused(folder, "classifier.weight", *(["[11, 30]", "[9, 30]"] if len(stored) == 2 else [])):
-        weights.load(folder, Head(), new_head=False)
+        weights.load(folder, MapHead(), new_head=False)
 
 
 def test_load_into_replaces_encoder_and_head(tmp_path):
     checkpoint(tmp_path, {**draw(), **head_tensors()})
-    model = Model(weights.random_bert(CONFIG, seed=5), Head())
+    model = Model(weights.random_bert(CONFIG, seed=5), MapHead())
     weights.load_into(tmp_path, model)
     assert_computes(model.bert, draw())
     assert np.array_equal(model.head.classifier.weight.detach().numpy(), head_tensors()["classifier.weight"])
@@ -442,7 +443,7 @@ def test_not_finite_numbers_of_a_head(tmp_path):
     values = head_tensors()
     values["classifier.bias"][6] = np.nan
     with refused("classifier.bias", "finite"):
-        weights.load(checkpoint(tmp_path, {**draw(), **values}), Head())
+        weights.load(checkpoint(tmp_path, {**draw(), **values}), MapHead())
 
 
 def test_truncated_files(tmp_path):
@@ -575,7 +576,7 @@ def trained(seed: int = 3, pooler: bool = True) -> tuple:
     with torch.no_grad():
         for p in bert.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    return bert, Head()
+    return bert, MapHead()
 
 
 @pytest.mark.parametrize("pooler", [True, False])
@@ -605,7 +606,7 @@ def test_a_saved_header_names_the_format_that_the_usual_libraries_ask_for(tmp_pa
 def test_saved_and_loaded_again_every_number_is_the_same(tmp_path, pooler):
     bert, head = trained(pooler=pooler)
     weights.save(tmp_path, bert, head)
-    again, report = weights.load(tmp_path, other := Head())
+    again, report = weights.load(tmp_path, other := MapHead())
     assert again.state_dict().keys() == bert.state_dict().keys()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in bert.state_dict().items())
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in head.state_dict().items())

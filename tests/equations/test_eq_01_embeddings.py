@@ -12,6 +12,7 @@ from minibert.core import byhand, ops
 from minibert.core.batch import Batch, Feature, collate
 from minibert.core.config import BertConfig
 from minibert.core.dropout import DropoutMasks
+from minibert.core.kit import Formulas
 from minibert.core.model import Embeddings
 from minibert.core.optim import AdamW
 
@@ -111,7 +112,7 @@ def test_lookup_is_a_product_with_a_one_hot_matrix_EMB_4_EMB_5(lookup):
 @pytest.mark.parametrize("kind", ["rectangle", "ragged"])
 def test_a_piece_is_word_plus_type_plus_column_EMB_2(layer, kind):
     batch = batch_of(kind)
-    out, _ = byhand.embeddings_forward(layer, batch, None)
+    out, _ = Formulas().embed_forward(layer, batch, None)
     T = max(LENGTHS)
     for b, n in enumerate(LENGTHS):
         for t in range(n):
@@ -128,16 +129,16 @@ def test_a_piece_is_word_plus_type_plus_column_EMB_2(layer, kind):
 def test_gradients_of_all_tables_by_differences_EMB_2_EMB_3_DROP_4(layer, kind):
     """With dropout: its masks are a function of numbers, so every call of the forward draws the same ones."""
     batch, masks, dout = batch_of(kind), DropoutMasks(3, 8), from_above(batch_of(kind))
-    _, cache = byhand.embeddings_forward(layer, batch, masks)
+    _, cache = Formulas().embed_forward(layer, batch, masks)
     gradients = byhand.Gradients(layer)
-    byhand.embeddings_backward(layer, dout, cache, gradients)
+    Formulas().embed_backward(layer, dout, cache, gradients)
     names = [name for name, _ in layer.named_parameters()]
     assert set(names) == set(gradients)
 
     def loss(*values):
         for p, value in zip(layer.parameters(), values, strict=True):
             p.data = value
-        return (byhand.embeddings_forward(layer, batch, masks)[0] * dout).sum()
+        return (Formulas().embed_forward(layer, batch, masks)[0] * dout).sum()
 
     with torch.no_grad():
         check_gradient(loss, [p.data.clone() for p in layer.parameters()], [gradients[n] for n in names])
@@ -148,8 +149,8 @@ def test_both_engines_agree_with_the_same_masks_EMB_2_DROP_1_DROP_4(layer, kind)
     batch, dout = batch_of(kind), from_above(batch_of(kind))
     gradients = byhand.Gradients(layer)
     with torch.no_grad():
-        mine, cache = byhand.embeddings_forward(layer, batch, DropoutMasks(3, 8))
-        byhand.embeddings_backward(layer, dout, cache, gradients)
+        mine, cache = Formulas().embed_forward(layer, batch, DropoutMasks(3, 8))
+        Formulas().embed_backward(layer, dout, cache, gradients)
     theirs = layer(batch.ids, batch.types, batch.layout.position, DropoutMasks(3, 8))
     theirs.backward(dout)
     assert 0.2 < float((mine == 0).double().mean()) < 0.4
@@ -164,8 +165,8 @@ def test_padding_learns_nothing_and_both_layouts_agree_EMB_3(layer):
     for kind in ("rectangle", "ragged"):
         batch, gradients = batch_of(kind), byhand.Gradients(layer)
         assert batch.ids.tolist().count(PAD) == (6 if kind == "rectangle" else 0)
-        _, cache = byhand.embeddings_forward(layer, batch, None)
-        byhand.embeddings_backward(layer, from_above(batch), cache, gradients)
+        _, cache = Formulas().embed_forward(layer, batch, None)
+        Formulas().embed_backward(layer, from_above(batch), cache, gradients)
         assert bool((gradients["word.weight"][PAD] == 0).all())
         found.append(gradients)
     for name in found[0]:

@@ -317,8 +317,8 @@ def test_hidden_keys_get_exactly_0_and_a_query_without_keys_the_mean_ATT_4(layou
     out, cache = ops.attention_forward(size * q, size * k, v, layout, A)
     seen = layout.allowed.expand(B, A, T, T)
     assert out.isfinite().all()
-    assert not cache.p[~seen & seen.any(-1, keepdim=True)].any()
-    blind = cache.p[~seen.any(-1)]
+    assert not cache[-1].p[~seen & seen.any(-1, keepdim=True)].any()
+    blind = cache[-1].p[~seen.any(-1)]
     assert len(blind) >= A * T and torch.equal(blind, torch.full_like(blind, 1 / T))
 
 
@@ -329,7 +329,7 @@ def test_minus_infinity_would_give_nan_to_a_query_without_keys_ATT_4():
     layout = Layout(LIVE)
     q, k, v = (numbers(B * T, H, seed=i) for i in (1, 2, 3))
     _, cache = ops.attention_forward(q, k, v, layout, A)
-    assert torch.equal(cache.p[ROWS.index("000000000")], torch.full((A, T, T), 1 / T, dtype=torch.float64))
+    assert torch.equal(cache[-1].p[ROWS.index("000000000")], torch.full((A, T, T), 1 / T, dtype=torch.float64))
 
 
 def test_the_network_computes_the_same_with_its_explicit_and_its_fused_attention_ATT_3_ATT_4_ATT_5(layout, qkv, mask):
@@ -362,7 +362,7 @@ def test_attention_gradients_query_by_query_ATT_6_ATT_7_ATT_8(layout, qkv, mask,
     m = torch.ones(B, A, T, T, dtype=torch.float64) if mask is None else mask
     dq, dk, dv = (torch.zeros(B, A, T, D, dtype=torch.float64) for _ in range(3))
     for at in itertools.product(range(B), range(A), range(T)):                # row, head, query
-        ba, p = at[:2], cache.p[at]
+        ba, p = at[:2], cache[-1].p[at]
         dp = m[at] * torch.mv(v[ba], above[at])
         ds = torch.mv(torch.diag(p) - torch.outer(p, p), dp)
         dv[ba] += torch.outer(p * m[at], above[at])
@@ -464,7 +464,7 @@ def test_operations_and_numbers_kept_ATT_15():
     with FlopCounterMode(display=False) as linear:
         ops.linear_forward(q, numbers(H, H), numbers(H))
     assert linear.get_total_flops() == 2 * B * T * H ** 2
-    assert cache.p.numel() == B * A * T ** 2
+    assert cache[-1].p.numel() == B * A * T ** 2
 
 
 def test_worked_example_forward_ATT_3_ATT_5():
@@ -475,7 +475,7 @@ def test_worked_example_forward_ATT_3_ATT_5():
     4/10 + 72/10 = 38/5 and 180/10 = 18.
     """
     out, cache = ops.attention_forward(*example(), Layout(torch.ones(1, 2, dtype=torch.bool)), 1)
-    assert cache.p.flatten().tolist() == pytest.approx([3 / 4, 1 / 4, 1 / 10, 9 / 10], rel=1e-14)
+    assert cache[-1].p.flatten().tolist() == pytest.approx([3 / 4, 1 / 4, 1 / 10, 9 / 10], rel=1e-14)
     assert out.flatten().tolist() == pytest.approx([5, 5, 0, 0, 38 / 5, 18, 0, 0], rel=1e-14)
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from differences import check_gradient
 from torch.nn import functional as F
+from updates import accumulate
 
-import train
 from minibert.checkpoints.weights import random_bert
 from minibert.core import ops
 from minibert.core.batch import Feature, collate
 from minibert.core.model import Model, initialise
 from minibert.settings import TrainConfig
+from minibert.tasks.base import Task
 from minibert.tasks.classify import Classify, Example
 from minibert.tasks.ner import NER
 
@@ -70,21 +71,22 @@ class Table(torch.nn.Module):
         return self.scores[batch.ids[batch.picks]]
 
 
-class Fixed:
+class Fixed(Task):
     """A task of two terms whose sums and counts are written down beforehand, a pair a batch."""
 
-    def __init__(self, **terms):
-        self.terms = terms
+    def __init__(self, **pairs):
+        super().__init__(None)
+        self.pairs = pairs
 
     def counts(self, batch):
-        return {term: float(pairs[batch.number][1]) for term, pairs in self.terms.items()}
+        return {term: float(pairs[batch.number][1]) for term, pairs in self.pairs.items()}
 
     def loss(self, scores, batch):
-        return {term: scores * pairs[batch.number][0] for term, pairs in self.terms.items()}
+        return {term: scores * pairs[batch.number][0] for term, pairs in self.pairs.items()}
 
 
 class Numbered:
-    """What accumulate_gradient asks of a batch: where its ids are."""
+    """What accumulate() asks of a batch: where its ids are."""
 
     def __init__(self, number: int):
         self.number, self.ids = number, torch.zeros(1)
@@ -111,8 +113,7 @@ def test_the_risk_is_one_mean_over_all_labels_however_split_RISK_1():
     for split in ([[0, 1, 2, 3, 4]], [[0, 1], [2, 3], [4]], [[0], [1], [2], [3], [4]]):
         model.zero_grad()
         batches = [collate([features[i] for i in part]) for part in split]
-        loss = train.accumulate_gradient(model, task, batches, 1.0,
-                                         TrainConfig(precision="fp32", gradients="autograd"), step=1)
+        loss = accumulate(model, task, batches, 1.0, TrainConfig(precision="fp32", gradients="autograd"), step=1)
         assert loss == pytest.approx(statistics.fmean(losses), rel=1e-13)
         torch.testing.assert_close(model.scores.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-12,
                                    atol=1e-15)
@@ -128,8 +129,8 @@ def test_sum_and_count_worked_example_RISK_1():
 
     def risk(**terms):
         theta.grad = None
-        loss = train.accumulate_gradient(lambda batch, masks: theta, Fixed(**terms), batches, 1.0,
-                                         TrainConfig(precision="fp32", gradients="autograd"), step=1)
+        loss = accumulate(lambda batch, masks: theta, Fixed(**terms), batches, 1.0,
+                          TrainConfig(precision="fp32", gradients="autograd"), step=1)
         assert loss == pytest.approx(float(theta.grad), rel=1e-15)           # every loss here is its sum times θ = 1
         return loss
 

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from updates import accumulate, build_model, derive, one_update
 
 import train
+from minibert import engines
 from minibert.core import ops, optim
 from minibert.core.batch import collate
 from minibert.core.dropout import DropoutMasks
 from minibert.core.precision import LossScaler, autocast
+from minibert.engines.by_hand import ByHand
 from minibert.settings import TrainConfig
+from minibert.tasks.base import Task
 from minibert.tasks.ner import NER
 from minibert.use.prepare import encode_all
 
@@ -44,7 +48,7 @@ def parts(tiny_folder, tiny_data):
                                   "max_pieces": 24, "case_shapes": "off", "dropout": 0.0, "batch_size": 32} | changes)
         task = NER(NER.Options())
         splits = train.read_data(task, settings)
-        model, tokenizer = train.build_model(tiny_folder, task, settings)
+        model, tokenizer = build_model(tiny_folder, task, settings)
         with torch.no_grad():
             model.head.classifier.bias.add_(numbers(7, seed=5).float())
         features = encode_all(task, splits["train"], tokenizer, 24, 6)[:32]
@@ -63,7 +67,7 @@ def gradient(model, task, batches, settings, scale: float = 1.0, step: int = 3):
     """(loss, {name: gradient}) of one update's batches, nothing scaled back."""
     for p in model.parameters():
         p.grad = None
-    loss = train.accumulate_gradient(model, task, batches, scale, settings, step)
+    loss = accumulate(model, task, batches, scale, settings, step)
     return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -104,7 +108,7 @@ def test_one_update_with_plain_sgd_in_full_UPD_1(parts, engine, share):
     for p in model.parameters():
         p.grad = torch.full_like(p, 100.0) if p.requires_grad else None       # of an update before: to be forgotten
     batches = split(features, task, settings, 3)
-    _, found_norm = train.one_update(model, task, batches, optimizer, LossScaler(True, 2.0 ** 10), settings, 3, lr)
+    _, found_norm = one_update(model, task, batches, optimizer, LossScaler(True, 2.0 ** 10), settings, 3, lr)
     assert found_norm == pytest.approx(norm, rel=1e-12)
     moved = {}
     for name, g in wanted_gradient.items():
@@ -122,7 +126,7 @@ def test_an_overflow_leaves_weights_and_state_alone_AMP_3(parts, engine):
     theta = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1.0)
     scaler = LossScaler(True, 2.0 ** 40)
-    loss, norm = train.one_update(model, task, split(features, task, settings, 2), optimizer, scaler, settings, 1, 1.0)
+    loss, norm = one_update(model, task, split(features, task, settings, 2), optimizer, scaler, settings, 1, 1.0)
     assert math.isfinite(loss) and norm == math.inf
     assert scaler.scale == 2.0 ** 39 and scaler.skipped == 1 and not optimizer.state
     assert all(torch.equal(p, theta[n]) for n, p in model.named_parameters())
@@ -290,7 +294,7 @@ def test_by_hand_in_parts_equals_the_whole_batch_without_masks_ACC_4(parts, piec
         for p in model.parameters():
             p.grad = None
         for batch in split(features, task, settings, count):
-            train.add_by_hand(model, task, batch, None, {"words": 1 / 7}, "fp32")
+            ByHand(model, "fp32")(task, batch, None, {"words": 1 / 7})
         found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert_same(found[1], found[0])
 
@@ -336,8 +340,11 @@ class Line(nn.Module):
         return self.w * batch.ids
 
 
-class Terms:
+class Terms(Task):
     """The loss of a score is the score, or its square, in terms that a batch names; counts are given."""
+
+    def __init__(self):
+        super().__init__(None)
 
     def counts(self, batch):
         return batch.counts
@@ -358,14 +365,14 @@ def test_accumulation_worked_example_ACC_1_ACC_2_ACC_3():
     batches = [line_batch([0.5, 1.0, 1.5], {"plain": 3.0}), line_batch([5.0], {"plain": 1.0})]
     settings = TrainConfig(precision="fp32", gradients="autograd")
     model = Line(1.0)
-    assert train.accumulate_gradient(model, Terms(), batches, 1.0, settings, 1) == 2.0 == float(model.w.grad)
+    assert accumulate(model, Terms(), batches, 1.0, settings, 1) == 2.0 == float(model.w.grad)
     means = []
     for b in batches:
         model = Line(1.0)
-        means.append(train.accumulate_gradient(model, Terms(), [b], 1.0, settings, 1))
+        means.append(accumulate(model, Terms(), [b], 1.0, settings, 1))
     assert means == [1.0, 5.0] and sum(means) / 2 - 2.0 == (1 - 3) * (1 - 5) / (2 * 4) == 1.0
     model = Line(1.0)
-    assert train.accumulate_gradient(model, Terms(), batches, 8.0, settings, 1) == 2.0
+    assert accumulate(model, Terms(), batches, 8.0, settings, 1) == 2.0
     assert float(model.w.grad) == 16.0
     LossScaler(True, 8.0).unscale([model.w])
     assert float(model.w.grad) == 2.0
@@ -379,7 +386,7 @@ def test_every_term_has_its_own_count_ACC_1_ACC_3_AMP_1(scale):
     batches = [line_batch(a, c, both=i > 0) for i, (a, c) in enumerate(zip(x, counts, strict=True))]
     model = Line(1.5)
     settings = TrainConfig(precision="fp32", gradients="autograd")
-    loss = train.accumulate_gradient(model, Terms(), batches, scale, settings, 1)
+    loss = accumulate(model, Terms(), batches, scale, settings, 1)
     w, first, second = Fraction(3, 2), sum(map(sum, x)), sum(a * a for part in x[1:] for a in part)
     assert loss == pytest.approx(float(w * first / 9 + w * w * second / 7), rel=1e-15)
     assert float(model.w.grad) == pytest.approx(scale * float(Fraction(first, 9) + 2 * w * second / 7), rel=1e-15)
@@ -406,7 +413,7 @@ def test_the_mean_of_the_gradient_here_and_uphill_ADV_1_ADV_2(parts, engine, pie
     settings = parts(dropout=0.2, gradients=engine, adversarial=length)[3]
     for p in model.parameters():
         p.grad = None
-    loss = train.adversarial_gradient(model, task, batches, scale, settings, step)
+    loss = derive(model, task, batches, scale, settings, step)
     found = {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
     assert loss == pytest.approx(wanted_loss, rel=1e-12) and torch.equal(word, start)
     assert_same(found, {n: here[n] / 2 + there[n] / 2 for n in here})
@@ -415,12 +422,12 @@ def test_the_mean_of_the_gradient_here_and_uphill_ADV_1_ADV_2(parts, engine, pie
 
 def test_one_update_goes_uphill_only_when_asked(parts, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "adversarial_gradient", lambda *a: seen.append(len(a)) or 1.0)
+    monkeypatch.setattr("minibert.core.adversarial.adversarial", lambda *a: seen.append(len(a)) or 1.0)
     for length in (0.0, 0.25):
         model, task, features, settings = parts(gradients="fast", adversarial=length)
         optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         batches = split(features, task, settings, 2)
-        train.one_update(model, task, batches, optimizer, LossScaler(False), settings, 1, 0.1)
+        one_update(model, task, batches, optimizer, LossScaler(False), settings, 1, 0.1)
         assert len(seen) == (length > 0)
 
 
@@ -432,7 +439,7 @@ def test_without_any_label_there_is_no_direction_and_no_step(parts, engine):
     word = model.bert.embeddings.word.weight.detach().clone()
     for p in model.parameters():
         p.grad = None
-    assert train.adversarial_gradient(model, task, [collate(empty)], 1.0, settings, step=3) == 0.0
+    assert derive(model, task, [collate(empty)], 1.0, settings, step=3) == 0.0
     assert torch.equal(model.bert.embeddings.word.weight, word)
     assert all(bool((p.grad.to_dense() == 0).all()) for p in model.parameters() if p.grad is not None)
 
@@ -643,10 +650,10 @@ def test_frozen_parameters_have_no_gradient_and_the_rest_is_autograds_ACC_4(part
     for engine in ENGINES:
         model, task, features, settings = parts(dropout=0.1, freeze=what, gradients=engine)
         start = {n: p.detach().clone() for n, p in model.named_parameters()}
-        optimizer, losses = train.build_optimizer(model, settings), []
+        optimizer, losses = train.build_optimizer(model, engines.ENGINES[engine], settings), []
         for step in range(1, 5):
             batches = split(features[8 * step - 8:8 * step], task, settings, 2)
-            losses.append(train.one_update(model, task, batches, optimizer, LossScaler(False), settings, step, 1e-3))
+            losses.append(one_update(model, task, batches, optimizer, LossScaler(False), settings, step, 1e-3))
         with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
         assert with_gradient == {n for n, p in model.named_parameters() if p.requires_grad}
         assert len(with_gradient) == trained
@@ -667,17 +674,17 @@ def test_a_frozen_run_is_the_same_run_by_hand(tiny_folder, tiny_data, tmp_path):
 
 def test_by_hand_autograd_is_off_from_first_to_last(tiny_folder, tiny_data, tmp_path, monkeypatch):
     """No graph is built and no backward of torch is called; by autograd the same spies see the opposite."""
-    seen, add = [], train.add_by_hand
+    seen, call = [], ByHand.__call__
 
-    def spy(model, *rest):
-        sums = add(model, *rest)
+    def spy(self, *rest):
+        sums = call(self, *rest)
         seen.append(torch.is_grad_enabled() or any(s.requires_grad for s in sums.values()))
         return sums
 
     def refuse(*a, **k):
         raise AssertionError("torch's backward was called")
 
-    monkeypatch.setattr(train, "add_by_hand", spy)
+    monkeypatch.setattr(ByHand, "__call__", spy)
     monkeypatch.setattr(torch.Tensor, "backward", refuse)
     monkeypatch.setattr(torch.autograd, "backward", refuse)
     quick = ("--precision", "fp32", "--max-steps", "3")

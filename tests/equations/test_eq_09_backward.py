@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minibert.core import byhand, ops
 from minibert.core.batch import collate
 from minibert.core.dropout import DropoutMasks
+from minibert.core.kit import Formulas
 from minibert.core.model import Block
 
 MASKS = DropoutMasks(7, 11)
@@ -48,9 +49,9 @@ def test_the_backward_of_a_block_is_autograds_BLK_1_BLK_2_BLK_3(parts, masks):
     out = block(leaf, batch.layout, masks)
     out.backward(dout)
     with torch.no_grad():
-        mine, cache = byhand.block_forward(block, x, batch.layout, masks, "gelu")
+        mine, cache = byhand.block_forward(Formulas(), block, x, batch.layout, masks)
         gradients = byhand.Gradients(block)
-        dx = byhand.block_backward(block, dout, cache, gradients)
+        dx = byhand.block_backward(Formulas(), block, dout, cache, gradients)
     assert close(mine, out.detach()) and close(dx, leaf.grad)
     for name, p in block.named_parameters():
         assert "key.bias" in name or close(gradients[name], p.grad), name
@@ -62,10 +63,10 @@ def test_three_maps_read_one_input_and_their_gradients_add_BLK_3(parts):
     model, batch, x, dout = parts
     m = model.bert.blocks[0].attention
     with torch.no_grad():
-        _, cache = byhand.attend_forward(m, x, batch.layout, None)
-        dx = byhand.attend_backward(m, dout, cache, byhand.Gradients(m))
+        _, cache = byhand.mix_forward(Formulas(), m, x, batch.layout, None)
         dmixed = dout @ m.output.weight
-        ways = ops.attention_backward(dmixed, cache[3])
+        dx = byhand.mix_backward(Formulas(), m, dmixed, cache, byhand.Gradients(m))
+        ways = ops.attention_backward(dmixed, cache[1])
         slow = sum(d @ f.weight for d, f in zip(ways, (m.query, m.key, m.value), strict=True))
     leaf = x.clone().requires_grad_()
     m(leaf, batch.layout).backward(dout)
@@ -97,9 +98,9 @@ def costs(model, batch) -> tuple[int, int]:
     with torch.no_grad():
         gradients = byhand.Gradients(model)
         with FlopCounterMode(display=False) as forward:
-            out, caches = byhand.bert_forward(model.bert, batch, MASKS, gradients)
+            out, caches = byhand.bert_forward(Formulas(), model.bert, batch, MASKS)
         with FlopCounterMode(display=False) as backward:
-            byhand.bert_backward(model.bert, torch.ones_like(out), caches, gradients)
+            byhand.bert_backward(Formulas(), model.bert, torch.ones_like(out), caches, gradients)
     return forward.get_total_flops(), backward.get_total_flops()
 
 
@@ -119,7 +120,7 @@ def test_numbers_that_a_block_keeps_BLK_6(parts):
     c, (B, T) = model.bert.config, batch.layout.shape
     H, F, A = c.hidden_size, c.intermediate_size, c.num_attention_heads
     with torch.no_grad():
-        _, cache = byhand.block_forward(model.bert.blocks[0], x, batch.layout, MASKS, "gelu")
+        _, cache = byhand.block_forward(Formulas(), model.bert.blocks[0], x, batch.layout, MASKS)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 8 for t in tree_leaves(cache)
                 if isinstance(t, torch.Tensor)}

@@ -91,12 +91,12 @@ KILLER = """
 import os, signal, sys
 sys.path[:0] = [{root!r}]
 import train
-update = train.one_update
+accumulate = train.accumulate
 def deadly(*a):
-    if a[6] == {step} and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if a[4] == {step} and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return update(*a)
-train.one_update = deadly
+    return accumulate(*a)
+train.accumulate = deadly
 sys.exit(train.main(sys.argv[1:]))
 """
 

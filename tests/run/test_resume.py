@@ -17,6 +17,7 @@ from scripted import scripted
 
 import train
 from minibert.checkpoints import weights
+from minibert.core.model import Model
 from minibert.core.optim import AdamW
 from minibert.engines.fast.adamw import FusedAdamW
 from minibert.errors import MinibertError
@@ -43,15 +44,15 @@ def arguments(tiny_folder, tiny_data, output, *more: str) -> list[str]:
 
 def at_update(monkeypatch, number: int, act) -> None:
     """Do act() once, at the beginning of the update of this number."""
-    update, waiting = train.one_update, [number]
+    accumulate, waiting = train.accumulate, [number]
 
     def interrupted(*a):
-        if waiting and a[6] == waiting[0]:
+        if waiting and a[4] == waiting[0]:
             waiting.clear()
             act()
-        return update(*a)
+        return accumulate(*a)
 
-    monkeypatch.setattr(train, "one_update", interrupted)
+    monkeypatch.setattr(train, "accumulate", interrupted)
 
 
 def kill() -> None:
@@ -192,24 +193,24 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(tiny_folder, ti
 
 
 def test_asked_while_an_epoch_is_scored_it_does_not_wait(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
-    command, evaluate = arguments(tiny_folder, tiny_data, tmp_path / "r"), train.Run.evaluate
+    command, evaluate = arguments(tiny_folder, tiny_data, tmp_path / "r"), train.evaluate_split
 
-    def asked(self, split):
+    def asked(score, examples, features):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
 
     for _ in range(2):                             # the same end of an epoch again
         with monkeypatch.context() as m:
-            m.setattr(train.Run, "evaluate", asked)
+            m.setattr(train, "evaluate_split", asked)
             assert train.main([*command, "--resume"]) == STOPPED
-    assert evaluate is train.Run.evaluate and lines(tmp_path / "r")[-1]["step"] == 9
+    assert evaluate is train.evaluate_split and lines(tmp_path / "r")[-1]["step"] == 9
     assert train.main([*command, "--resume"]) == 0
     assert_same_run(tmp_path / "r", reference("fast fp32"))
 
 
 def test_asked_before_the_first_update_there_is_nothing_to_save(tiny_folder, tiny_data, tmp_path, monkeypatch, capfd):
     command = [*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--before"]
-    monkeypatch.setattr(train.Run, "evaluate", lambda self, split: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(train, "evaluate_split", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
     assert train.main(command) == STOPPED
     assert "stopped by SIGTERM after update 0" in capfd.readouterr().out
     assert not (tmp_path / "r" / "checkpoints").exists()
@@ -266,14 +267,14 @@ def test_a_reader_that_is_gone_does_not_end_a_run_that_is_asked_to_stop(tiny_fol
 import os, signal, sys
 sys.path[:0] = [{str(Path(train.__file__).parent)!r}]
 import train
-update = train.one_update
+accumulate = train.accumulate
 def asked(*a):
-    if a[6] == 6:
+    if a[4] == 6:
         os.dup2(int(os.environ["DEAD"]), 1)
         os.dup2(1, 2)
         os.kill(os.getpid(), signal.SIGINT)
-    return update(*a)
-train.one_update = asked
+    return accumulate(*a)
+train.accumulate = asked
 sys.exit(train.main(sys.argv[1:]))
 """)
     reading, writing = os.pipe()
@@ -481,7 +482,7 @@ def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, t
                 train.train([*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
         said.append(capsys.readouterr().out)
     with monkeypatch.context() as m:                       # and once in the final scores
-        m.setattr(train.Run, "final_scores", lambda self: kill())
+        m.setattr(resume.RunStore, "go_back_to_best", lambda self: kill())
         with pytest.raises(Killed):
             train.train([*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
     said.append(capsys.readouterr().out)
@@ -506,15 +507,16 @@ def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tin
 
 def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_folder, tiny_data, tmp_path, monkeypatch):
     """The model then holds the best epoch's weights; the checkpoint of the last update must not."""
-    seen, evaluate = scripted(monkeypatch, 0.9, 0.1, 0.1), train.Run.evaluate
+    seen, evaluate, calls = scripted(monkeypatch, 0.9, 0.1, 0.1), train.evaluate_split, []
 
-    def asked(self, split):
-        if split == "test":
+    def asked(*a):
+        calls.append(1)
+        if len(calls) == 4:                                                    # dev three times, then test
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, split)
+        return evaluate(*a)
 
-    monkeypatch.setattr(train.Run, "evaluate", asked)
-    monkeypatch.setattr(train.Run, "save_if_possible", lambda run: None)       # the disk was full at the end
+    monkeypatch.setattr(train, "evaluate_split", asked)
+    monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)   # the disk was full at the end
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
     folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
     for folder in folders:
@@ -544,7 +546,7 @@ def test_another_dev_set_and_other_names_of_labels_are_refused(tiny_folder, tiny
 
 def test_this_and_nothing_else_may_change_on_resume():
     assert {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
-            "resume", "threads", "processes", "torch"} == resume.FREE
+            "resume", "verbose", "threads", "processes", "torch"} == resume.FREE
 
 
 def test_the_page_lists_all_that_may_change_and_nothing_else():
@@ -626,7 +628,8 @@ def test_without_a_name_the_last_run_goes_on(tiny_folder, tiny_data, tmp_path, m
 
 
 def test_the_log_tells_the_story_with_the_time(tiny_folder, tiny_data, copy, reference):
-    assert not (reference("without dev") / "log.txt").exists()             # nothing out of the ordinary
+    plain = (reference("without dev") / "log.txt").read_text()             # nothing out of the ordinary
+    assert not any(word in plain for word in ("resumed", "warning", "note", "stopped", "anew", "finished"))
     train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
     said = (copy / "log.txt").read_text().splitlines()
     assert any(line.endswith(" resumed from update 8") and line[:2] == "20" for line in said)
@@ -699,15 +702,15 @@ HUNGRY = """
 import resource, sys
 sys.path[:0] = [{root!r}]
 import torch, train
-update, eaten = train.one_update, []
+accumulate, eaten = train.accumulate, []
 def hungry(*a):
-    if a[6] == 11 and "--resume" not in sys.argv:
+    if a[4] == 11 and "--resume" not in sys.argv:
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2 ** 20, used + 300 * 2 ** 20))
         while True:
             eaten.append(torch.ones(2 ** 22))
-    return update(*a)
-train.one_update = hungry
+    return accumulate(*a)
+train.accumulate = hungry
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -743,6 +746,19 @@ def poisoned(monkeypatch, step: int) -> None:
         return {"words": sums["words"] * float("nan")} if len(asked) == step else sums
 
     monkeypatch.setattr(NER, "loss", broken)
+
+
+def started(monkeypatch) -> list[Model]:
+    """The model of every run that begins from now on."""
+    start, models = train.start_model, []
+
+    def remembered(*a):
+        found = start(*a)
+        models.append(found[0])
+        return found
+
+    monkeypatch.setattr(train, "start_model", remembered)
+    return models
 
 
 @pytest.mark.parametrize("engine", ["fast", "by-hand", "autograd"])
@@ -825,10 +841,9 @@ def test_the_replay_says_what_it_does_not_repeat(broken_update, tmp_path, capsys
 def test_weights_that_are_broken_take_no_checkpoints_place(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
     def poison_weight() -> None:
         with torch.no_grad():
-            run[0].model.bert.embeddings.norm.bias[3] = float("inf")
+            models[0].bert.embeddings.norm.bias[3] = float("inf")
 
-    evaluate, run = train.next_update, []
-    monkeypatch.setattr(train, "next_update", lambda r, *a: (run.append(r), evaluate(r, *a))[1])
+    models = started(monkeypatch)
     at_update(monkeypatch, 11, poison_weight)
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 2
     error = capsys.readouterr().err.strip()
@@ -843,10 +858,9 @@ def test_broken_weights_in_a_row_that_nothing_uses_are_not_saved_either(tiny_fol
                                                                         monkeypatch):
     def poison_weight() -> None:
         with torch.no_grad():
-            runs[0].model.bert.embeddings.position.weight[39, 3] = float("inf")    # longer than any row
+            models[0].bert.embeddings.position.weight[39, 3] = float("inf")    # longer than any row
 
-    update, runs = train.next_update, []
-    monkeypatch.setattr(train, "next_update", lambda r, *a: (runs.append(r), update(r, *a))[1])
+    models = started(monkeypatch)
     at_update(monkeypatch, 6, poison_weight)
     train.main(arguments(tiny_folder, tiny_data, tmp_path / "r", "--evaluate", "none", "--max-steps", "8"))
     assert "update 8 is not saved: bert.embeddings.position.weight holds numbers" in capsys.readouterr().out

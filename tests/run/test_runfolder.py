@@ -1,4 +1,5 @@
-"""runfolder.py: a run folder is one process's."""
+"""run/folder.py: a run folder is one process's."""
+import fcntl
 import os
 import signal
 import subprocess
@@ -7,12 +8,22 @@ import sys
 import pytest
 
 from minibert.errors import MinibertError
-from minibert.run import folder as runfolder
 from minibert.run.folder import claim_folder, lock
 from minibert.settings import TrainConfig
 
-HOLD = "import sys, pathlib, time; from minibert.run.folder import lock; f = lock(pathlib.Path(sys.argv[1]));" \
-       "print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, pathlib, time
+from minibert.run.folder import lock
+with lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder) -> None:
+    """Hold it and let it go."""
+    with lock(folder):
+        pass
 
 
 @pytest.mark.parametrize("there, new", [
@@ -44,17 +55,19 @@ def test_a_folder_is_one_processs_and_free_once_that_is_killed(tmp_path):
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(MinibertError, match=f"process {holder.pid} is training in it"):
-            lock(tmp_path)
+            hold(tmp_path)
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
         holder.stdout.close()
     with lock(tmp_path), pytest.raises(MinibertError, match=f"process {os.getpid()} "):
-        lock(tmp_path)
-    lock(tmp_path).close()
+        hold(tmp_path)
+    with pytest.raises(KeyError), lock(tmp_path):          # an error lets it go as well
+        raise KeyError
+    hold(tmp_path)
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(runfolder.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(37, "No locks available")))
+    monkeypatch.setattr(fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(37, "No locks available")))
     with pytest.raises(MinibertError, match="cannot be locked .*No locks available"):
-        lock(tmp_path)
+        hold(tmp_path)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from updates import settings_of
 
 import train
 from minibert import __main__
@@ -111,7 +112,7 @@ def test_replay_with_a_sign(tmp_path, capsys):
 
 
 def test_the_last_of_two_tasks_counts_as_for_every_other_option():
-    assert train.resolve_settings(["--task", "x", "--task", "ner"])[0].task == "ner"
+    assert settings_of(["--task", "x", "--task", "ner"])[0].task == "ner"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 5 bytes")])

@@ -1,5 +1,6 @@
 """train.py as a whole: exact accumulation, the run folder, reproducibility, and what gets a clear error."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from refusing import refused
 from scripted import scripted
+from updates import accumulate, one_update
 
 import train
 from minibert.checkpoints import hub, weights
@@ -20,6 +22,7 @@ from minibert.core.model import Model, initialise
 from minibert.core.optim import Optimizer, lr_at
 from minibert.core.precision import LossScaler
 from minibert.errors import MinibertError
+from minibert.run.folder import RunFolder
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 from minibert.tasks.ner import NER
@@ -70,7 +73,7 @@ def gradient(model, task, features, parts: int, kind: str = "rectangle", **chang
     model.zero_grad()
     batches = train.micro_batches(features, np.arange(32), task, settings, 0, torch.device("cpu"))
     assert len(batches) == parts
-    loss = train.accumulate_gradient(model, task, batches, 1.0, settings, step=1)
+    loss = accumulate(model, task, batches, 1.0, settings, step=1)
     return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -131,7 +134,7 @@ def test_both_layouts_give_one_gradient(uneven):
 def test_an_update_without_any_label_moves_nothing_and_is_finite(uneven):
     model, task, features = uneven
     batches = [collate([features[i] for i in part]) for part in ((0, 9), (10,))]
-    loss = train.accumulate_gradient(model, task, batches, 1.0, TrainConfig(precision="fp32"), step=1)
+    loss = accumulate(model, task, batches, 1.0, TrainConfig(precision="fp32"), step=1)
     assert loss == 0.0
     assert all(bool((p.grad.to_dense() == 0).all()) for p in model.parameters() if p.grad is not None)
 
@@ -142,7 +145,7 @@ def test_the_scale_multiplies_the_gradient_and_not_the_loss(uneven):
     found = {}
     for scale in (1.0, 1024.0):
         model.zero_grad()
-        loss = train.accumulate_gradient(model, task, [collate(features)], scale, settings, step=2)
+        loss = accumulate(model, task, [collate(features)], scale, settings, step=2)
         found[scale] = loss, model.head.classifier.weight.grad.clone()
     assert found[1.0][0] == found[1024.0][0]
     assert torch.equal(found[1024.0][1], found[1.0][1] * 1024)
@@ -187,9 +190,9 @@ def test_gradients_are_unscaled_before_the_one_clip(uneven):
     settings = TrainConfig(precision="fp32", clip=1e-3)
     optimizer = Recorder(model.parameters())
     scaler = LossScaler(True, scale=2.0 ** 12)
-    _, norm = train.one_update(model, task, batches, optimizer, scaler, settings, step=1, lr=0.1)
+    _, norm = one_update(model, task, batches, optimizer, scaler, settings, step=1, rate=0.1)
     plain = Recorder(model.parameters())
-    _, wanted = train.one_update(model, task, batches, plain, LossScaler(False), settings, step=1, lr=0.1)
+    _, wanted = one_update(model, task, batches, plain, LossScaler(False), settings, step=1, rate=0.1)
     assert optimizer.calls == ["zero", "clip", "rate", "step"]
     assert norm == pytest.approx(wanted, rel=1e-6) and norm > 1e-3
     assert optimizer.norm == pytest.approx(1e-3, rel=1e-6)
@@ -203,7 +206,7 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(uneven):
         model.head.classifier.weight.mul_(1e30)
     for _ in range(3):
         scaler.scale = float("inf")
-        train.one_update(model, task, [collate(features)], optimizer, scaler, settings, step=1, lr=0.1)
+        one_update(model, task, [collate(features)], optimizer, scaler, settings, step=1, rate=0.1)
     assert "step" not in optimizer.calls and scaler.skipped == 3
 
 
@@ -296,9 +299,9 @@ def test_best_names_another_score_to_choose_by(tiny_folder, tiny_data, tmp_path,
     evaluate = train.Run.evaluate
 
     def instead(self, split):
-        found, tables = evaluate(self, split)
-        found["entity"]["recall"] = recall[self.epoch_in_hand - 1]
-        return found, tables
+        found = evaluate(self, split)
+        found.scores["entity"]["recall"] = recall[self.at.epoch_in_hand(self.plan) - 1]
+        return found
 
     monkeypatch.setattr(train.Run, "evaluate", instead)
     monkeypatch.setattr(NER, "also_best", {"entity.recall": direction})
@@ -477,12 +480,12 @@ def test_the_tables_of_tasks_agree():
         assert kind.name == name and "learning_rate" not in kind.defaults
 
 
-def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tiny_data, tmp_path, capsys):
+def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tiny_data, tmp_path):
     def start(weights_folder: Path, name: str) -> tuple[str, float]:
         folder = train.train(["--weights", str(weights_folder), "--data", str(tiny_data), "--output",
                               str(tmp_path / name), *QUICK, "--max-steps", "1", "--learning-rate", "0", "--seed", "9"])
         before = json.loads((folder / "metrics.json").read_text())["before"]
-        return capsys.readouterr().out, before["test"]["entity"]["f1"]
+        return (folder / "log.txt").read_text(), before["test"]["entity"]["f1"]
 
     reached = json.loads((finished / "metrics.json").read_text())["test"]["entity"]["f1"]
     said, score = start(finished, "same")
@@ -495,6 +498,20 @@ def test_a_stored_head_is_used_only_where_its_labels_are_the_tasks(finished, tin
     (swapped / "config.json").write_text(json.dumps(config))
     said, score = start(swapped, "other")
     assert "newly initialised: classifier.weight" in said and score != reached
+
+
+def test_what_is_printed_is_in_the_log_and_with_verbose_all_of_the_log(tiny_folder, tiny_data, tmp_path, capsys):
+    printed, logged = {}, {}
+    for name, more in (("few words", ()), ("all", ("--verbose",))):
+        folder = run(tiny_folder, tiny_data, tmp_path / "r", *more)
+        printed[name] = capsys.readouterr().out
+        logged[name] = re.sub(r"^20\d\d-\d\d-\d\d \d\d:\d\d:\d\d ", "", (folder / "log.txt").read_text(), flags=re.M)
+        shutil.rmtree(folder)
+    assert printed["all"] == logged["all"]
+    few = iter(logged["few words"].splitlines())
+    assert all(line in few for line in printed["few words"].splitlines())      # in this order
+    for text in ("settings: task ner, ", "trained, decayed by 0.01: ", "\ndev\n", "\ntest\n"):
+        assert text in logged["few words"] and (text == "\ntest\n") == (text in printed["few words"])
 
 
 @pytest.mark.parametrize("kind", ["dangling link", "device"])
@@ -516,7 +533,7 @@ def test_a_full_disk_is_one_line_also_while_a_log_is_written(tiny_folder, tiny_d
     def full(self, line):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.Run, "log", full)
+    monkeypatch.setattr(RunFolder, "log", full)
     assert train.main(["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(tmp_path / "run"),
                        *QUICK]) == 2
     assert "No space left" in capsys.readouterr().err

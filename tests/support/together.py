@@ -12,11 +12,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
-import train  # noqa: E402
-from minibert.files import write_json, write_tensors  # noqa: E402
-from minibert.run.processes import Processes  # noqa: E402
+from updates import derive  # noqa: E402
 
-ENGINES = ("fast", "by-hand", "autograd")
+import train  # noqa: E402
+from minibert.engines import ENGINES  # noqa: E402
+from minibert.files import write_json, write_tensors  # noqa: E402
+from minibert.run.processes import SharedScorer  # noqa: E402
+from minibert.run.training import Training  # noqa: E402
+from minibert.use.evaluate import evaluate_split  # noqa: E402
+
 ROWS = {"even": range(24), "uneven": range(23), "fewer than processes": range(2), "one": range(1)}
 
 
@@ -24,23 +28,21 @@ def dense(p: torch.nn.Parameter) -> torch.Tensor:
     return p.grad.to_dense() if p.grad.is_sparse else p.grad
 
 
-def gradients(run: train.Run, processes: Processes) -> dict[str, torch.Tensor]:
+def gradients(t: Training) -> dict[str, torch.Tensor]:
     """{"ENGINE ROWS NAME": gradient of one update, summed over all processes, and "... loss"}."""
     found = {}
     for engine in ENGINES:
         for accumulate in (1, 3):
             for adversarial in (0.0, 0.5):
-                settings = dataclasses.replace(run.settings, gradients=engine, accumulate=accumulate,
+                settings = dataclasses.replace(t.settings, gradients=engine, accumulate=accumulate,
                                                adversarial=adversarial)
                 for name, rows in ROWS.items():
-                    batches = train.micro_batches(run.features["train"], processes.share(np.array(rows)), run.task,
+                    batches = train.micro_batches(t.features["train"], t.processes.share(np.array(rows)), t.task,
                                                   settings, 0, torch.device("cpu"))
-                    run.model.zero_grad()
-                    derive = train.adversarial_gradient if adversarial else train.accumulate_gradient
-                    with torch.set_grad_enabled(engine == "autograd"):
-                        loss = derive(run.model, run.task, batches, 1.0, settings, 1, processes)
+                    t.model.zero_grad()
+                    loss = derive(t.model, t.task, batches, 1.0, settings, 1, t.processes)
                     key = f"{engine} {accumulate} {adversarial} {name}"
-                    found |= {f"{key}: {n}": dense(p).clone() for n, p in run.model.named_parameters()
+                    found |= {f"{key}: {n}": dense(p).clone() for n, p in t.model.named_parameters()
                               if p.grad is not None}
                     found[f"{key}: loss"] = torch.tensor(loss, dtype=torch.float64)
     return found
@@ -48,21 +50,22 @@ def gradients(run: train.Run, processes: Processes) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     folder, weights_folder, data = sys.argv[1:]
-    run = train.Run(["--weights", weights_folder, "--data", data, "--output", f"{folder}/run", "--precision", "fp32",
-                     "--max-pieces", "24", "--overlap", "6", "--dropout", "0", "--cache", "off", "--seed", "4"])
-    processes: Processes = run.processes
+    t = train.set_up(["--weights", weights_folder, "--data", data, "--precision", "fp32", "--max-pieces", "24",
+                      "--overlap", "6", "--dropout", "0", "--cache", "off", "--seed", "4"])
+    processes = t.processes
     assert processes.gather({"rank": processes.rank}) == [{"rank": r} for r in range(processes.size)]
     assert processes.add(processes.rank + 0.5) == sum(r + 0.5 for r in range(processes.size))
     assert processes.any(processes.rank == processes.size - 1, False) == (True, False)
     arrays = [np.full((processes.rank + i, 3), 10.0 * processes.rank + i, np.float32) for i in range(processes.rank)]
     shapes = [[a.shape for a in part] for part in processes.gather_arrays(arrays)]
     assert shapes == [[(r + i, 3) for i in range(r)] for r in range(processes.size)]
-    found = gradients(run, processes)
-    scores = run.evaluate("test")[0]
+    found = gradients(t)
+    score = SharedScorer(t.model, t.task, t.settings.precision, processes)
+    scores = evaluate_split(score, t.examples["test"], t.features["test"]).scores
     if processes.first:
         write_tensors(Path(folder) / "gradients.safetensors", {k: v.contiguous() for k, v in found.items()})
         write_json(Path(folder) / "scores.json", scores)
-    run.lock.close()
+    processes.leave()
 
 
 if __name__ == "__main__":

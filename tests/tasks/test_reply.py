@@ -93,7 +93,7 @@ def test_options_that_cannot_be():
 def test_raw_text_and_files_of_answers(tmp_path):
     assert task().example("a? ||| b ||| c ||| b") == Example("a?", None, ("b", "c"), "text")
     (tmp_path / "bad.jsonl").write_text('{"answer": null}\n')
-    with refused("bad.jsonl:1", "expected an answer"):
+    with refused("bad.jsonl:1", "the text is None"):
         task().read_candidates(tmp_path / "bad.jsonl")
     for text in ("", "a?", "||| b", "a? |||"):
         with refused("expected a question"):

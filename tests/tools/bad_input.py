@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from tiny import write_tiny_data, write_tiny_folder  # noqa: E402
+from updates import settings_of  # noqa: E402
 
 import train  # noqa: E402
 from minibert.checkpoints import hub, weights, wheels  # noqa: E402
@@ -45,8 +46,9 @@ from minibert.data.tokenizer import Tokenizer  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
 from minibert.options import read_settings  # noqa: E402
 from minibert.run import checkpoint  # noqa: E402
+from minibert.run.folder import RunFolder  # noqa: E402
 from minibert.run.replay import read_update  # noqa: E402
-from minibert.run.resume import read_state  # noqa: E402
+from minibert.run.resume import RunStore, read_state  # noqa: E402
 from minibert.settings import TrainConfig  # noqa: E402
 from minibert.tasks.classify import Classify  # noqa: E402
 from minibert.tasks.match import Match  # noqa: E402
@@ -379,8 +381,10 @@ def run_readers(folder: Path) -> list[Reader]:
         for later in (folder / "run" / "checkpoints").glob("update-00000002*"):
             shutil.rmtree(later)
         (folder / "run" / "metrics.json").unlink()
-        run = train.Run([*command, "--resume"])
-    run.lock.close()
+        training = train.set_up([*command, "--resume"])
+        place = RunFolder(folder / "run", training.processes)
+        store = RunStore(place, training, training.record | {"output": str(place.path)})
+        store.resume()
     saved = folder / "run" / "checkpoints" / "update-00000001"
     state, marker = (saved / "state.json").read_bytes(), (saved / "complete.json").read_bytes()
     row = {"example": 3, "ids": [2, 5, 3], "types": [0, 0, 0], "picks": [1], "labels": [0], "about": {"words": [0]}}
@@ -393,14 +397,14 @@ def run_readers(folder: Path) -> list[Reader]:
 
     def go_on(place: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            run.go_to(place, read_state(place / "state.json"))
+            store.go_to(place, read_state(place / "state.json"))
 
     def read_marker(place: Path) -> None:
         if wrong := checkpoint.fault(place):
             raise MinibertError(wrong)
 
     def read_optimizer(place: Path) -> None:
-        checkpoint.read_optimizer(place, run.optimizer, json.loads(state)["optimizer"])
+        checkpoint.read_optimizer(place, training.optimizer, json.loads(state)["optimizer"])
 
     def answer(place: Path) -> None:
         predict.load(place).predict(["Oslo"])
@@ -440,7 +444,7 @@ def settings_readers(folder: Path) -> list[Reader]:
 
     def read_words(place: Path) -> None:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):       # --help
-            train.resolve_settings(json.loads((place / "words").read_text()))
+            settings_of(json.loads((place / "words").read_text()))
 
     def config_file(name: str) -> Callable[[Path], object]:
         return lambda place: read_settings(str(place / name), TrainConfig, NER.Options)

@@ -147,7 +147,7 @@ def scan_names(name: str, text: str, found: Found) -> None:
 
 
 def broken_references(root: Path = ROOT) -> list[str]:
-    """Plain [LN-3] on a page, and file names in `docs/…` or `tests/…` form, that lead nowhere."""
+    """Plain [LN-3] on a page, file names in `docs/…` or `tests/…` form, functions of exercises, that lead nowhere."""
     known, faults = set(scan(root).docs), []
     for file in pages(root):
         text, page = file.read_text("utf-8"), file.relative_to(root / "docs")
@@ -156,6 +156,9 @@ def broken_references(root: Path = ROOT) -> list[str]:
             faults += [] if (root / path).is_file() else [f"{page}: {path} is not there"]
         for link in sorted(set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text))):
             faults += [] if (file.parent / link).exists() else [f"{page}: link to {link} leads nowhere"]
+    for key, (path, name, _) in exercises(root).items():
+        if not (root / path).is_file() or definition((root / path).read_text("utf-8"), name) is None:
+            faults.append(f"exercises.md: {key}: {path} has no {name}")
     return faults
 
 
@@ -174,6 +177,14 @@ def exercises(root: Path = ROOT) -> dict[str, tuple[str, str, str]]:
     """{"exercise 7": (file, function, arguments of its command)} of docs/exercises.md."""
     text = (root / "docs" / "exercises.md").read_text("utf-8")
     return {f"exercise {number}": tuple(rest) for number, *rest in EXERCISE.findall(text)}
+
+
+def definition(text: str, name: str) -> ast.stmt | None:
+    """The function, class or (SGD.update) method of this name in a source."""
+    scope: ast.AST | None = ast.parse(text)
+    for part in name.split("."):
+        scope = next((n for n in getattr(scope, "body", []) if getattr(n, "name", "") == part), None)
+    return scope
 
 
 def recorded(root: Path = ROOT) -> dict[str, dict[str, Any]]:

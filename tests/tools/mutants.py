@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crossrefs import ROOT, Found, exercises, generated, in_order, recorded, scan
+from crossrefs import ROOT, Found, broken_references, definition, exercises, generated, in_order, recorded, scan
 
 FORK = multiprocessing.get_context("forkserver")
 COPIED = ("minibert", "tests", "train.py", "pyproject.toml", "docs", "data")
@@ -205,9 +205,7 @@ def labelled(label: str, found: Found, root: Path = ROOT) -> Item:
 def exercise(key: str, file: str, name: str, command: str, root: Path = ROOT) -> Item:
     """A function without its body; the hash is of the function, the command and the files of tests that it names."""
     text = (root / file).read_text("utf-8")
-    scope: ast.AST = parsed(text)
-    for part in name.split("."):
-        scope = next(n for n in scope.body if getattr(n, "name", "") == part)
+    scope = definition(text, name)
     lines = text.splitlines(keepends=True)
     first = scope.body[1].lineno if ast.get_docstring(scope) else scope.body[0].lineno
     lines[first - 1:scope.end_lineno] = [" " * scope.body[0].col_offset + "raise NotImplementedError\n"]
@@ -365,8 +363,8 @@ def main() -> int:
     parser.add_argument("--seed", default=commit(), help="which tenth (default: the commit)")
     options = parser.parse_args()
     found = scan()
-    if found.faults:
-        print("\n".join(found.faults), file=sys.stderr)
+    if faults := found.faults + broken_references():
+        print("\n".join(faults), file=sys.stderr)
         return 2
     items, record = every_item(found), recorded()
     if unknown := [key for key in options.keys if key not in items]:

@@ -106,6 +106,11 @@ def test_a_reference_to_nothing_is_found(twin, text, fault):
     assert any(fault in f for f in broken_references(twin))
 
 
+def test_an_exercise_without_its_function_is_found(twin):
+    change(twin / "minibert" / "core" / "optim.py", "def lr_at", "def rate_at")
+    assert "exercises.md: exercise 1: minibert/core/optim.py has no lr_at" in broken_references(twin)
+
+
 @pytest.mark.parametrize("file, old, new, page", [
     ("minibert/core/ops.py", "def layernorm_forward", "def layernorm_onward", "notation.md"),
     ("minibert/core/ops.py", "Every operation", "Each operation", "00-map.md"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-TOOL = Path(__file__).resolve().parent / "tools" / "same_bits.py"
+TOOL = Path(__file__).resolve().parent / "same_bits.py"
 spec = importlib.util.spec_from_file_location("same_bits", TOOL)
 same_bits = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(same_bits)
