@@ -115,7 +115,8 @@ def executed(engine: str, root: Path = ROOT) -> dict[str, set[int]]:
         argv = ["--task", "ner", "--weights", str(write_tiny_folder(weights)), "--data", str(write_tiny_data(data)),
                 "--output", str(Path(folder) / "run"), "--gradients", engine, "--max-steps", "3", "--max-pieces", "24",
                 "--precision", "fp32"]
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), traced(root) as found:
+        silent = io.StringIO()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent), traced(root) as found:
             train.train(argv)
     return found
 
