@@ -91,7 +91,7 @@ def set_up(argv: list[str]) -> Training:
     # Data and model: the task learns its labels from the data, its head has a score for each.
     examples = read_data(task, settings)
     folder = fetch_weights(settings.weights)
-    settings = suited(settings, folder, chosen, device)
+    settings = suited(settings, chosen, folder, len(examples["train"]), device)
     model, tokenizer, loaded = start_model(folder, task, settings)
     model.to(device)
     features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap)

@@ -26,8 +26,8 @@ class TrainConfig:
     output: str | None = option(None, "the run folder; without --resume it must not hold a run (default: runs/TASK, "
                                       "or the number after the highest that is there)",
                                 group="first", aliases=("--output-dir",))
-    epochs: int = option(3, "passes over the training data", least=1, most=MOST, group="first",
-                         aliases=("--num-train-epochs",))
+    epochs: int = option(3, "passes over the training data; 8 unless given where an epoch has fewer than 100 updates",
+                         least=1, most=MOST, group="first", aliases=("--num-train-epochs",))
     learning_rate: float = option(5e-5, "the highest learning rate, reached after warm-up", least=0, most=MOST,
                                   group="first", aliases=("--lr",))
 

@@ -2,6 +2,7 @@
 
 `rows.word_features` says what a feature is; here the same is computed for a million words at once.
 """
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +62,8 @@ class Features(Sequence[Feature]):
         if isinstance(i, slice):
             return self.take(np.arange(len(self))[i])
         i = range(len(self))[i]
-        pieces, picks, inside = (slice(ends[i], ends[i + 1]) for ends in self.ends.values())
+        pieces, picks, inside = (slice(ends[i], ends[i + 1])
+                                 for ends in (self.piece_ends, self.pick_ends, self.about_ends))
         about = self.kind and self.kind(*(self.about[f.name][inside].astype(np.int64) if f.type is np.ndarray else
                                           f.type(self.about[f.name][i]) for f in fields_of(self.kind)))
         return Feature(int(self.example[i]), *(x.astype(np.int64) for x in (
@@ -105,17 +107,18 @@ class Features(Sequence[Feature]):
         return {**own, "target_ends": every, "targets": narrow(numbers)}
 
 
+@functools.cache                                   # asked for with every feature
 def fields_of(kind: type | None) -> tuple[Field, ...]:
     """The fields of a dataclass; of none none."""
     return fields(kind) if kind else ()
 
 
-def record_to_json(record: Any) -> dict[str, Any] | None:
+def record_to_json(record: object) -> dict[str, object] | None:
     """The fields of what a feature is about, arrays as lists; None stays None."""
     return record and {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in vars(record).items()}
 
 
-def record_from_json(kind: type | None, values: dict[str, Any] | None) -> Any:
+def record_from_json(kind: type | None, values: Mapping[str, Any] | None) -> object:
     """What record_to_json() was given. Raises KeyError, TypeError or ValueError for values of another kind."""
     if values is None:
         return None

@@ -129,7 +129,7 @@ class Task(Generic[Example, Prediction]):
         """Count labels that training never saw into `notices`; they count as missed, and never crash."""
 
     @property
-    def learnt(self) -> dict[str, Any]:
+    def learnt(self) -> dict[str, object]:
         """What the loss needs of the training data beside the labels, as JSON."""
         return {}
 

@@ -58,7 +58,7 @@ class FineTuned(Model):
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
 
 
-def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> FineTuned:
+def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) -> FineTuned:
     """The model in a run folder, ready to predict; with a checkpoint of the run, as it was then.
 
     `changes`: options of its task to use it with, those with `later`, such as beams=4. Raises MinibertError for a

@@ -17,14 +17,14 @@ from minibert.data.cache import Arrays, Cache
 from minibert.data.features import Features, concatenate, pack, spill
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.tasks.base import Example, Task
+from minibert.tasks.base import Example, Prediction, Task
 
 EXAMPLES = 4096                                        # examples whose features are objects at the same time
 WORTH = 16_000_000                                 # bytes of data files from which on the cache pays
 FORMAT = 2                                         # of the entries
 
 
-def encode_all(task: Task[Example, Any], examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
+def encode_all(task: Task[Example, Prediction], examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> Features:
     """All features of all examples, in order; many at a time where the task's read() made the examples compact."""
     if isinstance(examples, task.Examples):
@@ -40,7 +40,7 @@ def encode_all(task: Task[Example, Any], examples: Sequence[Example], tokenizer:
 class Splits(dict[str, Sequence[Any]]):
     """{"train" | "dev" | "test": examples}, and what the cache calls them."""
     cache: Cache | None = None                     # None: nothing of these is kept
-    key: dict[str, Any]                            # all that the examples were made from
+    key: dict[str, object]                            # all that the examples were made from
 
     def limited(self, count: int) -> "Splits":
         """The first `count` examples of each split."""
@@ -108,7 +108,7 @@ def kept_features(task: Task, splits: Splits, tokenizer: Tokenizer, max_pieces: 
     return features
 
 
-def sources(task: Task, files: dict[str, Path]) -> dict[str, Any]:
+def sources(task: Task, files: dict[str, Path]) -> dict[str, object]:
     """What examples are made from: files, task, options, and the code and libraries that make them."""
     return {"format": FORMAT, "task": task.name, "options": dataclasses.asdict(task.options), "files": digests(files),
             "code": code(task), "tokenizers": tokenizers.__version__, "unicode": unicodedata.unidata_version}
