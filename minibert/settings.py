@@ -71,8 +71,8 @@ class TrainConfig:
                          aliases=("--max-grad-norm",))
     adversarial: float = option(0.0, "length of a step uphill on the word vectors, from which every update learns as "
                                      "well (0: none; twice the time)", least=0, group="optimization")
-    gradients: str = option("fast", "who derives the gradient: fast and by-hand take the formulas of ops.py, on fused "
-                                    "kernels or as they stand; autograd leaves it to torch",
+    gradients: str = option("fast", "who derives the gradient: by-hand chains the formulas of ops.py, fast the same on "
+                                    "fused kernels; autograd leaves it to torch",
                             ("fast", "by-hand", "autograd"), group="optimization")
     precision: str = option("auto", "auto: bf16 where the processor is fast at it, else fp32",
                             ("auto", "fp32", "bf16", "fp16"), group="optimization")

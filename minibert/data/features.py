@@ -23,8 +23,8 @@ CHUNK = 2 ** 20                                    # words encoded at a time
 class Features(Sequence[Feature]):
     """N features in arrays; a Feature is made when asked for. A slice is Features again.
 
-    What they are `about`, a frozen dataclass with fields of int, float or np.ndarray, has a column a field: numbers
-    [N], or arrays of whole numbers end to end; those of one record have the same length.
+    What they are `about` is a frozen dataclass with fields of int, float or np.ndarray, and each field is a column:
+    numbers [N], or arrays of whole numbers end to end; those of one record have the same length.
     """
     example: np.ndarray                            # [N] number of the example each was cut from
     piece_ends: np.ndarray                         # int64 [N+1]: feature i has pieces piece_ends[i]:piece_ends[i + 1]
@@ -194,8 +194,8 @@ def concatenate(parts: Iterable[Features]) -> Features:
 def spill(parts: Iterable[Features]) -> Features:
     """concatenate() for more than fits in memory: pieces and types are written, part by part, to files without a name.
 
-    The system reads them back page by page when a row is asked for, and takes their room back when nobody can ask any
-    more. They lie in the folder for temporary files (TMPDIR).
+    The system reads them back page by page when a row is asked for, and frees the files once nothing refers to
+    them. They lie in the folder for temporary files (TMPDIR).
     """
     small: list[Features] = []
     with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as types:

@@ -10,7 +10,7 @@ from refusing import refused
 from updates import settings_of
 
 import train
-from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.config import HIDDEN_ACTS, BertConfig
 from minibert.core.model import ACTIVATE
 from minibert.files import read_json
 from minibert.options import GROUPS, check_bounds, option, parse, read_settings
@@ -102,7 +102,7 @@ def tanh_gelu(x: float) -> float:
 def test_every_known_activation_is_the_function_of_that_name(name, formula):
     config = BertConfig.from_dict({**SMALL, "hidden_act": name})
     xs = [-5.5, -1.7, -0.3, 0.0, 0.45, 1.9, 6.1]
-    ours = ACTIVATE[ACTIVATIONS[config.hidden_act]](torch.tensor(xs, dtype=torch.float64)).tolist()
+    ours = ACTIVATE[HIDDEN_ACTS[config.hidden_act]](torch.tensor(xs, dtype=torch.float64)).tolist()
     assert ours == pytest.approx([formula(x) for x in xs], abs=1e-13)
     assert erf_gelu(1.9) != pytest.approx(tanh_gelu(1.9), abs=1e-5)           # the two can be told apart
 
