@@ -14,10 +14,10 @@ from minibert.run.processes import ALONE, Processes
 from minibert.run.start import start_model
 from minibert.settings import TrainConfig, resolve
 from minibert.tasks import TASKS
-from minibert.tasks.base import Options, Task
+from minibert.tasks.base import Task, TaskOptions
 
 
-def settings_of(argv: list[str]) -> tuple[TrainConfig, Options, set[str]]:
+def settings_of(argv: list[str]) -> tuple[TrainConfig, TaskOptions, set[str]]:
     """What train.py would take from these words."""
     return resolve(argv, TASKS, train.DATA, "")
 
