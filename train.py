@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from minibert.core.adversarial import Gradient, derivation
 from minibert.core.batch import Batch, Feature, collate
 from minibert.core.dropout import DropoutMasks
 from minibert.core.model import Model
+from minibert.core.objective import Loss
 from minibert.core.optim import SGD, Optimizer, decay_groups, lr_at
 from minibert.core.precision import LossScaler, refuse_not_finite
 from minibert.data.order import epoch_batches, row_generator
@@ -168,7 +168,7 @@ def accumulate(engine: Engine, task: Task, batches: Sequence[Batch], seed: int, 
     is there after is the sum over all of them.
     """
     masks = [DropoutMasks(seed, step, i, processes.rank) for i in range(len(batches))]
-    losses: Sequence[Any] = [task] * len(batches)  # who says what each micro-batch loses
+    losses: Sequence[Loss] = [task] * len(batches)  # who says what each micro-batch loses
     if task.coupled and len(batches) > 1:
         losses = coupled.known_losses(engine.model, task, batches, masks, engine.precision)
 

@@ -7,11 +7,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from minibert.errors import MinibertError
 from minibert.options import OneLineParser
 from minibert.run.terminal import Advice, exit_code, lead_nowhere
+
+Answer = TypeVar("Answer")
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -63,7 +65,7 @@ def add_later_options(*parsers: argparse.ArgumentParser) -> None:
             add_option(p, fields[0], f"of {of}: {'; or '.join(what)} (default: as in training)")
 
 
-def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+def changes(arguments: argparse.Namespace) -> dict[str, object]:
     """The options of tasks among the arguments."""
     from minibert.options import later_options
     from minibert.tasks import TASKS
@@ -119,7 +121,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-def one_by_one(predict: Callable[[list[str]], list[Any]], texts: list[str]) -> Iterator[Any]:
+def one_by_one(predict: Callable[[list[str]], list[Answer]], texts: list[str]) -> Iterator[Answer]:
     """predict(texts); where one of them is refused, the results of those before it come first."""
     try:
         yield from predict(texts)

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, NoReturn, get_args
 
 from minibert.errors import MinibertError
-from minibert.files import read_json
+from minibert.files import Json, read_json
 
 GROUPS = {"first": "used most", "data": "data", "model": "model",
           "optimization": "optimization", "evaluation": "evaluation", "run": "run"}
@@ -73,7 +73,7 @@ def spelt(least: float | None, most: float | None, above: float | None, below: f
     return {0: "0 or more", None: "a finite number"}.get(least, f"at least {least}")
 
 
-def refuse(settings: Any, name: str, wanted: str) -> NoReturn:
+def refuse(settings: object, name: str, wanted: str) -> NoReturn:
     """Raise MinibertError for a field whose value is not as wanted."""
     raise MinibertError(f"{typed(name)} is {getattr(settings, name)}; it must be {wanted}")
 
@@ -94,7 +94,7 @@ class OneLineParser(argparse.ArgumentParser):
         raise MinibertError(f"{message}; {self.prog} --help lists the options")
 
 
-def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
+def parse(argv: list[str], *settings: type, description: str | None = None) -> Json:
     """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
     parser = OneLineParser(prog="train.py", usage="train.py [--task TASK] [options]", description=description,
                            allow_abbrev=False)
@@ -149,7 +149,7 @@ def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
 # --------------------------------------------------------------------------------------------------------- as a file
 
 
-def read_settings(path: str, *settings: type) -> dict[str, Any]:
+def read_settings(path: str, *settings: type) -> Json:
     """The options in a TOML or JSON file. Raises MinibertError for an unknown key or a value of the wrong kind."""
     file = Path(path)
     try:
@@ -159,10 +159,10 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
     return checked(values, file, *settings)
 
 
-def checked(values: Mapping[str, Any], file: Path, *settings: type) -> dict[str, Any]:
+def checked(values: Mapping[str, object], file: Path, *settings: type) -> Json:
     """Options that were read from `file`, by field name. Raises MinibertError as read_settings() does."""
     known = {name: f for s in settings for f in dataclasses.fields(s) for name in keys_of(f)}
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for key, value in values.items():
         f = known.get(key.replace("-", "_"))
         if f is None:
@@ -181,7 +181,7 @@ def keys_of(f: dataclasses.Field) -> Iterator[str]:
     yield from (alias.lstrip("-").replace("-", "_") for alias in f.metadata["aliases"])
 
 
-def converted(key: str, value: Any, f: dataclasses.Field, file: Path) -> Any:
+def converted(key: str, value: object, f: dataclasses.Field, file: Path) -> object:
     """A value from a file as one of its field. Raises MinibertError for one of another kind."""
     kind, choices = kind_of(f), f.metadata["choices"]
     if kind is float and type(value) is int and abs(value) < 2 ** 1023:

@@ -126,7 +126,7 @@ class TrainConfig:
 class HasOptions(Protocol):
     """What resolve() knows of a task."""
     Options: type
-    defaults: dict[str, Any]
+    defaults: dict[str, int | float | str]
 
 
 def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path, description: str,

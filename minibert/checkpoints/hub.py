@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from minibert.checkpoints import wheels
 from minibert.errors import MinibertError
+from minibert.files import Json
 
 MARKER, CONFIG = "fetched.json", "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -144,7 +144,7 @@ def _ready(folder: Path, entry: Entry) -> bool:
     return bool(entry.files) and not _differing(folder, entry.files)
 
 
-def _marker(folder: Path) -> dict[str, Any]:
+def _marker(folder: Path) -> Json:
     """fetched.json: name, source, {file: size and sha256}; {} where there is none."""
     try:
         stored = json.loads((folder / MARKER).read_text("utf-8"))

@@ -23,7 +23,7 @@ from minibert.core.config import BertConfig
 from minibert.core.model import Bert, Model, initialise
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import read_json, write_json, write_tensors
+from minibert.files import Json, read_json, write_json, write_tensors
 
 
 def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
@@ -43,7 +43,7 @@ MAX_HEADER = 100_000_000                           # bytes, the format's own lim
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def read_header(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> Json:
     """The JSON header of a safetensors file. Raises MinibertError for a truncated file or a name given twice."""
     size = file.stat().st_size
     with open(file, "rb") as f:
@@ -54,7 +54,7 @@ def read_header(file: Path) -> dict[str, Any]:
                                 "safetensors; fetch it again")
         text = f.read(length)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [k for k, _ in pairs]
         if len(set(names)) != len(names):
             twice = next(k for k in names if names.count(k) > 1)
@@ -226,7 +226,7 @@ def read_labels(folder: Path) -> list[str]:
     return read_outputs(folder)
 
 
-def read_own(folder: Path) -> dict[str, Any]:
+def read_own(folder: Path) -> Json:
     """What config.json has that no other library knows; {} without."""
     own = read_json(folder / "config.json").get("minibert")
     return own if isinstance(own, dict) else {}
@@ -270,7 +270,7 @@ def random_bert(config: BertConfig, seed: int = 0, pooler: bool = True) -> Bert:
 # ------------------------------------------------------------------------------------------------------ saving
 
 
-def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[str, Any] | None = None) -> None:
+def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: Json | None = None) -> None:
     """model.safetensors and config.json under the published names; the usual libraries open the folder.
 
     `extra` joins config.json (architectures, id2label …), its "minibert" what the config itself has under that key.

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from minibert.files import beside
+from minibert.files import Json, beside
 
 Arrays = dict[str, np.ndarray]
 Made = TypeVar("Made")
@@ -26,11 +26,11 @@ class Cache:
     def __init__(self, folder: str | Path):
         self.folder, self.notices = Path(folder), []
 
-    def file(self, key: dict[str, Any]) -> Path:
+    def file(self, key: Json) -> Path:
         """Where the entry of a key lies; its name begins with key["kind"]."""
         return self.folder / f"{key['kind']}-{hashlib.sha256(canonical(key)).hexdigest()[:32]}.safetensors"
 
-    def load(self, key: dict[str, Any], make: Callable[[Arrays, Any], Made]) -> Made | None:
+    def load(self, key: Json, make: Callable[[Arrays, Any], Made]) -> Made | None:
         """make(arrays, extra) of what was saved, the arrays mapped from the file; None without an entry.
 
         `make` raises where the arrays do not fit each other; that is a damaged entry like any other.
@@ -50,7 +50,7 @@ class Cache:
         self.notices.append(f"{key['kind']} come from {file}" if whole else f"{file}: damaged; made again")
         return made
 
-    def save(self, key: dict[str, Any], arrays: Arrays, extra: Any = None) -> None:
+    def save(self, key: Json, arrays: Arrays, extra: object = None) -> None:
         """Write an entry: the whole of it or nothing. Where that cannot be done there is a notice and no entry."""
         file = self.file(key)
         about = {"key": key, "extra": extra}
@@ -64,12 +64,12 @@ class Cache:
                                 "folder with --cache, or --cache off")
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """One JSON text for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def checksum(arrays: Arrays, about: Any) -> str:
+def checksum(arrays: Arrays, about: object) -> str:
     """SHA-256 of names, types, shapes and bytes of all arrays and of what is said about them."""
     digest = hashlib.sha256(canonical(about))
     for name, x in sorted(arrays.items()):

@@ -7,10 +7,9 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from minibert.errors import MinibertError
-from minibert.files import flush_folder, write_json
+from minibert.files import Json, flush_folder, write_json
 from minibert.run.processes import Processes
 from minibert.run.terminal import say
 from minibert.settings import TrainConfig
@@ -95,7 +94,7 @@ class RunFolder:
     def __init__(self, path: Path, processes: Processes, verbose: bool = False):
         self.path, self.first, self.verbose = path, processes.first, verbose
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         """One line of metrics.jsonl. Raises MinibertError where it cannot be written."""
         if not self.first:
             return
@@ -121,7 +120,7 @@ class RunFolder:
         with contextlib.suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: object) -> None:
         """A JSON file."""
         if self.first:
             write_json(self.path / name, value)

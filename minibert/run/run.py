@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Run:
         self.timer = time.perf_counter()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.held:
             if isinstance(error, Stopped):
                 if self.at.step:

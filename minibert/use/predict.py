@@ -3,7 +3,6 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from minibert.core.heads import Head
 from minibert.core.model import Bert, Model
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import read_json
+from minibert.files import Json, read_json
 from minibert.options import checked, later_options
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
@@ -28,7 +27,7 @@ from minibert.use.prepare import encode_all
 class FineTuned(Model):
     """A Model with its task and tokenizer: what a run folder holds."""
 
-    def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]):
+    def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: Json):
         super().__init__(bert, head)
         self.task, self.tokenizer, self.settings = task, tokenizer, settings
 
@@ -58,7 +57,7 @@ class FineTuned(Model):
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
 
 
-def load(folder: str | Path, checkpoint: Path | None = None, **changes: Any) -> FineTuned:
+def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) -> FineTuned:
     """The model in a run folder, ready to predict; with a checkpoint of the run, as it was then.
 
     `changes`: options of its task to use it with, those with `later`, such as beams=4. Raises MinibertError for a

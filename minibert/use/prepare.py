@@ -17,14 +17,15 @@ from minibert.data.cache import Arrays, Cache
 from minibert.data.features import Features, concatenate, pack, spill
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.tasks.base import Example, Task
+from minibert.files import Json
+from minibert.tasks.base import Example, Prediction, Task
 
 PART = 4096                                        # examples whose features are objects at the same time
 WORTH = 16_000_000                                 # bytes of data files from which on the cache pays
 FORMAT = 2                                         # of the entries
 
 
-def encode_all(task: Task[Example, Any], examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
+def encode_all(task: Task[Example, Prediction], examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> Features:
     """All features of all examples, in order; many at a time where the task's read() made the examples compact."""
     if isinstance(examples, task.Examples):
@@ -40,7 +41,7 @@ def encode_all(task: Task[Example, Any], examples: Sequence[Example], tokenizer:
 class Splits(dict[str, Sequence[Any]]):
     """{"train" | "dev" | "test": examples}, and what the cache calls them."""
     cache: Cache | None = None                     # None: nothing of these is kept
-    key: dict[str, Any]                            # all that the examples were made from
+    key: Json                            # all that the examples were made from
 
     def limited(self, count: int) -> "Splits":
         """The first `count` examples of each split."""
@@ -108,7 +109,7 @@ def kept_features(task: Task, splits: Splits, tokenizer: Tokenizer, max_pieces: 
     return features
 
 
-def sources(task: Task, files: dict[str, Path]) -> dict[str, Any]:
+def sources(task: Task, files: dict[str, Path]) -> Json:
     """What examples are made from: files, task, options, and the code and libraries that make them."""
     return {"format": FORMAT, "task": task.name, "options": dataclasses.asdict(task.options), "files": digests(files),
             "code": code(task), "tokenizers": tokenizers.__version__, "unicode": unicodedata.unidata_version}
@@ -136,7 +137,7 @@ def code(task: Task) -> str:
     return digest.hexdigest()
 
 
-def together(splits: dict[str, Any]) -> Arrays:
+def together(splits: Json) -> Arrays:
     """The arrays of all splits, the name of the split in front."""
     return {f"{split}.{name}": x for split, whole in splits.items() for name, x in whole.arrays().items()}
 
