@@ -29,6 +29,7 @@ from minibert.data.order import epoch_batches, row_generator
 from minibert.engines import ENGINES, Engine
 from minibert.engines.fast.memory import keep_memory
 from minibert.errors import MinibertError
+from minibert.options import INSTALLED
 from minibert.run.processes import ALONE, Processes, SharedScorer, join
 from minibert.run.progress import Plan, chosen_by
 from minibert.run.replay import replay_command_line
@@ -42,7 +43,8 @@ from minibert.tasks.base import Task
 from minibert.use.evaluate import Evaluation, evaluate_split
 from minibert.use.prepare import Splits, encode_splits, read_splits
 
-DATA = Path(os.path.relpath(Path(__file__).resolve().parent / "data"))        # small sets written for this project
+HERE = Path(__file__).resolve().parent
+DATA = None if INSTALLED else Path(os.path.relpath(HERE / "data"))            # small sets written for this project
 
 
 @torch.no_grad()                                   # torch derives nothing unless the engine says so

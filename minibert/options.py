@@ -14,6 +14,8 @@ from typing import Any, NoReturn, get_args
 from minibert.errors import MinibertError
 from minibert.files import Json, read_json
 
+INSTALLED = Path(__file__).with_name("train.py").is_file()                    # else this is a checkout: it stands above
+PROGRAM = "minibert train" if INSTALLED else "train.py"
 GROUPS = {"first": "used most", "data": "data", "model": "model",
           "optimization": "optimization", "evaluation": "evaluation", "run": "run"}
 
@@ -96,7 +98,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse(argv: list[str], *settings: type, description: str | None = None) -> Json:
     """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
-    parser = OneLineParser(prog="train.py", usage="train.py [--task TASK] [options]", description=description,
+    parser = OneLineParser(prog=PROGRAM, usage=f"{PROGRAM} [--task TASK] [options]", description=description,
                            allow_abbrev=False)
     fields = [f for s in settings for f in dataclasses.fields(s)]
     for group, title in {**GROUPS, "task": "of this task alone"}.items():
@@ -122,7 +124,7 @@ def add_option(parser: argparse._ActionsContainer, f: dataclasses.Field, text: s
 
 def parse_before(argv: list[str], *names: str) -> dict[str, str]:
     """Those of the options `names` that stand in `argv`, before it is known which others there may be."""
-    parser = OneLineParser(prog="train.py", add_help=False, allow_abbrev=False)
+    parser = OneLineParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(typed(name), nargs="?", default=argparse.SUPPRESS)
     return {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}

@@ -51,7 +51,7 @@ def read_update(file: Path) -> Json:
             int(part["process"]), int(part["number"])
         update["settings"]["precision"], update["update"], update["said"]      # asked for below
     except (KeyError, TypeError, ValueError, OverflowError) as e:
-        raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
+        raise MinibertError(f"{file}: not an update that training wrote ({type(e).__name__}: {e})") from None
     return update
 
 

@@ -13,7 +13,7 @@ from minibert.core.optim import Group
 from minibert.files import Json
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Plan, Progress
-from minibert.run.terminal import interpreter
+from minibert.run.terminal import package_command
 from minibert.run.training import Training
 from minibert.scores.tables import Scores, score_at
 from minibert.settings import TrainConfig
@@ -132,4 +132,4 @@ def summarise(folder: RunFolder, t: Training, before: dict[str, Scores], after: 
         was = f"{score_at(before[split], key):.3f} -> " if split in before else ""
         folder.tell(f"{split} {key}: {was}{score_at(scores, key):.3f}")
     folder.tell(f"run folder: {folder.path} (all tables and settings: log.txt, all scores: metrics.json)\n"
-                f"next: {interpreter()} -m minibert predict {shlex.quote(str(folder.path))} \"{t.task.trial}\"")
+                f"next: {package_command()} predict {shlex.quote(str(folder.path))} \"{t.task.trial}\"")

@@ -66,11 +66,11 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) 
     folder = Path(folder)
     source = checkpoint or folder
     if not (folder / "train.json").is_file():
-        raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
+        raise MinibertError(f"{folder}: no train.json; a run folder is expected, which training wrote")
 
     settings = read_json(folder / "train.json")
     if missing := {"task", "max_pieces", "overlap", "precision"} - settings.keys():
-        raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; train.py wrote more")
+        raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; training wrote more")
     kind = TASKS.get(str(settings["task"]))
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")

@@ -443,7 +443,7 @@ def test_any_stands_only_where_any_really_goes_in():
 
 
 def test_the_count_of_any_can_fail():
-    source = "from typing import Any\nimport typing\nx: Any\ndef f(y: list[Any]) -> Any: ...\nz = typing.Any\nAnyone = 1"
+    source = "from typing import Any\nimport typing\nx: Any\ndef f(y: list[Any]) -> Any: ...\nz = typing.Any\nAny1 = 1"
     assert lines_with_any(ast.parse(source)) == {3, 4, 5}
 
 
