@@ -96,7 +96,7 @@ def set_up(argv: list[str]) -> Training:
     settings = suited(settings, folder, chosen, device)
     model, tokenizer, loaded = start_model(folder, task, settings)
     model.to(device)
-    features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap)
+    features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap or 0)
 
     # Engine and optimizer: who derives the gradient says in which form AdamW reads it.
     engine = ENGINES[settings.gradients](model, settings.precision)
@@ -112,7 +112,7 @@ def set_up(argv: list[str]) -> Training:
 
 def read_data(task: Task, settings: TrainConfig) -> Splits:
     """{"train", "dev", "test": examples}; the task has learnt its labels from train. Raises MinibertError."""
-    folder = Path(settings.data)
+    folder = Path(str(settings.data))
     examples = read_splits(task, folder, settings.cache)
     if "train" not in examples:
         raise MinibertError(f"{folder}: no training file; --data takes a folder with a train file, and dev and test")

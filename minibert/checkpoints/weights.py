@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minibert.checkpoints.names import BUFFERS, KNOWN_HEADS, POOLER_NAMES, name_table
 from minibert.core.config import BertConfig
+from minibert.core.heads import Head
 from minibert.core.model import Bert, Model, initialise
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.errors import MinibertError
@@ -39,6 +40,8 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
     tokenizer.types = bert.config.type_vocab_size // max(1, len(bert.config.case_shapes))
     return tokenizer
 
+
+Stored = tuple[Path, Any]                          # file, lazy slice of a tensor in it
 MAX_HEADER = 100_000_000                           # bytes, the format's own limit
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -154,7 +157,7 @@ def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
 
 
 @torch.no_grad()
-def load(folder: Path, head: nn.Module | None = None, new_head: bool = False, dropout: float | None = None,
+def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout: float | None = None,
          parts: tuple[str, ...] = ()) -> tuple[Bert, Report]:
     """The encoder in `folder` (eval mode, float32), and `head` filled in place from the same file.
 
@@ -199,7 +202,7 @@ def new_names(head: nn.Module | None, stored: set[str], new_head: bool, parts: t
     return {name for name in (head.state_dict() if head is not None else {}) if new_head or name.startswith(missing)}
 
 
-def load_head(head: nn.Module | None, found: dict, new: set[str], folder: Path, report: Report) -> None:
+def load_head(head: Head | None, found: dict[str, Stored], new: set[str], folder: Path, report: Report) -> None:
     """Fill the head's tensors (their names are the published ones) and note in `report` what was loaded or is new."""
     for name, tensor in (head.state_dict() if head is not None else {}).items():
         if name in new:

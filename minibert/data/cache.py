@@ -24,7 +24,8 @@ class Cache:
     """Entries of one folder, which is made when the first is saved. A key is anything that JSON can write."""
 
     def __init__(self, folder: str | Path):
-        self.folder, self.notices = Path(folder), []
+        self.folder = Path(folder)
+        self.notices: list[str] = []
 
     def file(self, key: Json) -> Path:
         """Where the entry of a key lies; its name begins with key["kind"]."""
@@ -74,5 +75,5 @@ def checksum(arrays: Arrays, about: object) -> str:
     digest = hashlib.sha256(canonical(about))
     for name, x in sorted(arrays.items()):
         digest.update(canonical([name, x.dtype.str, list(x.shape)]))
-        digest.update(np.ascontiguousarray(x))
+        digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()

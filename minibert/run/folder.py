@@ -37,6 +37,7 @@ def claim_folder(settings: TrainConfig) -> Path:
         output = default_folder(settings.task, number)
         with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
             return make_folder(output, exist_ok=False)
+    raise AssertionError("count() has no end")
 
 
 def default_folder(task: str, number: int) -> Path:

@@ -2,6 +2,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from minibert.errors import MinibertError
 from minibert.files import Json
@@ -97,7 +98,7 @@ class Progress:
         if scores is not None:
             direction = 1 if plan.chosen_by[1] == "max" else -1
             better = self.best is None or direction * value > direction * self.best[0]
-            as_good = better or value == self.best[0]
+            as_good = better or (self.best is not None and value == self.best[0])
             self.best = (value, scores) if as_good else self.best
         self.epoch, self.scored, self.losses, self.loss_sum = epoch, self.step, 0, 0.0
         self.better_epoch = epoch if better else self.better_epoch
@@ -107,5 +108,5 @@ class Progress:
 
 def expect(value: object, kind: type, what: str) -> None:
     """Raises TypeError unless `value` is of this kind, and where it counts something at least 0."""
-    if type(value) is not kind or (kind is int and value < 0):
+    if type(value) is not kind or (kind is int and cast(int, value) < 0):
         raise TypeError(f"{what} is {value!r}")

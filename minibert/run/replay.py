@@ -46,8 +46,8 @@ def read_update(file: Path) -> Json:
     update = read_json(file)
     try:
         for part in update["micro_batches"]:
-            part["rows"] = [Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS),
-                                    row["about"]) for row in part["rows"]]
+            part["rows"] = [Feature(int(row["example"]), **{name: np.array(row[name], np.int64) for name in ARRAYS},
+                                    about=row["about"]) for row in part["rows"]]
             int(part["process"]), int(part["number"])
         update["settings"]["precision"], update["update"], update["said"]      # asked for below
     except (KeyError, TypeError, ValueError, OverflowError) as e:

@@ -147,7 +147,7 @@ class Run:
             self.folder.log({"step": self.at.step, "epoch": epoch, "split": "dev", **found.scores})
 
         loss = self.at.loss_sum / self.at.losses if self.at.losses else math.nan
-        better, as_good = self.at.end_epoch(epoch, found and found.scores, value, self.plan)
+        better, as_good = self.at.end_epoch(epoch, found.scores if found else None, value, self.plan)
         said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}" if found else ""
         self.folder.tell(f"epoch {epoch}: loss {loss:.4f}{said}")
         if as_good:

@@ -79,7 +79,7 @@ class Task(Generic[Example, Prediction]):
     problem_type: str | None = None                # the published config's word for the kind of labels
     Options: type[TaskOptions] = TaskOptions
     suffixes: Sequence[str] = TABLES               # of its data files
-    Examples: type | tuple[()] = ()                # class of what read() gives, if the cache can keep that
+    Examples: Any = ()                             # class of what read() gives, if the cache can keep that
     About: type | None = None                      # class of what its features are `about`
     RowAbout: type | None = None                   # the same of what rows() makes of them, where that is another
     new_pieces: tuple[str, ...] = ()               # that the vocabulary needs for it, such as marks around a span

@@ -3,6 +3,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,14 @@ from minibert.files import Json, read_json
 from minibert.options import checked, later_options
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
-from minibert.tasks.base import Example, Result, Task
+from minibert.tasks.base import Result, Task
 from minibert.use.evaluate import predict_examples
 from minibert.use.prepare import encode_all
 
 
 class FineTuned(Model):
     """A Model with its task and tokenizer: what a run folder holds."""
+    task: Task
 
     def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: Json):
         super().__init__(bert, head)
@@ -41,18 +43,19 @@ class FineTuned(Model):
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
         rows = self.encode_examples(self.examples(texts))
         if not rows:
-            return tuple(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3))
+            nothing = torch.zeros(0, 0, dtype=torch.int64)
+            return nothing, nothing.clone(), nothing.clone()
         batch = collate(rows, "rectangle", pad=self.tokenizer.pad)
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
 
-    def examples(self, texts: Sequence[str]) -> list[Example]:
+    def examples(self, texts: Sequence[str]) -> list[Any]:
         """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
         if isinstance(texts, str):
             raise MinibertError("expected a list of texts, not one string; write [text]")
         return [self.task.example(t) for t in texts]
 
-    def encode_examples(self, examples: Sequence[Example]) -> list[Feature]:
+    def encode_examples(self, examples: Sequence[Any]) -> Sequence[Feature]:
         """The task's features under the settings of the run."""
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
 

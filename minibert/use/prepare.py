@@ -37,11 +37,10 @@ def encode_all(task: Task[Example, Prediction], examples: Sequence[Example], tok
                        for start in range(0, len(examples), PART))
 
 
-
 class Splits(dict[str, Sequence[Any]]):
     """{"train" | "dev" | "test": examples}, and what the cache calls them."""
     cache: Cache | None = None                     # None: nothing of these is kept
-    key: Json                            # all that the examples were made from
+    key: Json                                      # all that the examples were made from
 
     def limited(self, count: int) -> "Splits":
         """The first `count` examples of each split."""
@@ -130,7 +129,7 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
 def code(task: Task) -> str:
     """SHA-256 of the source of this package and of the file the task was written in."""
     own = Path(__file__).parent.parent
-    elsewhere = Path(sys.modules[type(task).__module__].__file__)
+    elsewhere = Path(str(sys.modules[type(task).__module__].__file__))
     digest = hashlib.sha256()
     for file in [*sorted(own.rglob("*.py")), elsewhere]:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
