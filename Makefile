@@ -6,7 +6,7 @@ PIP     := -m pip --disable-pip-version-check install --quiet --constraint const
 ARGS    ?=
 BENCH_DATA ?= $(or $(DATA),data/ner)
 
-.PHONY: ner test oracle bench mutants mutants-changed torture formulas lint clean
+.PHONY: ner test oracle bench mutants mutants-changed torture formulas lint wheel clean
 
 ner: .venv/ready            ## fine-tune on data/ner; more options: make ner ARGS="--epochs 5"
 	$(BIN)/python train.py --task ner $(ARGS)
@@ -36,8 +36,14 @@ torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad
 formulas: .katex/ready      ## every formula of docs/ through KaTeX; needs node and npm
 	node tests/tools/formulas.mjs
 
-lint: .venv/ready           ## ruff
+lint: .venv/ready           ## ruff and mypy; strict where the mathematics is, see pyproject.toml
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: .venv/ready          ## dist/minibert-VERSION-py3-none-any.whl; tried in an environment of its own
+	rm -rf build dist/minibert-*.whl
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -m pytest tests/wheel
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minibert needs Python 3.11 or later; make PYTHON=python3.12 names another")'
@@ -55,4 +61,4 @@ lint: .venv/ready           ## ruff
 	touch $@
 
 clean:                      ## environments and caches; runs/ and weights/ stay
-	rm -rf .venv .venv-oracle .katex *.egg-info build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oracle .katex *.egg-info build dist .pytest_cache .ruff_cache .mypy_cache

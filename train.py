@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +22,14 @@ from minibert.core.adversarial import Gradient, derivation
 from minibert.core.batch import Batch, Feature, collate
 from minibert.core.dropout import DropoutMasks
 from minibert.core.model import Model
+from minibert.core.objective import Loss
 from minibert.core.optim import SGD, Optimizer, decay_groups, lr_at
 from minibert.core.precision import LossScaler, refuse_not_finite
 from minibert.data.order import epoch_batches, row_generator
 from minibert.engines import ENGINES, Engine
 from minibert.engines.fast.memory import keep_memory
 from minibert.errors import MinibertError
+from minibert.options import INSTALLED
 from minibert.run.processes import ALONE, Processes, SharedScorer, join
 from minibert.run.progress import Plan, chosen_by
 from minibert.run.replay import replay_command_line
@@ -42,7 +43,8 @@ from minibert.tasks.base import Task
 from minibert.use.evaluate import Evaluation, evaluate_split
 from minibert.use.prepare import Splits, encode_splits, read_splits
 
-DATA = Path(os.path.relpath(Path(__file__).resolve().parent / "data"))        # small sets written for this project
+HERE = Path(__file__).resolve().parent
+DATA = None if INSTALLED else Path(os.path.relpath(HERE / "data"))            # small sets written for this project
 
 
 @torch.no_grad()                                   # torch derives nothing unless the engine says so
@@ -94,7 +96,7 @@ def set_up(argv: list[str]) -> Training:
     settings = suited(settings, chosen, folder, len(examples["train"]), device)
     model, tokenizer, loaded = start_model(folder, task, settings)
     model.to(device)
-    features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap)
+    features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap or 0)
 
     # Engine and optimizer: who derives the gradient says in which form AdamW reads it.
     engine = ENGINES[settings.gradients](model, settings.precision)
@@ -110,7 +112,7 @@ def set_up(argv: list[str]) -> Training:
 
 def read_data(task: Task, settings: TrainConfig) -> Splits:
     """{"train", "dev", "test": examples}; the task has learnt its labels from train. Raises MinibertError."""
-    folder = Path(settings.data)
+    folder = Path(str(settings.data))
     examples = read_splits(task, folder, settings.cache)
     if "train" not in examples:
         raise MinibertError(f"{folder}: no training file; --data takes a folder with a train file, and dev and test")
@@ -168,7 +170,7 @@ def accumulate(engine: Engine, task: Task, batches: Sequence[Batch], seed: int, 
     is there after is the sum over all of them.
     """
     masks = [DropoutMasks(seed, step, i, processes.rank) for i in range(len(batches))]
-    losses: Sequence[Any] = [task] * len(batches)  # who says what each micro-batch loses
+    losses: Sequence[Loss] = [task] * len(batches)  # who says what each micro-batch loses
     if task.coupled and len(batches) > 1:
         losses = coupled.known_losses(engine.model, task, batches, masks, engine.precision)
 

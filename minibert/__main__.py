@@ -1,5 +1,6 @@
-"""python -m minibert fetch | predict | evaluate | new."""
+"""python -m minibert train | fetch | predict | evaluate | new."""
 import argparse
+import importlib.util
 import json
 import os
 import queue
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from minibert.errors import MinibertError
-from minibert.options import OneLineParser
-from minibert.run.terminal import Advice, exit_code, lead_nowhere
+from minibert.options import INSTALLED, PROGRAM, OneLineParser
+from minibert.run.terminal import Advice, exit_code, lead_nowhere, training_command
 
 Answer = TypeVar("Answer")
 
@@ -19,20 +20,22 @@ Answer = TypeVar("Answer")
 def parser(command: str | None = None) -> argparse.ArgumentParser:
     """The command line of the package; the options of tasks are there where `command` uses a model."""
     top = OneLineParser(prog="minibert", description="BERT fine-tuning in plain PyTorch", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="fetch | predict | evaluate | new")
+    commands = top.add_subparsers(dest="command", required=True, metavar="train | fetch | predict | evaluate | new")
+
+    commands.add_parser("train", help="fine-tune a model; minibert train --help lists the options", add_help=False)
 
     fetch = commands.add_parser("fetch", help="get and verify a published checkpoint", allow_abbrev=False)
     fetch.add_argument("name", help="a name of the manifest, or org/name[@revision] of the model hub")
 
     predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
-    predict.add_argument("run", type=Path, help="run folder of train.py")
+    predict.add_argument("run", type=Path, help="run folder, which training wrote")
     predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
     predict.add_argument("--answers", type=Path, help="of a model that chooses replies: the file it chooses from, an "
                                                       "answer a line, or a table")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
-    evaluate.add_argument("run", type=Path, help="run folder of train.py")
+    evaluate.add_argument("run", type=Path, help="run folder, which training wrote")
     evaluate.add_argument("--data", required=True, type=Path, help="folder with dev and test files, or one file")
     evaluate.add_argument("--split", choices=("train", "dev", "test"), help="only this one")
     evaluate.add_argument("--case-shapes", choices=("on", "off"), default="on",
@@ -44,7 +47,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
     new = commands.add_parser("new", help="make an untrained checkpoint: a vocabulary from text, random weights",
                               allow_abbrev=False)
-    new.add_argument("folder", type=Path, help="a new folder, for --weights of train.py")
+    new.add_argument("folder", type=Path, help="a new folder, for --weights of training")
     new.add_argument("--text", required=True, type=Path, help="file of text whose words make the vocabulary")
     new.add_argument("--vocabulary", type=int, default=8000, help="pieces at most (default: 8000)")
     new.add_argument("--cased", action="store_true", help="keep capital letters and accents")
@@ -60,12 +63,13 @@ def add_later_options(*parsers: argparse.ArgumentParser) -> None:
     from minibert.tasks import TASKS
     for name, fields in later_options(*(kind.Options for kind in TASKS.values())).items():
         of = ", ".join(task for task, kind in TASKS.items() if name in later_options(kind.Options))
-        what = [f.metadata["help"] for f in fields] if len(fields) < 3 else ["as train.py --task TASK --help explains"]
+        what = ([f.metadata["help"] for f in fields] if len(fields) < 3 else
+                [f"as {PROGRAM} --task TASK --help explains"])
         for p in parsers:
             add_option(p, fields[0], f"of {of}: {'; or '.join(what)} (default: as in training)")
 
 
-def changes(arguments: argparse.Namespace) -> dict[str, object]:
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of tasks among the arguments."""
     from minibert.options import later_options
     from minibert.tasks import TASKS
@@ -97,7 +101,18 @@ def run_new(arguments: argparse.Namespace) -> None:
                         max_position_embeddings=arguments.positions)
     new_checkpoint(arguments.folder, tokenizer, config, arguments.seed)
     print(f"{arguments.folder}: {tokenizer.size:,} pieces, {config.least_numbers:,} random numbers\n"
-          f"next: train.py --task mlm --weights {arguments.folder} --data DIR")
+          f"next: {training_command()} --task mlm --weights {arguments.folder} --data DIR")
+
+
+def run_train(words: list[str]) -> int:
+    """train.py, which an installed minibert has among its files and a checkout above them; -> its exit code."""
+    file = Path(__file__).resolve().parents[not INSTALLED] / "train.py"
+    spec = importlib.util.spec_from_file_location("train", file)
+    assert spec is not None and spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return program.main(words)
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
@@ -149,7 +164,7 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
 
     threading.Thread(target=feed, daemon=True).start()
     while (line := waiting.get()) is not None:
-        chunk = [line]
+        chunk: list[str | None] = [line]
         while len(chunk) < most and not waiting.empty() and chunk[-1] is not None:
             chunk.append(waiting.get())
         yield [text for text in chunk if text is not None]
@@ -191,10 +206,13 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C."""
+    """Exit code: 0, 2 for something the user can mend (one line says what), 130 for Ctrl-C; of train as train.py."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["train"]:
+        return run_train(words[1:])
+
     def work() -> None:
         try:
-            words = sys.argv[1:] if argv is None else argv
             arguments = parser(next(iter(words), None)).parse_args(words)
             COMMANDS[arguments.command](arguments)
             sys.stdout.flush()

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from minibert.errors import MinibertError
 
+Json = dict[str, Any]                              # an object of JSON
 
-def read_json(path: Path) -> dict[str, Any]:
+
+def read_json(path: Path) -> Json:
     """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
     try:
         value = json.loads(Path(path).read_text("utf-8-sig"))
@@ -35,7 +37,7 @@ def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
         os.chmod(temporary, 0o666 & ~mask)
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: object) -> None:
     """`value` as JSON in `file`: the whole of it or nothing. Raises MinibertError where it cannot be written."""
     with written(file) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,11 +9,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, cast, get_args
 
 from minibert.errors import MinibertError
-from minibert.files import read_json
+from minibert.files import Json, read_json
 
+INSTALLED = Path(__file__).with_name("train.py").is_file()                    # else this is a checkout: it stands above
+PROGRAM = "minibert train" if INSTALLED else "train.py"
 GROUPS = {"first": "used most", "data": "data", "model": "model",
           "optimization": "optimization", "evaluation": "evaluation", "run": "run"}
 
@@ -34,7 +36,7 @@ def option(default: Any, text: str, choices: tuple[str, ...] | None = None, *, l
 
 def kind_of(f: dataclasses.Field) -> type:
     """The type of a field's values other than None."""
-    return get_args(f.type)[0] if isinstance(f.type, UnionType) else f.type
+    return cast(type, get_args(f.type)[0] if isinstance(f.type, UnionType) else f.type)
 
 
 def typed(name: str) -> str:
@@ -70,10 +72,12 @@ def spelt(least: float | None, most: float | None, above: float | None, below: f
         return f"between {above} and {below}, both left out" if least is None else f"in [{least}, {below})"
     if above is not None:
         return f"above {above}"
-    return {0: "0 or more", None: "a finite number"}.get(least, f"at least {least}")
+    if least is None:
+        return "a finite number"
+    return f"at least {least}" if least else "0 or more"
 
 
-def refuse(settings: Any, name: str, wanted: str) -> NoReturn:
+def refuse(settings: object, name: str, wanted: str) -> NoReturn:
     """Raise MinibertError for a field whose value is not as wanted."""
     raise MinibertError(f"{typed(name)} is {getattr(settings, name)}; it must be {wanted}")
 
@@ -94,9 +98,9 @@ class OneLineParser(argparse.ArgumentParser):
         raise MinibertError(f"{message}; {self.prog} --help lists the options")
 
 
-def parse(argv: list[str], *settings: type, description: str | None = None) -> dict[str, Any]:
+def parse(argv: list[str], *settings: type, description: str | None = None) -> Json:
     """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
-    parser = OneLineParser(prog="train.py", usage="train.py [--task TASK] [options]", description=description,
+    parser = OneLineParser(prog=PROGRAM, usage=f"{PROGRAM} [--task TASK] [options]", description=description,
                            allow_abbrev=False)
     fields = [f for s in settings for f in dataclasses.fields(s)]
     for group, title in {**GROUPS, "task": "of this task alone"}.items():
@@ -122,7 +126,7 @@ def add_option(parser: argparse._ActionsContainer, f: dataclasses.Field, text: s
 
 def parse_before(argv: list[str], *names: str) -> dict[str, str]:
     """Those of the options `names` that stand in `argv`, before it is known which others there may be."""
-    parser = OneLineParser(prog="train.py", add_help=False, allow_abbrev=False)
+    parser = OneLineParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(typed(name), nargs="?", default=argparse.SUPPRESS)
     return {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}
@@ -149,7 +153,7 @@ def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
 # --------------------------------------------------------------------------------------------------------- as a file
 
 
-def read_settings(path: str, *settings: type) -> dict[str, Any]:
+def read_settings(path: str, *settings: type) -> Json:
     """The options in a TOML or JSON file. Raises MinibertError for an unknown key or a value of the wrong kind."""
     file = Path(path)
     try:
@@ -159,10 +163,10 @@ def read_settings(path: str, *settings: type) -> dict[str, Any]:
     return checked(values, file, *settings)
 
 
-def checked(values: Mapping[str, Any], file: Path, *settings: type) -> dict[str, Any]:
+def checked(values: Mapping[str, object], file: Path, *settings: type) -> Json:
     """Options that were read from `file`, by field name. Raises MinibertError as read_settings() does."""
     known = {name: f for s in settings for f in dataclasses.fields(s) for name in keys_of(f)}
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for key, value in values.items():
         f = known.get(key.replace("-", "_"))
         if f is None:
@@ -181,7 +185,7 @@ def keys_of(f: dataclasses.Field) -> Iterator[str]:
     yield from (alias.lstrip("-").replace("-", "_") for alias in f.metadata["aliases"])
 
 
-def converted(key: str, value: Any, f: dataclasses.Field, file: Path) -> Any:
+def converted(key: str, value: object, f: dataclasses.Field, file: Path) -> object:
     """A value from a file as one of its field. Raises MinibertError for one of another kind."""
     kind, choices = kind_of(f), f.metadata["choices"]
     if kind is float and type(value) is int and abs(value) < 2 ** 1023:

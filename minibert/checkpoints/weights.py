@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from minibert.checkpoints.names import BUFFERS, KNOWN_HEADS, POOLER_NAMES, name_table
 from minibert.core.config import BertConfig
+from minibert.core.heads import Head
 from minibert.core.model import Bert, Model, initialise
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import read_json, write_json, write_tensors
+from minibert.files import Json, read_json, write_json, write_tensors
 
 
 def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
@@ -39,11 +40,13 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
     tokenizer.types = bert.config.type_vocab_size // max(1, len(bert.config.case_shapes))
     return tokenizer
 
+
+Stored = tuple[Path, Any]                          # file, lazy slice of a tensor in it
 MAX_HEADER = 100_000_000                           # bytes, the format's own limit
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def read_header(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> Json:
     """The JSON header of a safetensors file. Raises MinibertError for a truncated file or a name given twice."""
     size = file.stat().st_size
     with open(file, "rb") as f:
@@ -54,7 +57,7 @@ def read_header(file: Path) -> dict[str, Any]:
                                 "safetensors; fetch it again")
         text = f.read(length)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [k for k, _ in pairs]
         if len(set(names)) != len(names):
             twice = next(k for k in names if names.count(k) > 1)
@@ -154,7 +157,7 @@ def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
 
 
 @torch.no_grad()
-def load(folder: Path, head: nn.Module | None = None, new_head: bool = False, dropout: float | None = None,
+def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout: float | None = None,
          parts: tuple[str, ...] = ()) -> tuple[Bert, Report]:
     """The encoder in `folder` (eval mode, float32), and `head` filled in place from the same file.
 
@@ -199,7 +202,7 @@ def new_names(head: nn.Module | None, stored: set[str], new_head: bool, parts: t
     return {name for name in (head.state_dict() if head is not None else {}) if new_head or name.startswith(missing)}
 
 
-def load_head(head: nn.Module | None, found: dict, new: set[str], folder: Path, report: Report) -> None:
+def load_head(head: Head | None, found: dict[str, Stored], new: set[str], folder: Path, report: Report) -> None:
     """Fill the head's tensors (their names are the published ones) and note in `report` what was loaded or is new."""
     for name, tensor in (head.state_dict() if head is not None else {}).items():
         if name in new:
@@ -226,7 +229,7 @@ def read_labels(folder: Path) -> list[str]:
     return read_outputs(folder)
 
 
-def read_own(folder: Path) -> dict[str, Any]:
+def read_own(folder: Path) -> Json:
     """What config.json has that no other library knows; {} without."""
     own = read_json(folder / "config.json").get("minibert")
     return own if isinstance(own, dict) else {}
@@ -270,7 +273,7 @@ def random_bert(config: BertConfig, seed: int = 0, pooler: bool = True) -> Bert:
 # ------------------------------------------------------------------------------------------------------ saving
 
 
-def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: dict[str, Any] | None = None) -> None:
+def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: Json | None = None) -> None:
     """model.safetensors and config.json under the published names; the usual libraries open the folder.
 
     `extra` joins config.json (architectures, id2label …), its "minibert" what the config itself has under that key.

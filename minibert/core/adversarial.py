@@ -30,6 +30,7 @@ def adversarial(model: Model, length: float, first: bool, gradient: Gradient, sc
     """
     w = model.bert.embeddings.word.weight
     loss = gradient(scale / 2)
+    assert w.grad is not None                      # settings refuse to freeze them
     g = w.grad if w.grad.is_sparse else w.grad.to_sparse(1)                    # the rows of words that are there
     rows, uphill = g.indices()[0], g.values()      # [rows], [rows,H]
 

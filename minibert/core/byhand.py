@@ -5,17 +5,17 @@ A block is written once, here, on a kit of operations: by their formulas (kit.py
 Gradients of one parameter add up, so a tensor may be used in several places.
 """
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minibert.core.batch import Batch
-from minibert.core.dropout import Masks
+from minibert.core.dropout import Masks, draw
 from minibert.core.kit import Collector, Formulas, kit_of
 from minibert.core.layout import Layout
-from minibert.core.model import Attention, Bert, Block, Model, draw
+from minibert.core.model import Attention, Bert, Block, Model
 from minibert.core.objective import Loss
+from minibert.core.ops import Cache, Pair
 from minibert.errors import MinibertError
 
 
@@ -26,7 +26,7 @@ class Gradients(dict[str, Tensor]):
         super().__init__()
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
 
-    def add(self, *pairs: tuple[nn.Parameter, Tensor]) -> None:
+    def add(self, *pairs: Pair) -> None:
         """Add a contribution to each parameter; frozen ones are passed over."""
         for p, dp in pairs:
             name = self.names.get(id(p))
@@ -81,7 +81,7 @@ def lowest_trained(bert: Bert) -> int:
     return next((i for i, part in enumerate(parts) if any(p.requires_grad for p in part.parameters())), len(parts))
 
 
-def bert_forward(kit: Formulas, bert: Bert, batch: Batch, masks: Masks | None) -> tuple[Tensor, list[Any]]:
+def bert_forward(kit: Formulas, bert: Bert, batch: Batch, masks: Masks | None) -> tuple[Tensor, list[Cache]]:
     """-> hidden states [P,H] and a cache for each part that the backward will visit, lowest first."""
     lowest = lowest_trained(bert)
     x, cache = kit.embed_forward(bert.embeddings, batch, masks)
@@ -93,7 +93,7 @@ def bert_forward(kit: Formulas, bert: Bert, batch: Batch, masks: Masks | None) -
     return x, caches
 
 
-def bert_backward(kit: Formulas, bert: Bert, dout: Tensor, caches: list[Any], gradients: Collector) -> None:
+def bert_backward(kit: Formulas, bert: Bert, dout: Tensor, caches: list[Cache], gradients: Collector) -> None:
     """[P,H] -> gradients of the encoder; each cache is let go as soon as it was used."""
     for block in reversed(bert.blocks[max(lowest_trained(bert) - 1, 0):]):
         dout = block_backward(kit, block, dout, caches.pop(), gradients)
@@ -101,21 +101,21 @@ def bert_backward(kit: Formulas, bert: Bert, dout: Tensor, caches: list[Any], gr
         kit.embed_backward(bert.embeddings, dout, caches.pop(), gradients)
 
 
-def block_forward(kit: Formulas, m: Block, x: Tensor, layout: Layout, masks: Masks | None) -> tuple[Tensor, Any]:
+def block_forward(kit: Formulas, m: Block, x: Tensor, layout: Layout, masks: Masks | None) -> tuple[Tensor, Cache]:
     """[P,H] -> [P,H]: first the pieces of a row see each other, then each is worked on by itself."""
     mixed, mix = mix_forward(kit, m.attention, x, layout, masks)
     out, rest = per_piece_forward(kit, m, x, mixed, masks)
     return out, (mix, rest)
 
 
-def block_backward(kit: Formulas, m: Block, dout: Tensor, cache: Any, gradients: Collector) -> Tensor:
+def block_backward(kit: Formulas, m: Block, dout: Tensor, cache: Cache, gradients: Collector) -> Tensor:
     """[P,H] -> dx [P,H]: x went into attention and past it, so two gradients come back."""
     mix, rest = cache
     dx, dmixed = per_piece_backward(kit, m, dout, rest, gradients)
     return dx + mix_backward(kit, m.attention, dmixed, mix, gradients)        # [BLK-2]
 
 
-def mix_forward(kit: Formulas, m: Attention, x: Tensor, layout: Layout, masks: Masks | None) -> tuple[Tensor, Any]:
+def mix_forward(kit: Formulas, m: Attention, x: Tensor, layout: Layout, masks: Masks | None) -> tuple[Tensor, Cache]:
     """[P,H] -> [P,H]: three linear maps of x, then attention, the only place where pieces see each other."""
     B, T = layout.shape
     qkv = kit.linear_forward((m.query, m.key, m.value), x)
@@ -124,14 +124,14 @@ def mix_forward(kit: Formulas, m: Attention, x: Tensor, layout: Layout, masks: M
     return mixed, (x, attention)
 
 
-def mix_backward(kit: Formulas, m: Attention, dmixed: Tensor, cache: Any, gradients: Collector) -> Tensor:
+def mix_backward(kit: Formulas, m: Attention, dmixed: Tensor, cache: Cache, gradients: Collector) -> Tensor:
     """[P,H] -> dx [P,H]."""
     x, attention = cache
     dqkv = kit.attention_backward(m, dmixed, attention, gradients)
     return kit.linear_backward((m.query, m.key, m.value), dqkv, x, gradients)
 
 
-def per_piece_forward(kit: Formulas, m: Block, x: Tensor, mixed: Tensor, masks: Masks | None) -> tuple[Tensor, Any]:
+def per_piece_forward(kit: Formulas, m: Block, x: Tensor, mixed: Tensor, masks: Masks | None) -> tuple[Tensor, Cache]:
     """The stream [P,H] and what attention mixed [P,H] -> [P,H]: twice branch, dropout, residual, LayerNorm."""
     f = kit.linear_forward((m.attention.output,), mixed)
     x, norm1 = kit.add_norm_forward(m.attention_norm, x, f, draw(masks, m.site + 1, f.shape, m.p, f))
@@ -140,7 +140,7 @@ def per_piece_forward(kit: Formulas, m: Block, x: Tensor, mixed: Tensor, masks: 
     return x, (mixed, norm1, feedforward, norm2)
 
 
-def per_piece_backward(kit: Formulas, m: Block, dout: Tensor, cache: Any, gradients: Collector,
+def per_piece_backward(kit: Formulas, m: Block, dout: Tensor, cache: Cache, gradients: Collector,
                        ) -> tuple[Tensor, Tensor]:
     """[P,H] -> dx, dmixed, [P,H] each: the forward read from its last line to its first."""
     mixed, norm1, feedforward, norm2 = cache

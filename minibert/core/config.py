@@ -2,10 +2,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minibert.errors import MinibertError
-from minibert.files import read_json
+from minibert.files import Json, read_json
 
 # published name -> ours: one erf form, one tanh form that appears under three names, and ReLU
 HIDDEN_ACTS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -52,7 +51,7 @@ class BertConfig:
         return cls.from_dict(read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
 
     @classmethod
-    def from_dict(cls, published: dict[str, Any], where: str = "config.json") -> "BertConfig":
+    def from_dict(cls, published: Json, where: str = "config.json") -> "BertConfig":
         """BertConfig from the keys of a published config.json; keys that do not touch the numbers are passed over."""
         refuse_unsupported(published, where)
         own = published.get("minibert") or {}
@@ -81,7 +80,7 @@ class BertConfig:
                                 f"{values['num_attention_heads']} heads; mend the file")
         return cls(**values)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The published form: a plain BERT config, plus a key "minibert" that other libraries pass over."""
         values = dataclasses.asdict(self)
         shapes = values.pop("case_shapes")
@@ -89,7 +88,7 @@ class BertConfig:
                 **({"minibert": {"case_shapes": list(shapes)}} if shapes else {})}
 
 
-def refuse_unsupported(published: dict[str, Any], where: str) -> None:
+def refuse_unsupported(published: Json, where: str) -> None:
     """Raise MinibertError by name for what the encoder here cannot honour; silence would give wrong numbers."""
     kind = published.get("model_type", "bert")     # Google's own first files have no model_type
     if kind != "bert":

@@ -3,7 +3,7 @@
 Parameters carry the names of the published classes. TokenHead is the one to read first.
 """
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from minibert.core import ops
 from minibert.core.batch import Batch
 from minibert.core.config import HIDDEN_ACTS, BertConfig
-from minibert.core.dropout import DropoutMasks
+from minibert.core.dropout import Masks, draw
 from minibert.core.layout import moved
-from minibert.core.model import ACTIVATE, Bert, draw
-
-Cache = Any                                        # what a forward keeps for its own backward; nobody else looks inside
-Pairs = list[tuple[nn.Parameter, Tensor]]          # (parameter, its gradient)
+from minibert.core.model import ACTIVATE, Bert, Pooler
+from minibert.core.ops import Cache, Pair
 
 
 class Head(nn.Module):
@@ -27,7 +25,7 @@ class Head(nn.Module):
     wide = False                                   # a score for each of V pieces: the batch may have more picks, which
                                                    # stand behind those of the features and have label -1
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         # In a tuple, because nn.Module would list the encoder's weights as this module's own.
         self.encoder: tuple[Bert, ...] = ()
@@ -36,15 +34,15 @@ class Head(nn.Module):
         """Become a head of this encoder; several heads use parts of it."""
         self.encoder = (bert,)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> Tensor:
         """[P,H] -> scores [M,K]; without `masks` no dropout."""
         return self.forward_by_hand(hidden, batch, masks)[0]
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> scores [M,K], and what backward_by_hand() needs."""
         raise NotImplementedError
 
-    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, list[Pair]]:
         """Gradient of the scores -> dhidden [P,H], 0 at pieces that are not read, and those of the parameters."""
         raise NotImplementedError
 
@@ -62,14 +60,16 @@ class TokenHead(Head):
     @property
     def linear(self) -> nn.Linear:
         """The map."""
-        return self.get_submodule(self.published)
+        return cast(nn.Linear, self.get_submodule(self.published))
 
     @property
-    def pooler(self) -> nn.Module:
-        """The encoder's."""
-        return self.encoder[0].pooler
+    def pooler(self) -> Pooler:
+        """The encoder's, which has one for every head that uses it."""
+        pooler = self.encoder[0].pooler
+        assert pooler is not None
+        return pooler
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> scores [M,outputs] of the batch's picks, cache."""
         picked, lookup = ops.embedding_forward(batch.picks, hidden)          # a lookup, as word vectors are
         x, dense, curve = picked.view(-1, self.side_by_side * hidden.shape[1]), None, None
@@ -81,7 +81,7 @@ class TokenHead(Head):
         scores, linear = ops.linear_forward(x, self.linear.weight, self.linear.bias)
         return scores, (lookup, dense, curve, mask, linear)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, list[Pair]]:
         """[M,outputs] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
         lookup, dense, curve, mask, linear = cache
         dx, dw, db = ops.linear_backward(dscores, linear)
@@ -121,7 +121,7 @@ class TowerHead(PooledHead):
     def __init__(self, config: BertConfig):
         super().__init__(config, 1)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> [B,H+1], H numbers of the vector and one score; cache."""
         row, first = rows_of_picks(batch)
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
@@ -131,7 +131,7 @@ class TowerHead(PooledHead):
         score, pooled = super().forward_by_hand(hidden, replace(batch, picks=batch.picks[first]), masks)
         return torch.cat([vector, score.to(mean.dtype)], 1), (lookup, picked.dtype, means, unit, score.dtype, pooled)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, list[Pair]]:
         """[B,H+1] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
         lookup, dtype, means, unit, score_dtype, pooled = cache
         dmean = ops.unit_backward(dscores[:, :-1], unit)
@@ -145,7 +145,7 @@ def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
     """int64: the row of each pick [M]; the first pick of each row [B]."""
     counts = np.array([len(f.picks) for f in batch.features])
     row, first = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts) - counts
-    return tuple(moved(torch.from_numpy(x), batch.picks.device) for x in (row, first))
+    return moved(torch.from_numpy(row), batch.picks.device), moved(torch.from_numpy(first), batch.picks.device)
 
 
 class WordHead(Head):
@@ -167,10 +167,10 @@ class WordHead(Head):
     @property
     def parts(self) -> tuple[nn.Linear, nn.LayerNorm, nn.Parameter, nn.Parameter]:
         """dense, LayerNorm, bias [V], word vectors [V,H]."""
-        predictions = self.cls["predictions"]
+        predictions: Any = self.cls["predictions"]  # what a module of torch holds has no types
         return *predictions.transform.values(), predictions.bias, self.encoder[0].embeddings.word.weight
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> Tensor:
         """[P,H] -> scores [M,V] of the batch's picks."""
         return self.words(hidden.index_select(0, batch.picks))
 
@@ -179,7 +179,7 @@ class WordHead(Head):
         dense, norm, bias, words = self.parts
         return nn.functional.linear(norm(ACTIVATE[self.activation](dense(x))), words, bias)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> scores [M,V] of the batch's picks, cache."""
         dense, norm, bias, words = self.parts
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
@@ -189,7 +189,7 @@ class WordHead(Head):
         scores, outer = ops.linear_forward(x, words, bias)                    # [TIE-1]
         return scores, (lookup, inner, curve, norm_cache, outer)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, list[Pair]]:
         """[M,V] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs; one is of the word vectors."""
         dense, norm, bias, words = self.parts
         lookup, inner, curve, norm_cache, outer = cache
@@ -221,20 +221,20 @@ class NextSentenceHead(WordHead):
         super().attach(bert)
         self.answers[0].attach(bert)
 
-    def forward(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> Tensor:
         """[P,H] -> scores [M,V] of the batch's picks."""
         first = firsts(batch)
         answers = self.answers[0](hidden, replace(batch, picks=batch.picks[first]))
         return with_answers(super().forward(hidden, batch), first, answers)
 
-    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: DropoutMasks | None = None) -> tuple[Tensor, Cache]:
+    def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> scores [M,V] of the batch's picks, cache."""
         first = firsts(batch)
         answers, pooled = self.answers[0].forward_by_hand(hidden, replace(batch, picks=batch.picks[first]))
         scores, words = super().forward_by_hand(hidden, batch)
         return with_answers(scores, first, answers), (first, pooled, words)
 
-    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, Pairs]:
+    def backward_by_hand(self, dscores: Tensor, cache: Cache) -> tuple[Tensor, list[Pair]]:
         """[M,V] -> dhidden [P,H], 0 but at the picks, and (parameter, gradient) pairs."""
         first, pooled, words = cache
         dfirst, of_answers = self.answers[0].backward_by_hand(dscores[first, :2], pooled)

@@ -7,31 +7,33 @@ linear map, further keys and values) is a layer in front of a kit, see kit_of().
 A forward gives its result and what its backward needs; a linear map needs only its input, so it gives no cache. The
 gradients of parameters go to `gradients`, see byhand.Gradients.
 """
-from typing import Any, Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch
-from minibert.core.dropout import Masks
+from minibert.core.dropout import Masks, draw
 from minibert.core.layout import Layout
-from minibert.core.model import Attention, Embeddings, FeedForward, Model, draw
+from minibert.core.model import Attention, Embeddings, FeedForward, Model
+from minibert.core.ops import Cache, Pair
 
 Maps = tuple[nn.Linear, ...]                       # linear maps that read the same input
+Kit = TypeVar("Kit", bound="Formulas")
 
 
 class Collector(Protocol):
     """Where gradients of parameters go."""
 
-    def add(self, *pairs: tuple[nn.Parameter, Tensor]) -> None:
+    def add(self, *pairs: Pair) -> None:
         """Add a contribution to the gradient of each parameter."""
 
 
 class Formulas:
     """The kit that a learner reads: every operation as it stands in ops.py."""
 
-    def embed_forward(self, m: Embeddings, batch: Batch, masks: Masks | None) -> tuple[Tensor, Any]:
+    def embed_forward(self, m: Embeddings, batch: Batch, masks: Masks | None) -> tuple[Tensor, Cache]:
         """A batch -> [P,H]: three lookups, their sum, LayerNorm, dropout."""
         word, word_cache = ops.embedding_forward(batch.ids, m.word.weight)
         kind, type_cache = ops.embedding_forward(batch.types, m.token_type.weight)
@@ -42,7 +44,7 @@ class Formulas:
         x, mask = ops.dropout_forward(x, draw(masks, 0, x.shape, m.p, x))
         return x, (word_cache, type_cache, position_cache, norm_cache, mask)
 
-    def embed_backward(self, m: Embeddings, dout: Tensor, cache: Any, gradients: Collector) -> None:
+    def embed_backward(self, m: Embeddings, dout: Tensor, cache: Cache, gradients: Collector) -> None:
         """[P,H]; a sum hands its gradient to each of the three summands."""
         word_cache, type_cache, position_cache, norm_cache, mask = cache
         dtotal, dw, db = ops.layernorm_backward(ops.dropout_backward(dout, mask), norm_cache)
@@ -69,36 +71,36 @@ class Formulas:
             dx = dx + part                                                    # [BLK-3]
         return dx
 
-    def attention_forward(self, m: Attention, qkv: Tensor, layout: Layout, mask: Tensor | None) -> tuple[Tensor, Any]:
+    def attention_forward(self, m: Attention, qkv: Tensor, layout: Layout, mask: Tensor | None) -> tuple[Tensor, Cache]:
         """Queries, keys and values [P,3H] side by side -> [P,H]; `mask` [B,A,T,T] drops probabilities."""
         q, k, v = qkv.chunk(3, 1)
         return ops.attention_forward(q, k, v, layout, m.A, mask)
 
-    def attention_backward(self, m: Attention, dout: Tensor, cache: Any, gradients: Collector) -> Tensor:
+    def attention_backward(self, m: Attention, dout: Tensor, cache: Cache, gradients: Collector) -> Tensor:
         """[P,H] -> dqkv [P,3H]; attention has no parameters, but keys and values of another kit may."""
         return torch.cat(ops.attention_backward(dout, cache), 1)
 
-    def feedforward_forward(self, m: FeedForward, x: Tensor) -> tuple[Tensor, Any]:
+    def feedforward_forward(self, m: FeedForward, x: Tensor) -> tuple[Tensor, Cache]:
         """[P,H] -> [P,F] -> [P,H]."""
         activate, _ = ops.ACTIVATIONS[m.activation]
         active, curve = activate(self.linear_forward((m.inner,), x))
         return self.linear_forward((m.outer,), active), (x, curve, active)
 
-    def feedforward_backward(self, m: FeedForward, dout: Tensor, cache: Any, gradients: Collector) -> Tensor:
+    def feedforward_backward(self, m: FeedForward, dout: Tensor, cache: Cache, gradients: Collector) -> Tensor:
         """[P,H] -> dx [P,H]."""
         x, curve, active = cache
         _, activate_backward = ops.ACTIVATIONS[m.activation]
         dactive = self.linear_backward((m.outer,), dout, active, gradients)
         return self.linear_backward((m.inner,), activate_backward(dactive, curve), x, gradients)
 
-    def add_norm_forward(self, m: nn.LayerNorm, x: Tensor, f: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
+    def add_norm_forward(self, m: nn.LayerNorm, x: Tensor, f: Tensor, mask: Tensor | None) -> tuple[Tensor, Cache]:
         """The stream x and a branch f of it, [P,H] each -> LayerNorm(x + dropout(f))."""
         f, mask = ops.dropout_forward(f, mask)
         total, _ = ops.residual_forward(x, f)
         out, norm_cache = ops.layernorm_forward(total, m.weight, m.bias, m.eps)
         return out, (norm_cache, mask)
 
-    def add_norm_backward(self, m: nn.LayerNorm, dout: Tensor, cache: Any, gradients: Collector,
+    def add_norm_backward(self, m: nn.LayerNorm, dout: Tensor, cache: Cache, gradients: Collector,
                           ) -> tuple[Tensor, Tensor]:
         """[P,H] -> the gradients of x and of f, [P,H] each. Neither may be changed in place: they may be one."""
         norm_cache, mask = cache
@@ -108,9 +110,9 @@ class Formulas:
         return dx, ops.dropout_backward(df, mask)
 
 
-def kit_of(model: Model, kit: type[Formulas]) -> type[Formulas]:
+def kit_of(model: Model, kit: type[Kit]) -> type[Kit]:
     """The class `kit` with the layers that the model was given in front of it: `model.kit_layers`, the outermost first.
 
     A layer is a class without a base that overrides some operations and reaches the kit below it by super().
     """
-    return type(kit.__name__, (*model.kit_layers, kit), {}) if model.kit_layers else kit
+    return cast(type[Kit], type(kit.__name__, (*model.kit_layers, kit), {})) if model.kit_layers else kit

@@ -4,6 +4,8 @@ B batch, T columns of a row, P pieces as the Layout lays them out, H hidden, A h
 Source of every formula: Vaswani et al. 2017 (attention, feed-forward), Devlin et al. 2019 (the rest).
 """
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,11 @@ from minibert.core.layout import Layout
 from minibert.core.objective import Loss
 from minibert.errors import MinibertError
 
-ACTIVATE = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+if TYPE_CHECKING:
+    from minibert.core.heads import Head  # which imports this file
+
+ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, mask: Tensor | None = None) -> Tensor:
@@ -139,7 +145,8 @@ class Bert(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        blocks = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.blocks = cast(Sequence[Block], blocks)                           # which torch's list does not say
         self.pooler = Pooler(config) if pooler else None
 
     def forward(self, ids: Tensor, types: Tensor, layout: Layout, masks: Masks | None = None) -> Tensor:
@@ -191,15 +198,14 @@ class NoPooled:
     def __init__(self, rows: list[int]):
         self._rows = rows
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> NoReturn:
         raise MinibertError(f"pooled is taken from column 0, which the mask hides in rows {self._rows}; "
                             "pad on the right, or use the hidden states")
 
-    def _refuse(self, *operands):
-        return self.__getattr__("use")
+    def _refuse(self, *operands: object) -> NoReturn:
+        self.__getattr__("use")
 
     __getitem__ = __eq__ = __bool__ = _refuse      # Python would answer the last two by itself
-    __hash__ = None
 
 
 class Model(nn.Module):
@@ -211,7 +217,7 @@ class Model(nn.Module):
     task: Loss | None = None
     kit_layers: tuple[type, ...] = ()
 
-    def __init__(self, bert: Bert, head: nn.Module):
+    def __init__(self, bert: Bert, head: "Head"):
         super().__init__()
         self.bert, self.head = bert, head
         head.attach(bert)

@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minibert.core.layout import Layout
+
+Cache = Any                                        # what a forward keeps for its own backward; nobody else looks inside
+Pair = tuple[Tensor, Tensor]                       # a parameter and its gradient
+
 ROOT_2 = math.sqrt(2.0)
 ROOT_2_PI = math.sqrt(2.0 * math.pi)
 ROOT_2_OVER_PI = math.sqrt(2.0 / math.pi)
@@ -21,13 +26,13 @@ PART = 2 ** 16                                     # numbers that a GELU works o
 CUBE = 0.044715                                    # fixed by the checkpoint: of the tanh form (Hendrycks & Gimpel 2016)
 
 
-def embedding_forward(ids: Tensor, w: Tensor) -> tuple[Tensor, Any]:
+def embedding_forward(ids: Tensor, w: Tensor) -> tuple[Tensor, tuple[Tensor, torch.Size]]:
     """int64 [P], table [V,H] -> rows [P,H]."""
     out = w[ids]                                                              # [EMB-1]
     return out, (ids, w.shape)
 
 
-def embedding_backward(dout: Tensor, cache: Any) -> Tensor:
+def embedding_backward(dout: Tensor, cache: tuple[Tensor, torch.Size]) -> Tensor:
     """[P,H] -> dw [V,H]; an id that stands twice gets both rows, added."""
     ids, shape = cache
     return dout.new_zeros(shape).index_add_(0, ids, dout)                     # [EMB-3]
@@ -36,26 +41,26 @@ def embedding_backward(dout: Tensor, cache: Any) -> Tensor:
 # ----------------------------------------------------------------------------- dropout and residual (docs/01, 09)
 
 
-def dropout_forward(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
+def dropout_forward(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x and a mask of its shape, 0 or 1/(1-p) (dropout.DropoutMasks); None: no dropout."""
     if mask is None:
         return x, None
     return x * mask, mask                                                     # [DROP-1]
 
 
-def dropout_backward(dout: Tensor, cache: Any) -> Tensor:
+def dropout_backward(dout: Tensor, cache: Tensor | None) -> Tensor:
     """dx: what was dropped learns nothing."""
     if cache is None:
         return dout
     return dout * cache                                                       # [DROP-4]
 
 
-def residual_forward(x: Tensor, f: Tensor) -> tuple[Tensor, Any]:
+def residual_forward(x: Tensor, f: Tensor) -> tuple[Tensor, None]:
     """[P,H] and a branch of it [P,H] -> their sum; nothing to keep."""
     return x + f, None                                                        # [RES-1]
 
 
-def residual_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+def residual_backward(dout: Tensor, cache: None) -> tuple[Tensor, Tensor]:
     """dx through the shortcut, df into the branch: the same tensor twice."""
     return dout, dout                                                         # [RES-2]
 
@@ -63,13 +68,13 @@ def residual_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------ linear map (docs/02)
 
 
-def linear_forward(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Any]:
+def linear_forward(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """[P,m], weight [n,m], bias [n] -> [P,n]; torch stores a weight as (out, in), hence the transpose."""
     out = torch.addmm(b, x, w.T)                                              # [LIN-1]
     return out, (x, w)
 
 
-def linear_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+def linear_backward(dout: Tensor, cache: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """[P,n] -> dx [P,m], dw [n,m], db [n]."""
     x, w = cache
     dx = dout @ w                                                             # [LIN-2]
@@ -81,27 +86,27 @@ def linear_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
 # ---------------------------------------------------------------------------- a text as one vector (docs/tasks/reply)
 
 
-def row_mean_forward(x: Tensor, row: Tensor, B: int) -> tuple[Tensor, Any]:
+def row_mean_forward(x: Tensor, row: Tensor, B: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """[M,H], int64 [M] the row of each -> [B,H], the mean of each row, which has at least one."""
     n = torch.bincount(row, minlength=B).to(x.dtype)[:, None]                 # [B,1]
     out = x.new_zeros(B, x.shape[1]).index_add(0, row, x) / n                 # [POOL-1]
     return out, (row, n)
 
 
-def row_mean_backward(dout: Tensor, cache: Any) -> Tensor:
+def row_mean_backward(dout: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
     """[B,H] -> dx [M,H]: each of n takes an n-th."""
     row, n = cache
     return (dout / n)[row]                                                    # [POOL-2]
 
 
-def unit_forward(x: Tensor) -> tuple[Tensor, Any]:
+def unit_forward(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """[B,H] -> the same directions at length 1; a row of zeros stays one."""
     length = (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)            # [B,1]
     u = x / length                                                            # [UNIT-1]
     return u, (u, length)
 
 
-def unit_backward(du: Tensor, cache: Any) -> Tensor:
+def unit_backward(du: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
     """dx [B,H]: what points along the vector changes nothing, the rest shrinks by the length."""
     u, length = cache
     return (du - (du * u).sum(-1, keepdim=True) * u) / length                 # [UNIT-2]
@@ -115,7 +120,7 @@ def softmax_textbook(s: Tensor) -> Tensor:
     return s.exp() / s.exp().sum(-1, keepdim=True)                            # [SM-1]
 
 
-def softmax_forward(s: Tensor) -> tuple[Tensor, Any]:
+def softmax_forward(s: Tensor) -> tuple[Tensor, Tensor]:
     """Scores [..., T] -> probabilities [..., T]; the largest exponent is 0, so nothing overflows.
 
     It works in place on what it made itself, which autograd would refuse; `s` is left as it is.
@@ -125,20 +130,20 @@ def softmax_forward(s: Tensor) -> tuple[Tensor, Any]:
     return p, p
 
 
-def softmax_backward(dout: Tensor, cache: Any) -> Tensor:
+def softmax_backward(dout: Tensor, cache: Tensor) -> Tensor:
     """ds [..., T] from the probabilities alone; the scores are not needed."""
     p = cache
     ds = p * (dout - (dout * p).sum(-1, keepdim=True))                        # [SM-3]
     return ds
 
 
-def split_heads(x: Tensor, layout: Any, heads: int) -> Tensor:
+def split_heads(x: Tensor, layout: Layout, heads: int) -> Tensor:
     """[P,H] -> [B,A,T,D]: pieces to rows, channels to heads; head a takes channels aD to (a+1)D."""
     # [P,H] -rows-> [B,T,H] -split-> [B,T,A,D] -swap-> [B,A,T,D]
     return layout.rows(x).unflatten(-1, (heads, -1)).transpose(1, 2)          # [ATT-1]
 
 
-def join_heads(x: Tensor, layout: Any) -> Tensor:
+def join_heads(x: Tensor, layout: Layout) -> Tensor:
     """[B,A,T,D] -> [P,H]: the inverse of split_heads on live pieces, and its adjoint."""
     # [B,A,T,D] -swap-> [B,T,A,D] -join-> [B,T,H] -pieces-> [P,H]
     return layout.pieces(x.transpose(1, 2).flatten(2))                        # [ATT-2]
@@ -184,8 +189,8 @@ def attend_backward(dout: Tensor, cache: AttentionCache) -> tuple[Tensor, Tensor
     return dq, dk, dv
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Any, heads: int, mask: Tensor | None = None,
-                      ) -> tuple[Tensor, Any]:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int, mask: Tensor | None = None,
+                      ) -> tuple[Tensor, tuple[Layout, int, AttentionCache]]:
     """attend_forward() of pieces as they lie in a batch: [P,H] three times -> [P,H].
 
     `layout` (layout.Layout) knows which pieces share a row and, in `layout.allowed`, which key each query may see.
@@ -195,7 +200,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Any, heads: int, 
     return join_heads(mixed, layout), (layout, heads, cache)
 
 
-def attention_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(dout: Tensor, cache: tuple[Layout, int, AttentionCache]) -> tuple[Tensor, Tensor, Tensor]:
     """[P,H] -> dq, dk, dv, [P,H] each."""
     layout, heads, inner = cache
     dq, dk, dv = attend_backward(split_heads(dout, layout, heads), inner)
@@ -205,7 +210,7 @@ def attention_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor
 # -------------------------------------------------------------------------------------------- LayerNorm (docs/03)
 
 
-def layernorm_forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Any]:
+def layernorm_forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Each piece [H] of [P,H] to mean 0 and variance 1, then scaled by w [H] and shifted by b [H] (Ba et al. 2016)."""
     mean = x.mean(-1, keepdim=True)                                           # [LN-1] [P,1]
     centred = x - mean
@@ -216,7 +221,7 @@ def layernorm_forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tens
     return out, (xhat, rstd, w)
 
 
-def layernorm_backward(dout: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+def layernorm_backward(dout: Tensor, cache: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """[P,H] -> dx [P,H], dw [H], db [H]."""
     xhat, rstd, w = cache
     db = dout.sum(0)                                                          # [LN-6] [H]
@@ -241,18 +246,18 @@ def normal_pdf(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * x * x) / ROOT_2_PI                                # [GELU-3]
 
 
-def gelu_forward(x: Tensor) -> tuple[Tensor, Any]:
+def gelu_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """x · Φ(x), any shape (Hendrycks & Gimpel 2016); Φ is computed again in the backward rather than kept."""
     out = in_parts(lambda x: x * normal_cdf(x), x)                            # [GELU-2]
     return out, x
 
 
-def gelu_backward(dout: Tensor, cache: Any) -> Tensor:
+def gelu_backward(dout: Tensor, cache: Tensor) -> Tensor:
     """dx: product rule on x · Φ(x)."""
     return in_parts(lambda dout, x: dout * (normal_cdf(x) + x * normal_pdf(x)), dout, cache)  # [GELU-4]
 
 
-def gelu_tanh_forward(x: Tensor) -> tuple[Tensor, Any]:
+def gelu_tanh_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """The tanh form of GELU, which some checkpoints were trained with, any shape."""
     out = in_parts(lambda x: 0.5 * x * (1 + torch.tanh(tanh_argument(x))), x)  # [GELU-6]
     return out, x
@@ -263,7 +268,7 @@ def tanh_argument(x: Tensor) -> Tensor:
     return ROOT_2_OVER_PI * (x + CUBE * x * x * x)                            # [GELU-5]
 
 
-def gelu_tanh_backward(dout: Tensor, cache: Any) -> Tensor:
+def gelu_tanh_backward(dout: Tensor, cache: Tensor) -> Tensor:
     """dx: product rule and chain rule through tanh."""
     def part(dout: Tensor, x: Tensor) -> Tensor:
         t = torch.tanh(tanh_argument(x))
@@ -291,25 +296,25 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def tanh_forward(x: Tensor) -> tuple[Tensor, Any]:
+def tanh_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """tanh x, any shape."""
     out = torch.tanh(x)                                                       # [TANH-1]
     return out, out
 
 
-def tanh_backward(dout: Tensor, cache: Any) -> Tensor:
+def tanh_backward(dout: Tensor, cache: Tensor) -> Tensor:
     """dx from the output alone."""
     out = cache
     return dout * (1 - out * out)                                             # [TANH-2]
 
 
-def relu_forward(x: Tensor) -> tuple[Tensor, Any]:
+def relu_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """max(x, 0), any shape."""
     out = x.clamp(min=0)                                                      # [RELU-1]
     return out, out
 
 
-def relu_backward(dout: Tensor, cache: Any) -> Tensor:
+def relu_backward(dout: Tensor, cache: Tensor) -> Tensor:
     """dx; at exactly 0, where there is no derivative, 0."""
     out = cache
     return dout * (out > 0)                                                   # [RELU-2]
@@ -340,13 +345,13 @@ def bce_textbook_backward(z: Tensor, y: Tensor) -> Tensor:
     return dp * slope
 
 
-def bce_forward(z: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+def bce_forward(z: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Scores z and targets y in [0, 1], one shape -> the sum of binary cross-entropies; no score overflows it."""
     losses = z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))        # [BCE-6]
     return losses.sum(), (z, y)
 
 
-def bce_backward(dout: Tensor | float, cache: Any) -> Tensor:
+def bce_backward(dout: Tensor | float, cache: tuple[Tensor, Tensor]) -> Tensor:
     """dz: the two factors of the textbook form collapse to a difference."""
     z, y = cache
     return dout * (torch.sigmoid(z) - y)                                      # [BCE-5]
@@ -357,7 +362,7 @@ def cross_entropy_textbook(z: Tensor, y: Tensor) -> Tensor:
     return -softmax_textbook(z).gather(-1, y[:, None]).log().squeeze(-1)      # [CE-1]
 
 
-def cross_entropy_forward(z: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+def cross_entropy_forward(z: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Scores [M,K], labels int64 [M] -> the sum over rows of -log softmax at the label; label -1: the row counts 0."""
     known = y >= 0
     shifted = z - z.amax(-1, keepdim=True)                                    # at most 0, one of them 0
@@ -366,7 +371,7 @@ def cross_entropy_forward(z: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     return (losses * known).sum(), (z, y)                                     # [CE-5]
 
 
-def cross_entropy_backward(dout: Tensor | float, cache: Any) -> Tensor:
+def cross_entropy_backward(dout: Tensor | float, cache: tuple[Tensor, Tensor]) -> Tensor:
     """dz [M,K]: probabilities minus the one-hot label."""
     z, y = cache
     known = y >= 0
@@ -376,27 +381,27 @@ def cross_entropy_backward(dout: Tensor | float, cache: Any) -> Tensor:
     return dz * known[:, None]
 
 
-def soft_cross_entropy_forward(z: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+def soft_cross_entropy_forward(z: Tensor, t: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Scores [M,K], targets [M,K] of at least 0 -> the sum over rows of -Σ t log softmax; a row of zeros counts 0."""
     shifted = z - z.amax(-1, keepdim=True)
     log_p = shifted - shifted.exp().sum(-1, keepdim=True).log()
     return -(t * log_p).sum(), (z, t)                                         # [SOFT-1]
 
 
-def soft_cross_entropy_backward(dout: Tensor | float, cache: Any) -> Tensor:
+def soft_cross_entropy_backward(dout: Tensor | float, cache: tuple[Tensor, Tensor]) -> Tensor:
     """dz [M,K]: the row's whole target, spread as the probabilities say, minus the target."""
     z, t = cache
     p, _ = softmax_forward(z)
     return dout * (t.sum(-1, keepdim=True) * p - t)                           # [SOFT-2]
 
 
-def mse_forward(guess: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+def mse_forward(guess: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Guesses and targets of one shape -> the sum of squared errors."""
     error = guess - y
     return (error * error).sum(), error                                       # [MSE-1]
 
 
-def mse_backward(dout: Tensor | float, cache: Any) -> Tensor:
+def mse_backward(dout: Tensor | float, cache: Tensor) -> Tensor:
     """dguess."""
     error = cache
     return dout * 2 * error                                                   # [MSE-2]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from minibert.errors import MinibertError
 
-SLICE = 2 ** 18                                     # numbers that a step moves at a time
-Params = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+SLICE = 2 ** 18                                    # numbers that a step moves at a time
+Group = dict[str, Any]                             # "params": parameters, "names" of them, and their settings
+State = dict[str, Any]                             # what a rule remembers of a parameter: tensors of its shape, a count
+Params = Iterable[nn.Parameter] | Iterable[Group]
 
 
 class Optimizer:
@@ -22,12 +24,12 @@ class Optimizer:
     gradient is left as it is: no step, no decay.
     """
 
-    def __init__(self, params: Params, **settings: Any):
-        params = list(params)
-        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
-        self.groups = [{**settings, **g, "params": list(g["params"])} for g in groups]
-        self.state: dict[nn.Parameter, dict[str, Any]] = {}
-        self.params = [p for g in self.groups for p in g["params"]]
+    def __init__(self, params: Params, **settings: object):
+        given = list(params)
+        groups = [g for g in given if isinstance(g, dict)] or [{"params": given}]
+        self.groups: list[Group] = [{**settings, **g, "params": list(g["params"])} for g in groups]
+        self.state: dict[nn.Parameter, State] = {}
+        self.params: list[nn.Parameter] = [p for g in self.groups for p in g["params"]]
         if not self.params:
             raise ValueError("an optimizer needs at least one parameter")
         if len(set(map(id, self.params))) != len(self.params):
@@ -49,10 +51,10 @@ class Optimizer:
                     for part in in_slices(p, g, state):
                         self.update(*part, group)
 
-    def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def begin(self, p: Tensor, state: State, group: Group) -> None:
         """Once an update and parameter: make what `state` needs, count."""
 
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, group: Group) -> None:
         """The rule: move `p` in place, given its gradient `g` and the tensors of its state, all of one shape."""
         raise NotImplementedError                  # the two rules below are the only ones
 
@@ -86,7 +88,7 @@ class Optimizer:
                       for i, s in saved["state"].items()}
 
 
-def in_slices(p: Tensor, g: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+def in_slices(p: Tensor, g: Tensor, state: State) -> Iterator[tuple[Tensor, Tensor, State]]:
     """(p, g, state) in flat views of SLICE numbers: the rules act on single numbers, so they cannot tell.
 
     A temporary of the size of the word embeddings would be fresh memory at every step, page by page; one of SLICE
@@ -106,12 +108,12 @@ class SGD(Optimizer):
     def __init__(self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def begin(self, p: Tensor, state: State, group: Group) -> None:
         """The velocity starts at 0."""
         if group["momentum"] and not state:
             state["v"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
 
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, group: Group) -> None:
         """The first line of the class."""
         if group["momentum"]:
             g = state["v"].mul_(group["momentum"]).add_(g)                    # [SGD-1]
@@ -129,13 +131,13 @@ class AdamW(Optimizer):
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay,
                          bias_correction=bias_correction)
 
-    def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def begin(self, p: Tensor, state: State, group: Group) -> None:
         """The running means start at 0; t counts the updates of this parameter."""
         if not state:
             state.update({"t": 0} | {k: torch.zeros_like(p, memory_format=torch.contiguous_format) for k in "ms"})
         state["t"] += 1
 
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, group: Group) -> None:
         """The first line of the class."""
         m, s, (beta1, beta2) = state["m"], state["s"], group["betas"]
         m.mul_(beta1).add_(g, alpha=1 - beta1)                                # [ADAM-1]
@@ -148,7 +150,7 @@ class AdamW(Optimizer):
         p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(m, root, value=-group["lr"] / correct1)  # [ADAM-6]
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     """Two groups of the trainable parameters, each with "names": matrices are decayed; biases and LayerNorm are not.
 
     Decided by the type of the module that holds a parameter and its role there, never by matching names: a bias only
@@ -156,7 +158,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """
     plain = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     plain |= {id(m.bias) for m in model.modules() if getattr(m, "bias", None) is not None}
-    groups = [{"params": [], "names": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
+    groups: list[Group] = [{"params": [], "names": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
     for name, p in model.named_parameters():
         if p.requires_grad:
             group = groups[id(p) in plain]

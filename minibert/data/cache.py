@@ -6,7 +6,7 @@ is wrong with one, or with the folder, costs time and a notice, never the run.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from minibert.files import beside
+from minibert.files import Json, beside
 
 Arrays = dict[str, np.ndarray]
 Made = TypeVar("Made")
@@ -24,13 +24,14 @@ class Cache:
     """Entries of one folder, which is made when the first is saved. A key is anything that JSON can write."""
 
     def __init__(self, folder: str | Path):
-        self.folder, self.notices = Path(folder), []
+        self.folder = Path(folder)
+        self.notices: list[str] = []
 
-    def file(self, key: Mapping[str, object]) -> Path:
+    def file(self, key: Json) -> Path:
         """Where the entry of a key lies; its name begins with key["kind"]."""
         return self.folder / f"{key['kind']}-{hashlib.sha256(canonical(key)).hexdigest()[:32]}.safetensors"
 
-    def load(self, key: Mapping[str, object], make: Callable[[Arrays, Any], Made]) -> Made | None:
+    def load(self, key: Json, make: Callable[[Arrays, Any], Made]) -> Made | None:
         """make(arrays, extra) of what was saved, the arrays mapped from the file; None without an entry.
 
         `make` raises where the arrays do not fit each other; that is a damaged entry like any other.
@@ -50,7 +51,7 @@ class Cache:
         self.notices.append(f"{key['kind']} come from {file}" if whole else f"{file}: damaged; made again")
         return made
 
-    def save(self, key: Mapping[str, object], arrays: Arrays, extra: object = None) -> None:
+    def save(self, key: Json, arrays: Arrays, extra: object = None) -> None:
         """Write an entry: the whole of it or nothing. Where that cannot be done there is a notice and no entry."""
         file = self.file(key)
         about = {"key": key, "extra": extra}
@@ -74,5 +75,5 @@ def checksum(arrays: Arrays, about: object) -> str:
     digest = hashlib.sha256(canonical(about))
     for name, x in sorted(arrays.items()):
         digest.update(canonical([name, x.dtype.str, list(x.shape)]))
-        digest.update(np.ascontiguousarray(x))
+        digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()

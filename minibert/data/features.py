@@ -15,6 +15,7 @@ from minibert.core.batch import Feature
 from minibert.data.rows import WordNumbers, word_features
 from minibert.data.tokenizer import Spelling, Tokenizer
 from minibert.data.wordlist import Words
+from minibert.files import Json
 
 CHUNK = 2 ** 20                                    # words encoded at a time
 
@@ -113,12 +114,12 @@ def fields_of(kind: type | None) -> tuple[Field, ...]:
     return fields(kind) if kind else ()
 
 
-def record_to_json(record: object) -> dict[str, object] | None:
+def record_to_json(record: object) -> Json | None:
     """The fields of what a feature is about, arrays as lists; None stays None."""
     return record and {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in vars(record).items()}
 
 
-def record_from_json(kind: type | None, values: Mapping[str, Any] | None) -> object:
+def record_from_json(kind: type | None, values: Json | None) -> Any:
     """What record_to_json() was given. Raises KeyError, TypeError or ValueError for values of another kind."""
     if values is None:
         return None

@@ -19,7 +19,7 @@ def row_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, epoch]))
 
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of one epoch as arrays of feature numbers; every feature once, rows of a batch of similar length.
 
     Features are shuffled, cut into pools of POOL batches, sorted by length inside a pool, and the batches shuffled

@@ -9,7 +9,7 @@ from minibert.core.batch import Feature
 from minibert.data.tokenizer import Pieces, Tokenizer
 
 
-def windows(words: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
+def windows(words: Sequence[int] | np.ndarray, capacity: int, overlap: int) -> list[tuple[int, int]]:
     """Cut a text of pieces into windows [start, stop) of at most `capacity` pieces, never inside a word.
 
     `words`: the word of each piece, ascending. Neighbours share about `overlap` pieces. A word of more than `capacity`
@@ -40,7 +40,7 @@ def windows(words: Sequence[int], capacity: int, overlap: int) -> list[tuple[int
         start = int(edges[(edges > start) & (edges >= earliest)][0])
 
 
-def owned_words(words: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+def owned_words(words: Sequence[int] | np.ndarray, cuts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """For each window the words it owns: every word belongs to the window where it has most context.
 
     Context is the smaller of the pieces to its left and to its right inside the window; an end of the text itself
@@ -75,7 +75,7 @@ class WordNumbers:
 
 
 def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
-                  labels: Sequence[int]) -> list[Feature]:
+                  labels: Sequence[int] | np.ndarray) -> list[Feature]:
     """One text with a label a word as features: [CLS] window [SEP], picks on the first piece of each owned word."""
     cuts = windows(pieces.words, max_pieces - 2, overlap)
     ids = np.array(pieces.ids, np.int64)

@@ -2,7 +2,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from minibert.errors import MinibertError
@@ -27,7 +27,7 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     except OSError as e:
         raise MinibertError(f"{folder}: cannot be read ({e.strerror})") from None
 
-    found = {}
+    found: dict[str, Path] = {}
     for split, names in SPLITS.items():
         files = [f for f in there if f.stem in names]
         if len(files) > 1:
@@ -56,7 +56,7 @@ def read_lines(file: Path) -> Iterator[str]:
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
-def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[object]]]:
+def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[object]]]:
     """("file:line", the values of `columns`) of every row of a table.
 
     .csv and .tsv have a first line that names the columns, .jsonl an object a line; in .txt the columns stand in the
@@ -64,7 +64,8 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[o
     .jsonl may be other than strings. Suffixes may have capitals. Raises MinibertError for any other suffix, and with
     file:line for what does not parse.
     """
-    kinds = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".txt": read_bars}
+    kinds: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[int, Sequence[object]]]]] = {
+        ".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".txt": read_bars}
     if (suffix := file.suffix.lower()) not in kinds:
         raise MinibertError(f"{file}: no table by its suffix {suffix!r}; convert it to one of {', '.join(kinds)}")
     empty = True
@@ -81,7 +82,8 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
     form = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     rows = csv.reader(read_lines(file), **form)
     advice = '; a field with commas or quotes stands in quotes, as "She said ""no"""' if quoted else ""
-    places, names = [], []
+    places: list[int] = []
+    names: list[str] = []
 
     while True:
         line = rows.line_num + 1                   # a row may have several

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
@@ -63,7 +64,7 @@ class Tokenizer:
         backend.no_truncation()                    # some published files cut at 128 pieces and pad everything to 128
         backend.no_padding()
         self.backend = backend
-        ids = {role: backend.token_to_id(piece) for role, piece in SPECIAL.items()}
+        ids: dict[str, Any] = {role: backend.token_to_id(piece) for role, piece in SPECIAL.items()}
         if missing := [SPECIAL[role] for role, i in ids.items() if i is None and role != "mask"]:
             raise MinibertError(f"vocabulary without {', '.join(missing)}; is this the tokenizer of a BERT checkpoint?")
         self.unknown, self.start, self.end, self.pad, self.mask = ids.values()

@@ -25,12 +25,12 @@ class Words(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def __getitem__(self, i: int) -> str:
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]  # one word, never a slice
         return next(self.take([range(len(self))[i]]))
 
     def take(self, numbers: Iterable[int]) -> Iterator[str]:
         """The words of these numbers, in their order."""
-        letters, ends = memoryview(self.letters), self.ends            # int(): 127 + 1 does not fit into int8
+        letters, ends = self.letters.data, self.ends                  # int(): 127 + 1 does not fit into int8
         return (str(letters[ends[n]:ends[n + 1]], "utf-8", "surrogatepass") for n in map(int, numbers))
 
 

@@ -20,6 +20,8 @@ from minibert.engines.fast.engine import Fast
 
 class Engine(Protocol):
     """Made once a run, from the model and the number format; called once a micro-batch."""
+    model: Model
+    precision: str
     adamw: type[AdamW]                             # the form of AdamW that reads the gradients it leaves
 
     def __init__(self, model: Model, precision: str):

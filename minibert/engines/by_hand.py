@@ -14,7 +14,7 @@ from minibert.core.precision import autocast
 
 class ByHand:
     """--gradients by-hand."""
-    adamw = AdamW
+    adamw: type[AdamW] = AdamW
 
     def __init__(self, model: Model, precision: str):
         self.model, self.precision = model, precision

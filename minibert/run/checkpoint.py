@@ -18,14 +18,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minibert.core.optim import Optimizer
+from minibert.core.optim import Optimizer, State
 from minibert.errors import MinibertError
-from minibert.files import flush_folder, read_json, write_json, write_tensors
+from minibert.files import Json, flush_folder, read_json, write_json, write_tensors
 
 COMPLETE, OPTIMIZER = "complete.json", "optimizer.safetensors"
 NAME = re.compile(r"update-(\d{8,})(-scored)?")
@@ -130,7 +129,7 @@ def seal(folder: Path) -> None:
     write_json(folder / COMPLETE, {"files": files})
 
 
-def size_and_sha256(file: Path) -> dict[str, Any]:
+def size_and_sha256(file: Path) -> Json:
     """{"bytes", "sha256"} of a file."""
     with open(file, "rb") as f:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
@@ -157,9 +156,10 @@ def fault(folder: Path) -> str:
 # ----------------------------------------------------------------------------------------------------- the optimizer
 
 
-def write_optimizer(folder: Path, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+def write_optimizer(folder: Path, optimizer: Optimizer) -> dict[str, Json]:
     """The tensors of its state into `folder`, as "m.NAME"; -> what else it keeps: {name of the parameter: {"t": 5}}."""
-    tensors, rest = {}, {}
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Json] = {}
     names = parameter_names(optimizer)
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -171,7 +171,7 @@ def write_optimizer(folder: Path, optimizer: Optimizer) -> dict[str, dict[str, A
     return rest
 
 
-def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str, Any]]) -> None:
+def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, Json]) -> None:
     """Put what write_optimizer() wrote and returned into an optimizer over the same parameters.
 
     Raises MinibertError where it is not what the rule would have kept: names, shapes, number formats.
@@ -189,7 +189,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
         raise MinibertError(f"{file}: does not fit this run ({type(e).__name__}: {e}); start a new one") from None
     groups = [g for g in optimizer.groups for _ in g["params"]]
     for number, kept in state.items():
-        fresh: dict[str, Any] = {}
+        fresh: State = {}
         optimizer.begin(params[number], fresh, groups[number])
         if (found := shapes_and_formats(kept)) != (wanted := shapes_and_formats(fresh)):
             raise MinibertError(f"{file}: of {parameter_names(optimizer)[number]} it has {found}, this run keeps "
@@ -197,7 +197,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, dict[str,
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def shapes_and_formats(state: dict[str, Any]) -> dict[str, str]:
+def shapes_and_formats(state: State) -> dict[str, str]:
     """{name: shape and number format of a tensor, kind of anything else} of one parameter's state."""
     return {k: f"{list(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
             for k, v in sorted(state.items())}

@@ -7,10 +7,9 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from minibert.errors import MinibertError
-from minibert.files import flush_folder, write_json
+from minibert.files import Json, flush_folder, write_json
 from minibert.run.processes import Processes
 from minibert.run.terminal import say
 from minibert.settings import TrainConfig
@@ -38,6 +37,7 @@ def claim_folder(settings: TrainConfig) -> Path:
         output = default_folder(settings.task, number)
         with contextlib.suppress(FileExistsError):             # taken, perhaps this very moment by another process
             return make_folder(output, exist_ok=False)
+    raise AssertionError("count() has no end")
 
 
 def default_folder(task: str, number: int) -> Path:
@@ -95,7 +95,7 @@ class RunFolder:
     def __init__(self, path: Path, processes: Processes, verbose: bool = False):
         self.path, self.first, self.verbose = path, processes.first, verbose
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         """One line of metrics.jsonl. Raises MinibertError where it cannot be written."""
         if not self.first:
             return
@@ -122,7 +122,7 @@ class RunFolder:
         with contextlib.suppress(OSError), open(file, "a", encoding="utf-8", errors="backslashreplace") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: object) -> None:
         """A JSON file."""
         if self.first:
             write_json(self.path / name, value)

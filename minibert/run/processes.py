@@ -19,7 +19,10 @@ import torch.distributed as dist
 from torch import nn
 
 from minibert.core.batch import Feature
+from minibert.core.model import Model
 from minibert.errors import MinibertError
+from minibert.files import Json
+from minibert.tasks.base import Task
 from minibert.use.evaluate import FeatureScorer
 
 Given = TypeVar("Given")
@@ -28,7 +31,7 @@ Given = TypeVar("Given")
 class SharedScorer(FeatureScorer):
     """A FeatureScorer among several processes: each does its share of the features, and has all scores."""
 
-    def __init__(self, model: nn.Module, task, precision: str, processes: "Processes"):
+    def __init__(self, model: Model, task: Task, precision: str, processes: "Processes"):
         super().__init__(model, task, precision)
         self.processes = processes
 
@@ -110,7 +113,7 @@ class Processes:
         """What call() gives in the first process, for all, as JSON gives it back; or the MinibertError it raises."""
         if self.size == 1:
             return call()
-        answer: dict[str, Any] = {}
+        answer: Json = {}
         if self.first:
             try:
                 answer["given"] = call()

@@ -2,9 +2,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 from minibert.errors import MinibertError
+from minibert.files import Json
+from minibert.scores.tables import Scores
 from minibert.settings import TrainConfig
 from minibert.tasks.base import Task
 
@@ -20,7 +22,7 @@ class Plan:
     patience: int                                  # epochs without a better one, after which a run ends; 0: never
 
     @classmethod
-    def of(cls, settings: TrainConfig, task: Task, rows: int, splits: Mapping[str, Sequence[Any]]) -> "Plan":
+    def of(cls, settings: TrainConfig, task: Task, rows: int, splits: Mapping[str, Sequence[object]]) -> "Plan":
         """The plan for a training set of so many rows. Raises MinibertError for a score that nothing can give."""
         an_epoch = -(-rows // settings.batch_size)
         total = settings.max_steps or settings.epochs * an_epoch
@@ -57,11 +59,11 @@ class Progress:
     pieces: int = 0
     losses: int = 0                                # finite ones of this epoch so far, and their sum
     loss_sum: float = 0.0
-    best: tuple[float, Any] | None = None          # value, scores on dev
-    before: dict[str, Any] = field(default_factory=dict)                       # scores of the untrained model
+    best: tuple[float, Scores] | None = None          # value, scores on dev
+    before: dict[str, Scores] = field(default_factory=dict)                       # scores of the untrained model
 
     @classmethod
-    def read(cls, saved: dict[str, Any]) -> "Progress":
+    def read(cls, saved: Json) -> "Progress":
         """What dataclasses.asdict() gave, back from JSON. Raises KeyError, TypeError, ValueError for anything else."""
         for f in dataclasses.fields(cls):
             if f.type in (int, bool, float, str):
@@ -87,7 +89,7 @@ class Progress:
         if loss is not None:
             self.losses, self.loss_sum = self.losses + 1, self.loss_sum + loss
 
-    def end_epoch(self, epoch: int, scores: dict[str, Any] | None, value: float, plan: Plan) -> tuple[bool, bool]:
+    def end_epoch(self, epoch: int, scores: Scores | None, value: float, plan: Plan) -> tuple[bool, bool]:
         """The epoch is at its end, dev scored `value` (`scores` None: it is not) -> (better than all, or as good).
 
         Of equals the longer trained is kept, but patience is not begun anew.
@@ -96,7 +98,7 @@ class Progress:
         if scores is not None:
             direction = 1 if plan.chosen_by[1] == "max" else -1
             better = self.best is None or direction * value > direction * self.best[0]
-            as_good = better or value == self.best[0]
+            as_good = better or (self.best is not None and value == self.best[0])
             self.best = (value, scores) if as_good else self.best
         self.epoch, self.scored, self.losses, self.loss_sum = epoch, self.step, 0, 0.0
         self.better_epoch = epoch if better else self.better_epoch
@@ -104,7 +106,7 @@ class Progress:
         return better, as_good
 
 
-def expect(value: Any, kind: type, what: str) -> None:
+def expect(value: object, kind: type, what: str) -> None:
     """Raises TypeError unless `value` is of this kind, and where it counts something at least 0."""
-    if type(value) is not kind or (kind is int and value < 0):
+    if type(value) is not kind or (kind is int and cast(int, value) < 0):
         raise TypeError(f"{what} is {value!r}")

@@ -5,7 +5,6 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from minibert.core.dropout import DropoutMasks
 from minibert.core.precision import autocast
 from minibert.data.features import record_from_json, record_to_json
 from minibert.errors import MinibertError
-from minibert.files import read_json, write_json
+from minibert.files import Json, read_json, write_json
 from minibert.run.terminal import say
 from minibert.use.predict import FineTuned, load
 
@@ -29,7 +28,7 @@ def broken_weight(model: nn.Module) -> str:
     return next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), "")
 
 
-def as_parts(batches: Sequence[Batch], process: int) -> list[dict[str, Any]]:
+def as_parts(batches: Sequence[Batch], process: int) -> list[Json]:
     """The micro-batches of one process in a form that JSON knows: their numbers and their rows."""
     return [{"process": process, "number": i, "rows": [
         {"example": f.example, **{name: vars(f)[name].tolist() for name in ARRAYS}, "about": record_to_json(f.about)}
@@ -37,22 +36,22 @@ def as_parts(batches: Sequence[Batch], process: int) -> list[dict[str, Any]]:
         for i, b in enumerate(batches)]
 
 
-def write_update(file: Path, step: int, parts: list[dict[str, Any]], settings: dict[str, Any], said: str) -> None:
+def write_update(file: Path, step: int, parts: list[Json], settings: Json, said: str) -> None:
     """One update as JSON: the micro-batches of all processes and the settings. The weights before it lie beside it."""
     write_json(file, {"update": step, "said": said, "settings": settings, "micro_batches": parts})
 
 
-def read_update(file: Path) -> dict[str, Any]:
+def read_update(file: Path) -> Json:
     """What write_update() wrote. Raises MinibertError for anything else."""
     update = read_json(file)
     try:
         for part in update["micro_batches"]:
-            part["rows"] = [Feature(int(row["example"]), *(np.array(row[name], np.int64) for name in ARRAYS),
-                                    row["about"]) for row in part["rows"]]
+            part["rows"] = [Feature(int(row["example"]), **{name: np.array(row[name], np.int64) for name in ARRAYS},
+                                    about=row["about"]) for row in part["rows"]]
             int(part["process"]), int(part["number"])
         update["settings"]["precision"], update["update"], update["said"]      # asked for below
     except (KeyError, TypeError, ValueError, OverflowError) as e:
-        raise MinibertError(f"{file}: not an update that train.py wrote ({type(e).__name__}: {e})") from None
+        raise MinibertError(f"{file}: not an update that training wrote ({type(e).__name__}: {e})") from None
     return update
 
 
@@ -81,7 +80,7 @@ def replay(file: Path) -> list[str]:
         raise MinibertError(f"{file}: does not fit the model beside it ({type(e).__name__}: {e})") from None
 
 
-def once_more(update: dict[str, Any], folder: Path) -> Iterator[str]:
+def once_more(update: Json, folder: Path) -> Iterator[str]:
     """The lines of replay()."""
     run = folder.parent
     model, settings, step = load(run, folder), update["settings"], update["update"]
@@ -111,7 +110,7 @@ def forward(model: FineTuned, batch: Batch, masks: DropoutMasks | None, precisio
     """(the first module whose output is not finite, "" for none; {term: sum of losses})."""
     seen: list[str] = []
 
-    def look(name: str, out: Any) -> None:
+    def look(name: str, out: object) -> None:
         if not isinstance(out, Tensor):
             return
         whole = torch.isfinite(out)
@@ -142,7 +141,7 @@ def gradients(model: FineTuned, batch: Batch, masks: DropoutMasks) -> Iterator[s
         yield f"  gradients that are not finite in fp32: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
 
 
-def rows(model: FineTuned, features: Sequence[Feature], settings: dict[str, Any]) -> Iterator[str]:
+def rows(model: FineTuned, features: Sequence[Feature], settings: Json) -> Iterator[str]:
     """A line for each row whose loss by itself, without dropout, is not finite."""
     for f in features:
         batch = collate([f], settings["layout"], model.tokenizer.pad, model.task.layout([f]))

@@ -6,15 +6,16 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tqdm import tqdm
 
+from minibert.core.optim import Group
+from minibert.files import Json
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Plan, Progress
-from minibert.run.terminal import interpreter
+from minibert.run.terminal import package_command
 from minibert.run.training import Training
-from minibert.scores.tables import score_at
+from minibert.scores.tables import Scores, score_at
 from minibert.settings import TrainConfig
 
 WIDTH = 100                                        # columns
@@ -22,7 +23,7 @@ BORING = {"task", "data", "weights", "output", "epochs", "max_steps", "batch_siz
           "verbose", "resume", "before", "evaluate", "device"}                   # settings that have their own words
 
 
-def introduce(folder: RunFolder, record: dict[str, Any], t: Training) -> None:
+def introduce(folder: RunFolder, record: Json, t: Training) -> None:
     """The model, the data, the settings in a few lines; all of each in log.txt."""
     folder.tell(wrapped(f"model: {describe_model(t)}"))
     sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in t.examples.items())
@@ -50,7 +51,7 @@ def describe_model(t: Training) -> str:
                       f"{c.vocab_size:,} pieces", *new])
 
 
-def describe_plan(record: dict[str, Any], plan: Plan) -> str:
+def describe_plan(record: Json, plan: Plan) -> str:
     """How long, and with which settings that are not the defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     differ = {k: v for k, v in record.items() if k in defaults and k not in BORING and v != defaults[k]
@@ -63,7 +64,7 @@ def describe_plan(record: dict[str, Any], plan: Plan) -> str:
             + (f"; not by default: {said}" if said else ""))
 
 
-def describe_group(group: dict[str, Any]) -> str:
+def describe_group(group: Group) -> str:
     """A group of the optimizer's parameters, the numbers of blocks in their names folded into one star."""
     names = dict.fromkeys(".".join("*" if p.isdecimal() else p for p in n.split(".")) for n in group["names"])
     what = f"decayed by {group['weight_decay']}" if group["weight_decay"] else "not decayed"
@@ -82,7 +83,7 @@ class Bar:
     def __init__(self, bar: tqdm):
         self.bar, self.recent = bar, collections.deque[float | None](maxlen=20)
 
-    def show(self, line: dict[str, Any], p: Progress) -> None:
+    def show(self, line: Json, p: Progress) -> None:
         """One update more."""
         self.recent.append(line["loss"])
         self.bar.set_postfix_str(f"epoch {line['epoch']}, loss {mean(self.recent):.3f}, lr "
@@ -113,7 +114,7 @@ def collapse(epoch: int, label: str, rate: float) -> str:
             "too high or too low, too few updates so far, or labels that do not belong to their texts")
 
 
-def summarise(folder: RunFolder, t: Training, before: dict[str, Any], after: dict[str, Any],
+def summarise(folder: RunFolder, t: Training, before: dict[str, Scores], after: dict[str, Scores],
               speed: dict[str, float]) -> None:
     """The table of the last split, the others in log.txt; before -> after, where it is, what to type next."""
     key = t.plan.chosen_by[0]
@@ -131,4 +132,4 @@ def summarise(folder: RunFolder, t: Training, before: dict[str, Any], after: dic
         was = f"{score_at(before[split], key):.3f} -> " if split in before else ""
         folder.tell(f"{split} {key}: {was}{score_at(scores, key):.3f}")
     folder.tell(f"run folder: {folder.path} (all tables and settings: log.txt, all scores: metrics.json)\n"
-                f"next: {interpreter()} -m minibert predict {shlex.quote(str(folder.path))} \"{t.task.trial}\"")
+                f"next: {package_command()} predict {shlex.quote(str(folder.path))} \"{t.task.trial}\"")

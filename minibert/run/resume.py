@@ -3,7 +3,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minibert.checkpoints import weights
 from minibert.core.batch import Batch
@@ -11,7 +10,7 @@ from minibert.core.config import BertConfig
 from minibert.core.precision import LossScaler
 from minibert.data.cache import checksum
 from minibert.errors import MinibertError
-from minibert.files import copy, flushed_size, read_json, truncate, write_json
+from minibert.files import Json, copy, flushed_size, read_json, truncate, write_json
 from minibert.run.checkpoint import Checkpoints, read_optimizer, size_and_sha256, write_optimizer
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Progress, expect
@@ -27,7 +26,7 @@ FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", 
 class RunStore:
     """What a run keeps on the disk. `record`: every resolved setting, as train.json has them."""
 
-    def __init__(self, folder: RunFolder, training: Training, record: dict[str, Any]):
+    def __init__(self, folder: RunFolder, training: Training, record: Json):
         self.folder, self.training, self.record = folder, training, record
         self.plan, self.processes = training.plan, training.processes
         self.checkpoints = Checkpoints(folder.path, record["keep"])
@@ -159,7 +158,7 @@ class RunStore:
         self.folder.tell(f"{path}: no whole checkpoint to resume from; starting anew")
         self.processes.by_first(lambda: (path / "metrics.jsonl").unlink(missing_ok=True))
 
-    def go_to(self, found: Path, state: dict[str, Any]) -> None:
+    def go_to(self, found: Path, state: Json) -> None:
         """The run as it was when a checkpoint of it was saved. Raises MinibertError where this is not that run."""
         self.refuse_another_run(found, state)
         weights.load_into(found, self.training.model)
@@ -178,7 +177,7 @@ class RunStore:
                 self.folder.tell(f"note: {name} was {then}, now {self.record[name]}: the same rows in the same order, "
                                  "but not the same bits")
 
-    def refuse_another_run(self, found: Path, state: dict[str, Any]) -> None:
+    def refuse_another_run(self, found: Path, state: Json) -> None:
         """Raises MinibertError where a checkpoint is of other settings, of another model or of other data."""
         refuse_changes(state["settings"], self.record, found)
         if BertConfig.read(found) != self.training.model.bert.config:
@@ -206,7 +205,7 @@ class RunStore:
             self.training.tokenizer.save(self.folder.path)
 
 
-def read_state(file: Path) -> dict[str, Any]:
+def read_state(file: Path) -> Json:
     """state.json of a checkpoint, its "progress" as Progress. Raises MinibertError for what no run here wrote."""
     state = read_json(file)
     try:
@@ -226,7 +225,7 @@ def read_state(file: Path) -> dict[str, Any]:
     return state
 
 
-def refuse_changes(then: dict[str, Any], now: dict[str, Any], found: Path) -> None:
+def refuse_changes(then: Json, now: Json, found: Path) -> None:
     """Raises MinibertError with every setting that differs from the saved run's and may not."""
     differ = [f"{k} was {then.get(k)}, now {now.get(k)}" for k in {**then, **now}
               if then.get(k) != now.get(k) and k not in FREE]

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Run:
         self.timer = time.perf_counter()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.held:
             if isinstance(error, Stopped):
                 if self.at.step:
@@ -147,7 +147,7 @@ class Run:
             self.folder.log({"step": self.at.step, "epoch": epoch, "split": "dev", **found.scores})
 
         loss = self.at.loss_sum / self.at.losses if self.at.losses else math.nan
-        better, as_good = self.at.end_epoch(epoch, found and found.scores, value, self.plan)
+        better, as_good = self.at.end_epoch(epoch, found.scores if found else None, value, self.plan)
         said = f", dev {key} {value:.4f}{' (best so far)' if better else ''}" if found else ""
         self.folder.tell(f"epoch {epoch}: loss {loss:.4f}{said}")
         if as_good:

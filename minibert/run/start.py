@@ -62,7 +62,7 @@ def start_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
                             f"{', '.join(CASE_SHAPES)}")
 
     model = freeze(Model(bert, head), settings.freeze)
-    if new_pooler:
+    if new_pooler and bert.pooler is not None:
         bert.pooler.requires_grad_(True)           # what is new belongs to the head
     return model, tokenizer, report
 
@@ -88,10 +88,11 @@ def draw_new(bert: Bert, head: nn.Module, tokenizer: Tokenizer, report: weights.
     rows = nn.Embedding(max(0, tokenizer.size - bert.config.vocab_size), bert.config.hidden_size)
     new = [module for name, module in head.named_modules()
            if {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)} & set(report.new)]
-    initialise(nn.ModuleList([*new, *[bert.pooler] * new_pooler, rows]), bert.config.initializer_range, seed)
+    pooler = [bert.pooler] if new_pooler and bert.pooler is not None else []
+    initialise(nn.ModuleList([*new, *pooler, rows]), bert.config.initializer_range, seed)
 
     if len(rows.weight):
         pieces = [tokenizer.backend.id_to_token(i) for i in range(bert.config.vocab_size, tokenizer.size)]
         grow_words(bert, rows.weight)
-        report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(pieces)}")
+        report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(map(str, pieces))}")
     return new_pooler

@@ -2,7 +2,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOPPED = 75                                       # exit code: not finished, nothing lost, --resume goes on
@@ -22,7 +22,7 @@ class StopRequest:
         self.together = together                   # with other processes, which may wait for this one
         self.asked: str | None = None
         self.nothing_in_hand = False
-        self.before: dict[signal.Signals, object] = {}
+        self.before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from minibert.errors import MinibertError
+from minibert.options import INSTALLED
 from minibert.run.processes import Shared
 from minibert.run.stopping import STOPPED, Stopped
 
@@ -61,6 +63,18 @@ def interpreter() -> str:
     return Path(sys.executable).name if path.startswith("..") else shlex.quote(path)
 
 
+def package_command() -> str:
+    """What to type for `minibert`: its script where the shell finds the one beside the Python that runs this."""
+    script = shutil.which("minibert") if INSTALLED else None
+    here = script is not None and Path(script).parent == Path(sys.executable).parent
+    return "minibert" if here else f"{interpreter()} -m minibert"
+
+
+def training_command() -> str:
+    """What to type to train."""
+    return f"{package_command()} train" if INSTALLED else f"{interpreter()} train.py"
+
+
 def resume_command(run: Path) -> str:
     """What to add to a command to go on with a run."""
     return f"--resume --output {shlex.quote(str(run))}"
@@ -68,7 +82,7 @@ def resume_command(run: Path) -> str:
 
 def replay_command(update: Path) -> str:
     """What to type to look at an update that went wrong."""
-    return f"{interpreter()} train.py --replay {shlex.quote(str(update))}"
+    return f"{training_command()} --replay {shlex.quote(str(update))}"
 
 
 def complain(text: str) -> None:

@@ -1,6 +1,5 @@
 """All that a loop needs, ready to begin."""
 import dataclasses
-from typing import Any
 
 import torch
 
@@ -11,10 +10,11 @@ from minibert.core.precision import LossScaler
 from minibert.data.features import Features
 from minibert.data.tokenizer import Tokenizer
 from minibert.engines import Engine
+from minibert.files import Json
 from minibert.run.processes import Processes
 from minibert.run.progress import Plan
 from minibert.settings import TrainConfig
-from minibert.tasks.base import Task
+from minibert.tasks.base import Task, TaskOptions
 from minibert.use.prepare import Splits
 
 
@@ -22,7 +22,7 @@ from minibert.use.prepare import Splits
 class Training:
     """Made by train.set_up(); what a run reads, changes, saves."""
     settings: TrainConfig
-    options: Any                                   # the task's own
+    options: TaskOptions                           # the task's own
     task: Task
     processes: Processes
     device: torch.device
@@ -37,7 +37,7 @@ class Training:
     plan: Plan
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """Every resolved setting, as train.json has them; the run folder is not known yet."""
         best = None if self.plan.chosen_by == self.task.best else self.settings.best         # one run to --resume
         return {**dataclasses.asdict(self.settings), **dataclasses.asdict(self.options), "best": best,

@@ -32,9 +32,10 @@ def averaged(rows: Mapping[str, Row], micro: Mapping[str, float]) -> dict[str, f
 
 def score_at(scores: Scores, path: str) -> float:
     """The number at a dotted path, such as "entity.f1"."""
+    found: Any = scores
     for key in path.split("."):
-        scores = scores[key]
-    return scores
+        found = found[key]
+    return found
 
 
 # ---- tables

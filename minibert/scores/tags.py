@@ -11,6 +11,7 @@ Precision is correct / predicted, recall is correct / gold, and F1, their harmon
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import cast
 
 from minibert.errors import MinibertError
 from minibert.scores.tables import COLUMNS, Row, Scores, averaged, averages, ratio, row_of, table
@@ -149,9 +150,9 @@ def invalid_starts(tags: Tags) -> int:
 def _sentences(gold: TagLists, predicted: TagLists) -> list[tuple[Tags, Tags]]:
     """Pairs of sentences of equal length; a flat list of tags counts as one sentence."""
     if len(gold) and isinstance(gold[0], str):
-        gold = [gold]
+        gold = [cast(Tags, gold)]
     if len(predicted) and isinstance(predicted[0], str):
-        predicted = [predicted]
+        predicted = [cast(Tags, predicted)]
     if len(gold) != len(predicted):
         raise MinibertError(f"{len(gold)} gold sentences but {len(predicted)} predicted ones")
 

@@ -20,11 +20,13 @@ from minibert.data.features import Features
 from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
+from minibert.files import Json
 from minibert.options import option
 from minibert.scores.tables import Scores, score_at
 
-Example, Prediction = TypeVar("Example"), TypeVar("Prediction")
-Result = dict[str, Any]                            # a prediction as JSON
+Example = TypeVar("Example")
+Prediction = TypeVar("Prediction")
+Result = Json                                      # a prediction as JSON
 RowDraw = Callable[[int], np.random.Generator]     # what is random about feature i of an update, in this epoch
 
 
@@ -77,7 +79,7 @@ class Task(Generic[Example, Prediction]):
     problem_type: str | None = None                # the published config's word for the kind of labels
     Options: type[TaskOptions] = TaskOptions
     suffixes: Sequence[str] = TABLES               # of its data files
-    Examples: type | tuple[()] = ()                # class of what read() gives, if the cache can keep that
+    Examples: Any = ()                             # class of what read() gives, if the cache can keep that
     About: type | None = None                      # class of what its features are `about`
     RowAbout: type | None = None                   # the same of what rows() makes of them, where that is another
     new_pieces: tuple[str, ...] = ()               # that the vocabulary needs for it, such as marks around a span
@@ -88,8 +90,8 @@ class Task(Generic[Example, Prediction]):
     coupled = False                                # the loss of a row reads the scores of others, see core/coupled.py
     on_disk = False                                # features are too many for memory: encode_many() is spilt
 
-    def __init__(self, options: Any, labels: Sequence[str] = ()):
-        self.options = options                     # an instance of Options
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
+        self.options: Any = options                # an instance of Options, which is the task's own
         self.labels = list(labels)                 # [K] names, by number
         self.notices: list[str] = []               # what reading found worth telling, in words
         self.tokenizer: Tokenizer | None = None    # the one that encoded
@@ -129,7 +131,7 @@ class Task(Generic[Example, Prediction]):
         """Count labels that training never saw into `notices`; they count as missed, and never crash."""
 
     @property
-    def learnt(self) -> dict[str, object]:
+    def learnt(self) -> Json:
         """What the loss needs of the training data beside the labels, as JSON."""
         return {}
 

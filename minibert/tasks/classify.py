@@ -22,7 +22,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import label_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, TableOptions, coloured, text_of
+from minibert.tasks.base import Result, TableOptions, TaskOptions, coloured, text_of
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import mean_scores, sigmoid
 
@@ -65,11 +65,11 @@ class Classify(LabelTask[Example]):
     also_best = dict.fromkeys(["accuracy", "macro_f1", "micro_f1", "weighted_f1"], "max")
     Options, About = Options, Holding
 
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
-        if options.choice == "several":
+        if self.options.choice == "several":
             self.best = ("micro_f1", "max")
-        if options.choice != "one":
+        if self.options.choice != "one":
             self.problem_type = "multi_label_classification"
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the classes, from training texts
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -57,7 +57,13 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.lines)
 
-    def __getitem__(self, i: int | slice) -> "Example | Sequence[Example]":
+    @overload
+    def __getitem__(self, i: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, i: int | slice) -> Example | Sequence[Example]:
         if isinstance(i, slice):
             chosen = range(len(self))[i]
             if chosen.step != 1:
@@ -76,7 +82,7 @@ class Examples(Sequence[Example]):
         tags = self.tags[ends[0]:ends[-1]]
         counts = np.bincount(tags, minlength=len(self.names))
         there = sorted(np.flatnonzero(counts), key=lambda k: int((tags == k).argmax()))
-        return {self.names[k]: int(counts[k]) for k in there}
+        return {self.names[int(k)]: int(counts[k]) for k in there}
 
     def before(self) -> np.ndarray:
         """[W] the tag before each, len(names) where a sentence begins."""

@@ -6,12 +6,14 @@ A new piece costs the work of one position.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minibert.core.batch import Feature, collate
+from minibert.core.heads import WordHead
 from minibert.core.model import Block, Model, attention_fused
 from minibert.core.precision import autocast
 
@@ -22,6 +24,7 @@ class Writer:
     def __init__(self, model: Model, sources: Sequence[Feature], longest: int, kind: int, precision: str = "fp32"):
         """`sources`: rows [CLS] source [SEP]; at most `longest` pieces are written, of token type `kind`."""
         self.model, self.precision, self.kind = model, precision, kind
+        self.words = cast(WordHead, model.head).words                          # [R,H] -> scores [R,V]
         self.device = next(model.parameters()).device
         batch = collate(sources, device=self.device)
         live = batch.layout.rows(batch.layout.live)                            # [R,S]
@@ -31,7 +34,8 @@ class Writer:
 
         # which keys there are: the live ones of the source, later the pieces written
         self.live = torch.cat([live, live.new_zeros(R, longest)], 1)
-        self.keys, self.values = [], []            # of each block [R,A,S+longest,D]
+        self.keys: list[Tensor] = []               # of each block [R,A,S+longest,D]
+        self.values: list[Tensor] = []
 
         with torch.inference_mode(), autocast(precision, self.device):
             x = model.bert.embeddings(batch.ids, batch.types, batch.layout.position)
@@ -47,7 +51,7 @@ class Writer:
     def first(self) -> Tensor:
         """Scores [R,V] for the first piece, from the [SEP] that ends the source."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.model.head.words(self.last).float()
+            return self.words(self.last).float()
 
     def step(self, pieces: Tensor) -> Tensor:
         """int64 [R], the pieces just written -> scores [R,V] for the ones that follow."""
@@ -58,7 +62,7 @@ class Writer:
             for block, keys, values in zip(self.model.bert.blocks, self.keys, self.values, strict=True):
                 x = block_step(block, x, keys, values, self.live, column)
             self.written += 1
-            return self.model.head.words(x).float()
+            return self.words(x).float()
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [R'], in this order; a row may be there several times."""

@@ -39,7 +39,8 @@ class LabelTask(Task[Example, Answer]):
     """A task of one label an example, read at [CLS]; an example has `text` and `label`, which is None in raw text."""
     defaults = {"epochs": 8}
     also_best = {"macro_f1": "max", "weighted_f1": "max"}
-    architecture, problem_type = "BertForSequenceClassification", "single_label_classification"
+    architecture = "BertForSequenceClassification"
+    problem_type: str | None = "single_label_classification"
     unit = "texts"
 
     def right(self, example: Example) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import correlations
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, TableOptions, Task, coloured, only_one, text_of
+from minibert.tasks.base import Result, TableOptions, Task, TaskOptions, coloured, only_one, text_of
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import mean_scores
 
@@ -59,9 +59,9 @@ class Match(LabelTask[Example]):
     unit = "pairs"
     Options, About = Options, Number
 
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
-        self.numeric = options.answer == "score"
+        self.numeric = self.options.answer == "score"
         if self.numeric:
             self.best, self.also_best = ("pearson", "max"), {"spearman": "max", "mse": "min"}
             self.problem_type = "regression"

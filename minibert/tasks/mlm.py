@@ -118,9 +118,9 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     on_disk = True
     Options, Examples, About = Options, TextLines, MaskStarts
 
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
-        if options.next_sentence:
+        if self.options.next_sentence:
             self.architecture = "BertForPreTraining"
 
     def read_file(self, file: Path) -> TextLines:

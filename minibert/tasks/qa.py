@@ -70,7 +70,7 @@ class QA(Task[Example, Span]):
     suffixes = (".json",)
     Options, About = Options, Edges
 
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels or ["start", "end"])
 
     def read_file(self, file: Path) -> list[Example]:
@@ -177,8 +177,8 @@ def first_answer(example: Example, starts: np.ndarray, ends: np.ndarray) -> tupl
         return None if example.answers is None else (-1, -1)
     text, a = example.answers[0]
     begins, stops = np.flatnonzero(starts != NOWHERE), np.flatnonzero(ends != NOWHERE)
-    first = np.searchsorted(starts[begins], a, side="right") - 1              # the last that begins at a or before
-    last = np.searchsorted(ends[stops], a + len(text))                        # the first that ends there or behind
+    first = int(np.searchsorted(starts[begins], a, side="right")) - 1         # the last that begins at a or before
+    last = int(np.searchsorted(ends[stops], a + len(text)))                   # the first that ends there or behind
     return int(begins[max(first, 0)]), int(stops[min(last, len(stops) - 1)])
 
 

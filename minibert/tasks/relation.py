@@ -101,7 +101,7 @@ class Relation(LabelTask[Example]):
         return {"sentences": batch.labels[::2]}
 
     def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
-        gold, guess = [e.label for e in examples], [p.label for p in predictions]
+        gold, guess = [e.label or "" for e in examples], [p.label for p in predictions]
         return {"relation": relation_scores(gold, guess, self.options.none),
                 "accuracy": sum(g == p for g, p in zip(gold, guess, strict=True)) / max(1, len(gold)),
                 "support": len(gold)}
@@ -138,7 +138,7 @@ def marked(text: str, label: str | None, where: str) -> Example:
             found[f"<e{i}>"] == found[f"</e{i}>"] for i in (1, 2)):
         raise MinibertError(f"{where}: {text[:60]!r}: expected <e1>one span</e1> and <e2>another</e2> in it")
 
-    spans = tuple((found[f"<e{i}>"], found[f"</e{i}>"]) for i in (1, 2))
+    spans = (found["<e1>"], found["</e1>"]), (found["<e2>"], found["</e2>"])
     return Example(plain + text[at:], spans, label, where)
 
 

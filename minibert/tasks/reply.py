@@ -26,7 +26,18 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import ranking_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, coloured, filled, only_one, text_of
+from minibert.tasks.base import (
+    Result,
+    RowDraw,
+    Scorer,
+    TableOptions,
+    Task,
+    TaskOptions,
+    coloured,
+    filled,
+    only_one,
+    text_of,
+)
 from minibert.tasks.probabilities import sigmoid
 from minibert.tasks.reply_rows import (
     ANSWER,
@@ -104,7 +115,7 @@ class Reply(Task[Example, Ranking]):
     coupled = True                                 # every question is set against the answers of all others
     Options, About, RowAbout = Options, TwoTexts, Role
 
-    def __init__(self, options: Options, labels: Sequence[str] = ()):
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels or ["fits"])                          # what the score of a pair says
         self.candidates: tuple[str, ...] = ()      # to choose from where a raw question names none
         self.index: AnswerIndex | None = None      # of the candidates, from the first question on

@@ -70,8 +70,8 @@ def pair_features(number: int, pairs: Sequence[tuple[str | None, str | None]], t
     features = []
     for pair in pairs:
         (ids, types), (more, kinds) = map(row, pair)
-        numbers = [-1 if text is None else text_number(text) for text in pair]
-        about = TwoTexts(len(ids), *numbers, max_pieces, 1 if tokenizer.types > 1 else 0)
+        first, second = (-1 if text is None else text_number(text) for text in pair)
+        about = TwoTexts(len(ids), first, second, max_pieces, 1 if tokenizer.types > 1 else 0)
         features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
                                 np.zeros(1, np.int64), np.array([-1 if None in pair else 0]), about))
     return features

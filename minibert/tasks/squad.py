@@ -71,6 +71,7 @@ def read_question(question: object, context: str, where: str) -> Example:
     for name, words in (("question", asked), ("context", context)):
         if not words.strip():
             raise MinibertError(f"{where}: the {name} is empty")
+    assert isinstance(question, dict)              # member() has seen to it
     without = question.get("is_impossible", False)
     if not isinstance(without, bool):
         raise MinibertError(f"{where}: is_impossible is {repr(without)[:40]}, neither true nor false")

@@ -16,19 +16,20 @@ from minibert.core.heads import Head
 from minibert.core.model import Bert, Model
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import read_json
+from minibert.files import Json, read_json
 from minibert.options import checked, later_options
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
-from minibert.tasks.base import Example, Result, Task
+from minibert.tasks.base import Result, Task
 from minibert.use.evaluate import predict_examples
 from minibert.use.prepare import encode_all
 
 
 class FineTuned(Model):
     """A Model with its task and tokenizer: what a run folder holds."""
+    task: Task
 
-    def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]):
+    def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: Json):
         super().__init__(bert, head)
         self.task, self.tokenizer, self.settings = task, tokenizer, settings
 
@@ -42,18 +43,19 @@ class FineTuned(Model):
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
         rows = self.encode_examples(self.examples(texts))
         if not rows:
-            return tuple(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3))
+            nothing = torch.zeros(0, 0, dtype=torch.int64)
+            return nothing, nothing.clone(), nothing.clone()
         batch = collate(rows, "rectangle", pad=self.tokenizer.pad)
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
 
-    def examples(self, texts: Sequence[str]) -> list[Example]:
+    def examples(self, texts: Sequence[str]) -> list[Any]:
         """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
         if isinstance(texts, str):
             raise MinibertError("expected a list of texts, not one string; write [text]")
         return [self.task.example(t) for t in texts]
 
-    def encode_examples(self, examples: Sequence[Example]) -> list[Feature]:
+    def encode_examples(self, examples: Sequence[Any]) -> Sequence[Feature]:
         """The task's features under the settings of the run."""
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
 
@@ -67,11 +69,11 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) 
     folder = Path(folder)
     source = checkpoint or folder
     if not (folder / "train.json").is_file():
-        raise MinibertError(f"{folder}: no train.json; a run folder of train.py is expected")
+        raise MinibertError(f"{folder}: no train.json; a run folder is expected, which training wrote")
 
     settings = read_json(folder / "train.json")
     if missing := {"task", "max_pieces", "overlap", "precision"} - settings.keys():
-        raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; train.py wrote more")
+        raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; training wrote more")
     kind = TASKS.get(str(settings["task"]))
     if kind is None:
         raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")

@@ -17,6 +17,7 @@ from minibert.data.cache import Arrays, Cache
 from minibert.data.features import Features, concatenate, pack, spill
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
+from minibert.files import Json
 from minibert.tasks.base import Example, Prediction, Task
 
 EXAMPLES = 4096                                        # examples whose features are objects at the same time
@@ -36,11 +37,10 @@ def encode_all(task: Task[Example, Prediction], examples: Sequence[Example], tok
                        for start in range(0, len(examples), EXAMPLES))
 
 
-
 class Splits(dict[str, Sequence[Any]]):
     """{"train" | "dev" | "test": examples}, and what the cache calls them."""
     cache: Cache | None = None                     # None: nothing of these is kept
-    key: dict[str, object]                            # all that the examples were made from
+    key: Json                                      # all that the examples were made from
 
     def limited(self, count: int) -> "Splits":
         """The first `count` examples of each split."""
@@ -108,7 +108,7 @@ def kept_features(task: Task, splits: Splits, tokenizer: Tokenizer, max_pieces: 
     return features
 
 
-def sources(task: Task, files: dict[str, Path]) -> dict[str, object]:
+def sources(task: Task, files: dict[str, Path]) -> Json:
     """What examples are made from: files, task, options, and the code and libraries that make them."""
     return {"format": FORMAT, "task": task.name, "options": dataclasses.asdict(task.options), "files": digests(files),
             "code": code(task), "tokenizers": tokenizers.__version__, "unicode": unicodedata.unidata_version}
@@ -129,14 +129,14 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
 def code(task: Task) -> str:
     """SHA-256 of the source of this package and of the file the task was written in."""
     own = Path(__file__).parent.parent
-    elsewhere = Path(sys.modules[type(task).__module__].__file__)
+    elsewhere = Path(str(sys.modules[type(task).__module__].__file__))
     digest = hashlib.sha256()
     for file in [*sorted(own.rglob("*.py")), elsewhere]:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def together(splits: dict[str, Any]) -> Arrays:
+def together(splits: Json) -> Arrays:
     """The arrays of all splits, the name of the split in front."""
     return {f"{split}.{name}": x for split, whole in splits.items() for name, x in whole.arrays().items()}
 

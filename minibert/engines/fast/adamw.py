@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minibert.core.optim import AdamW, stored
+from minibert.core.optim import AdamW, Group, State, stored
 
 BAND = 4096                                        # rows of a sparse gradient that are spread into zeros at a time
 
@@ -30,7 +30,7 @@ class FusedAdamW(AdamW):
     @torch.no_grad()
     def clip(self, largest: float) -> float:
         """clip_gradient() of all parameters, but step() scales them."""
-        norms = [torch.linalg.vector_norm(g) for g in widened([p for p in self.params if p.grad is not None])]
+        norms = [torch.linalg.vector_norm(g) for g in widened(self.params)]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
         self.factor = largest / norm if largest and norm > largest else 1.0
         return norm
@@ -51,7 +51,7 @@ class FusedAdamW(AdamW):
                 self.move([p], [g], [self.state[p]], group)
             for p in moved:
                 if p.grad.is_sparse:
-                    self.move_bands(p, group)
+                    self.move_bands(p, p.grad, group)
         self.factor = 1.0
 
     def scale(self, grads: list[Tensor]) -> None:
@@ -59,9 +59,9 @@ class FusedAdamW(AdamW):
         if grads and self.factor != 1.0:
             torch._foreach_mul_(grads, self.factor)
 
-    def move_bands(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+    def move_bands(self, p: nn.Parameter, grad: Tensor, group: Group) -> None:
         """[V,H] with a coalesced gradient; on a GPU in one band, as finding the ends of others would wait for it."""
-        rows, values, state = p.grad.indices()[0], p.grad.values(), self.state[p]
+        rows, values, state = grad.indices()[0], grad.values(), self.state[p]
         band = BAND if p.device.type == "cpu" else len(p)
         ends = [0, len(rows)]
         if band < len(p):
@@ -73,7 +73,7 @@ class FusedAdamW(AdamW):
             self.move([p[cut]], [g], [state | {k: state[k][cut] for k in "ms"}], group)
             g.index_fill_(0, rows[here] - start, 0.0)
 
-    def move(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any],
+    def move(self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group,
              ) -> None:
         """One call for all of them, tensors of the same place in each list belonging together."""
         if not params:
@@ -91,6 +91,8 @@ def widened(params: Sequence[nn.Parameter]) -> Iterator[Tensor]:
     """The numbers of each gradient in the parameter's format, until the next is asked for: room for one is enough."""
     room = torch.empty(0)
     for p in params:
+        if p.grad is None:
+            continue
         g = stored(p.grad)
         if g.dtype != p.dtype:
             room = room if room.numel() >= g.numel() else p.new_empty(p.numel())

@@ -9,11 +9,10 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.core.batch import Batch
 from minibert.core.byhand import (
@@ -31,6 +30,8 @@ from minibert.core.kit import kit_of
 from minibert.core.layout import Layout
 from minibert.core.model import Bert, Block, Model
 from minibert.core.objective import Loss
+from minibert.core.ops import Cache, Pair
+from minibert.core.optim import AdamW
 from minibert.core.precision import autocast
 from minibert.engines.fast.adamw import FusedAdamW
 from minibert.engines.fast.kernels import Kernels, ScoringKernels
@@ -43,7 +44,7 @@ STEP = 64                                          # rows of the last block come
 
 class Fast:
     """--gradients fast."""
-    adamw = FusedAdamW
+    adamw: type[AdamW] = FusedAdamW
 
     def __init__(self, model: Model, precision: str):
         self.model, self.precision, self.heap = model, precision, Heap()
@@ -105,7 +106,7 @@ class AddedGradients(Gradients):
     That of a matrix which came out of its product in bf16 stays so, if nothing is added and FusedAdamW reads it.
     """
 
-    def add(self, *pairs: tuple[nn.Parameter, Tensor]) -> None:
+    def add(self, *pairs: Pair) -> None:
         """Add a contribution to each parameter; frozen ones are passed over."""
         for p, dp in pairs:
             if id(p) not in self.names:
@@ -123,7 +124,7 @@ class AddedGradients(Gradients):
 
 
 def bert_forward(kit: Kernels, bert: Bert, batch: Batch, masks: Masks | None, rows: Tensor | None,
-                 ) -> tuple[Tensor, list[Any]]:
+                 ) -> tuple[Tensor, list[Cache]]:
     """byhand.bert_forward(), the last block on `rows` [W] alone -> [W,H], caches."""
     lowest = lowest_trained(bert)
     masks = masks and MasksAhead(masks, bert, batch, kit.dtype)
@@ -139,7 +140,7 @@ def bert_forward(kit: Kernels, bert: Bert, batch: Batch, masks: Masks | None, ro
     return x, caches
 
 
-def bert_backward(kit: Kernels, bert: Bert, dout: Tensor, caches: list[Any], gradients: Gradients,
+def bert_backward(kit: Kernels, bert: Bert, dout: Tensor, caches: list[Cache], gradients: Gradients,
                   rows: Tensor | None) -> None:
     """byhand.bert_backward(), from [W,H]; each cache is let go as soon as it was used."""
     lowest = lowest_trained(bert)
@@ -153,7 +154,7 @@ def bert_backward(kit: Kernels, bert: Bert, dout: Tensor, caches: list[Any], gra
 
 
 def last_forward(kit: Kernels, m: Block, x: Tensor, layout: Layout, masks: Masks | None, rows: Tensor | None,
-                 ) -> tuple[Tensor, Any]:
+                 ) -> tuple[Tensor, Cache]:
     """byhand.block_forward() -> [W,H]: after its attention no piece sees another, so those that nobody reads end there.
     """
     if rows is None:
@@ -163,7 +164,7 @@ def last_forward(kit: Kernels, m: Block, x: Tensor, layout: Layout, masks: Masks
     return out, (mix, rest, len(x))
 
 
-def last_backward(kit: Kernels, m: Block, dout: Tensor, cache: Any, gradients: Gradients, rows: Tensor | None,
+def last_backward(kit: Kernels, m: Block, dout: Tensor, cache: Cache, gradients: Gradients, rows: Tensor | None,
                   ) -> Tensor:
     """[W,H] -> dx [P,H]."""
     if rows is None:
@@ -221,12 +222,12 @@ class MasksAhead:
     def __init__(self, masks: Masks, bert: Bert, batch: Batch, dtype: torch.dtype):
         e, (B, T), stream = bert.embeddings, batch.layout.shape, (len(batch.ids), bert.config.hidden_size)
         like = e.word.weight.new_empty(0, dtype=dtype)
-        asked = [(0, stream, e.p, e.word.weight)]
+        asked: list[tuple[int, tuple[int, ...], float, Tensor]] = [(0, stream, e.p, e.word.weight)]
         for m in bert.blocks:
             a = m.attention
             asked += [(a.site, (B, a.A, T, T), a.p, like), *((m.site + i, stream, m.p, like) for i in (1, 2))]
         drawn = THREADS.map(lambda one: draw(masks, *one), asked)
-        self.drawn = {site: mask for (site, *_), mask in zip(asked, drawn, strict=True)}
+        self.drawn = {site: mask for (site, *_), mask in zip(asked, drawn, strict=True) if mask is not None}
 
     def __call__(self, site: int, shape: Iterable[int], p: float, like: Tensor) -> Tensor:
         """Each of them once."""
@@ -242,7 +243,8 @@ def loss_and_gradient(loss: Loss, scores: Tensor, batch: Batch, factors: Mapping
     if (labels := loss.terms(batch)) is not None:
         return cross_entropy(scores, labels, factors)
     sums = loss.loss(scores, batch)
-    return sums, sum(factors[term] * dterm for term, dterm in loss.loss_backward(scores, batch).items())
+    parts = [factors[term] * dterm for term, dterm in loss.loss_backward(scores, batch).items()]
+    return sums, sum(parts[1:], parts[0])
 
 
 def cross_entropy(z: Tensor, labels: Mapping[str, Tensor], factors: Mapping[str, float],
@@ -258,6 +260,6 @@ def cross_entropy(z: Tensor, labels: Mapping[str, Tensor], factors: Mapping[str,
     losses = (top - p.gather(-1, best).log() - z.gather(-1, y.clamp(min=0))).squeeze(-1)
     sums = {term: losses.where(there, 0).sum() for term, there in known.items()}
 
-    weight = sum(factors[term] * there.to(p.dtype) for term, there in known.items())
+    weights = [factors[term] * there.to(p.dtype) for term, there in known.items()]
     p.scatter_add_(-1, y.clamp(min=0), p.new_full(y.shape, -1.0))
-    return sums, p.mul_(weight[:, None])
+    return sums, p.mul_(sum(weights[1:], weights[0])[:, None])

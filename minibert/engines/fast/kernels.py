@@ -10,7 +10,8 @@
 """
 import importlib.util
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,15 @@ from minibert.core.dropout import Masks, draw
 from minibert.core.kit import Collector, Formulas, Maps
 from minibert.core.layout import Layout
 from minibert.core.model import ACTIVATE, Attention, Embeddings, FeedForward, Model, attention_fused
+from minibert.core.ops import Cache
 from minibert.core.precision import DTYPES
 from minibert.engines.fast.linear import Linear, linear_kind
 
 LONG = 64                                          # columns from which torch's fused attention is faster on a CPU
 aten = torch.ops.aten
-ACTIVATE_BACKWARD = {"gelu": aten.gelu_backward, "relu": lambda dout, x: aten.threshold_backward(dout, x, 0),
-                     "gelu_tanh": lambda dout, x: aten.gelu_backward(dout, x, approximate="tanh")}
+ACTIVATE_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": aten.gelu_backward, "relu": lambda dout, x: aten.threshold_backward(dout, x, 0),
+    "gelu_tanh": lambda dout, x: aten.gelu_backward(dout, x, approximate="tanh")}
 
 
 class Kernels(Formulas):
@@ -68,7 +71,7 @@ class Kernels(Formulas):
 
     # ------------------------------------------------------------------------------------------------- the operations
 
-    def embed_forward(self, m: Embeddings, batch: Batch, masks: Masks | None) -> tuple[Tensor, Any]:
+    def embed_forward(self, m: Embeddings, batch: Batch, masks: Masks | None) -> tuple[Tensor, Cache]:
         """A batch -> [P,H] in the working format."""
         total = m.word.weight[batch.ids]
         total += m.token_type.weight[batch.types]
@@ -78,7 +81,7 @@ class Kernels(Formulas):
         x = (x if mask is None else x.mul_(mask)).to(self.dtype)
         return x, (batch, total, mean, rstd, mask)
 
-    def embed_backward(self, m: Embeddings, dout: Tensor, cache: Any, gradients: Collector) -> None:
+    def embed_backward(self, m: Embeddings, dout: Tensor, cache: Cache, gradients: Collector) -> None:
         """[P,H]; rows of the word table that no piece of the batch uses are not visited."""
         batch, total, mean, rstd, mask = cache
         dout = times(dout.to(total.dtype), mask)
@@ -98,7 +101,7 @@ class Kernels(Formulas):
             gradients.add((f.weight, dw), (f.bias, db))
         return together.by_input(dout)
 
-    def attention_forward(self, m: Attention, qkv: Tensor, layout: Layout, mask: Tensor | None) -> tuple[Tensor, Any]:
+    def attention_forward(self, m: Attention, qkv: Tensor, layout: Layout, mask: Tensor | None) -> tuple[Tensor, Cache]:
         """[P,3H] -> [P,H]: softmax(QKᵀ/√D)V in every head, the softmax in fp32 at least."""
         (B, T), wide = layout.shape, torch.promote_types(qkv.dtype, torch.float32)
         # [P,3H] -rows-> [B,T,3H] -split-> [B,T,3,A,D] -move-> [3,B,A,T,D] -join-> [3,BA,T,D]
@@ -115,7 +118,7 @@ class Kernels(Formulas):
         out = mixed.view(B, m.A, T, m.D).transpose(1, 2).reshape(B, T, m.A * m.D)
         return layout.pieces(out), (layout, q, k, v, p, mask)
 
-    def attention_backward(self, m: Attention, dout: Tensor, cache: Any, gradients: Collector) -> Tensor:
+    def attention_backward(self, m: Attention, dout: Tensor, cache: Cache, gradients: Collector) -> Tensor:
         """[P,H] -> dqkv [P,3H]."""
         layout, q, k, v, p, mask = cache
         (B, A, T, _), D, wide = p.shape, q.shape[-1], torch.promote_types(q.dtype, torch.float32)
@@ -131,25 +134,25 @@ class Kernels(Formulas):
         # [3,BA,T,D] -split-> [3,B,A,T,D] -move-> [B,T,3,A,D] -join-> [B,T,3H] -pieces-> [P,3H]
         return layout.pieces(dqkv.view(3, B, A, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * A * D))
 
-    def feedforward_forward(self, m: FeedForward, x: Tensor) -> tuple[Tensor, Any]:
+    def feedforward_forward(self, m: FeedForward, x: Tensor) -> tuple[Tensor, Cache]:
         """[P,H] -> [P,F] -> [P,H]; what comes out of the activation is as large as what goes in, and not kept."""
         before = self.linear_forward((m.inner,), x)
         return self.linear_forward((m.outer,), ACTIVATE[m.activation](before)), (x, before)
 
-    def feedforward_backward(self, m: FeedForward, dout: Tensor, cache: Any, gradients: Collector) -> Tensor:
+    def feedforward_backward(self, m: FeedForward, dout: Tensor, cache: Cache, gradients: Collector) -> Tensor:
         """[P,H] -> dx [P,H]."""
         x, before = cache
         dactive = self.linear_backward((m.outer,), dout, ACTIVATE[m.activation](before), gradients)
         dbefore = ACTIVATE_BACKWARD[m.activation](dactive, before)
         return self.linear_backward((m.inner,), dbefore, x, gradients)
 
-    def add_norm_forward(self, m: nn.LayerNorm, x: Tensor, f: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
+    def add_norm_forward(self, m: nn.LayerNorm, x: Tensor, f: Tensor, mask: Tensor | None) -> tuple[Tensor, Cache]:
         """[P,H] each -> LayerNorm(x + dropout(f))."""
         total = x + f if mask is None else torch.addcmul(x, f, mask)
         out, mean, rstd = norm_forward(m, total)
         return out, (total, mean, rstd, mask)
 
-    def add_norm_backward(self, m: nn.LayerNorm, dout: Tensor, cache: Any, gradients: Collector,
+    def add_norm_backward(self, m: nn.LayerNorm, dout: Tensor, cache: Cache, gradients: Collector,
                           ) -> tuple[Tensor, Tensor]:
         """[P,H] -> the gradients of x and of f."""
         total, mean, rstd, mask = cache
@@ -161,7 +164,7 @@ class ScoringKernels(Kernels):
     """The kit where there is no backward: no dropout, and long rows never store their [T,T] scores."""
     training = False
 
-    def attention_forward(self, m: Attention, qkv: Tensor, layout: Layout, mask: Tensor | None) -> tuple[Tensor, Any]:
+    def attention_forward(self, m: Attention, qkv: Tensor, layout: Layout, mask: Tensor | None) -> tuple[Tensor, Cache]:
         """[P,3H] -> [P,H], and nothing kept."""
         B, T = layout.shape
         if may_pack(qkv, layout):
@@ -220,4 +223,5 @@ def attention_packed(m: Attention, qkv: Tensor, layout: Layout) -> Tensor:
     q, k, v = qkv.view(-1, 3, m.A, m.D).unbind(1)                              # [N,A,D] each
     ends = F.pad(layout.lengths.cumsum(0), (1, 0)).to(torch.int32)             # [B+1]
     longest = layout.shape[1]                      # columns; asking the device for the longest row would wait for it
-    return varlen_attn(q, k, v, ends, ends, longest, longest).reshape(len(qkv), -1)
+    mixed = cast(Tensor, varlen_attn(q, k, v, ends, ends, longest, longest))   # alone: nothing else was asked for
+    return mixed.reshape(len(qkv), -1)

@@ -24,7 +24,7 @@ def keep_memory() -> None:
 class Heap:
     """The heap of a run, whose batches grow at first: a new largest one may not fit between what is freed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.largest, self.grown = 0, False        # pieces of a batch so far; whether the last batch set this record
 
     def settles(self, pieces: int) -> bool:
