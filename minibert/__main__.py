@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from minibert.errors import MinibertError
 from minibert.options import INSTALLED, PROGRAM, OneLineParser
