@@ -188,7 +188,7 @@ def test_features_from_the_cache_train_alike(folder, tmp_path, run, monkeypatch)
 def test_what_a_row_is_about_goes_through_json(folder, tmp_path, run):
     """As --replay writes it: the rows of an update have records of RowAbout, features those of About, or none."""
     name, *words = run
-    _, options, _ = train.resolve_settings(["--task", name, *words])
+    _, options, _ = settings_of(["--task", name, *words])
     task, (bert, _) = TASKS[name](options), weights.load(folder)
     tokenizer = weights.read_tokenizer(folder, bert)
     tokenizer.add(task.new_pieces)
