@@ -136,7 +136,8 @@ def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, 
                   device: torch.device, epoch: int = 1) -> list[Batch]:
     """One update's features in --accumulate parts of as nearly equal size as can be."""
     rows = task.rows([features[i] for i in numbers], lambda i: row_generator(settings.seed, epoch, int(numbers[i])))
-    cuts = [part for part in np.array_split(np.arange(len(rows)), settings.accumulate) if len(part)]
+    many = min(settings.accumulate, len(rows) or 1)                           # no part without a row
+    cuts = [part for part in np.array_split(np.arange(len(rows)), many) if len(part)]
     parts = [rows[part[0]:part[-1] + 1] for part in cuts]
     return [collate(p, settings.layout, pad, task.layout(p), device) for p in parts]
 

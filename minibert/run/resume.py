@@ -167,8 +167,7 @@ class RunStore:
         self.progress = state["progress"]
 
         if self.finished:
-            if self.processes.first and not self.best_is_there():
-                self.bring_back(found)
+            self.processes.by_first(lambda: self.bring_back(found))
             return
         self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
         self.folder.tell(f"resumed from update {self.progress.step}")
@@ -200,7 +199,8 @@ class RunStore:
     def bring_back(self, found: Path) -> None:
         """The best model, if there was one, from a checkpoint into the run folder, and what belongs to it."""
         if self.progress.saved:
-            copy(found / "best.safetensors", self.folder.path / BEST)
+            if not self.best_is_there():
+                copy(found / "best.safetensors", self.folder.path / BEST)
             copy(found / "config.json", self.folder.path / "config.json")
             self.training.tokenizer.save(self.folder.path)
 

@@ -345,17 +345,23 @@ def test_a_lost_log_of_numbers_is_told(tiny_folder, tiny_data, copy, capsys):
     assert "metrics.jsonl is shorter than it was" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json", "one bit"])
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json", "one bit", "cut config.json",
+                                  "cut tokenizer.json", "cut tokenizer_config.json"])
 def test_a_model_that_was_lost_after_the_end_comes_back(tiny_folder, tiny_data, copy, reference, lost):
     command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
     train.train(command)
     said = predict.load(copy).predict(["Ada met Bruno in Oslo ."])
+    whole = {f.name: f.read_bytes() for f in copy.glob("*.json") if f.name != "train.json"}
     if lost == "one bit":
         flip(copy / "model.safetensors")
+    elif lost.startswith("cut "):
+        file = copy / lost.removeprefix("cut ")
+        os.truncate(file, file.stat().st_size // 2)
     else:
         (copy / lost).unlink()
     train.train(command)
     assert_same_run(copy, reference("fast fp32"))
+    assert {f.name: f.read_bytes() for f in copy.glob("*.json") if f.name != "train.json"} == whole
     assert predict.load(copy).predict(["Ada met Bruno in Oslo ."]) == said
 
 

@@ -97,6 +97,15 @@ def test_splitting_a_batch_changes_neither_gradient_nor_loss(uneven, parts):
     assert_same_gradient(split, whole)
 
 
+def test_more_parts_than_rows_are_a_row_a_part(uneven):
+    """Also so many that no list could hold them."""
+    model, task, features = uneven
+    settings = TrainConfig(batch_size=10 ** 9, accumulate=10 ** 9)
+    parts = train.micro_batches(features, np.arange(5), task, settings, 0, torch.device("cpu"))
+    assert [b.features for b in parts] == [features[i:i + 1] for i in range(5)]
+    assert train.micro_batches(features, np.arange(0), task, settings, 0, torch.device("cpu")) == []
+
+
 def test_the_objective_is_one_mean_over_all_labels(uneven):
     model, task, features = uneven
     model = without_dropout(model)
