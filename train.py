@@ -34,7 +34,7 @@ from minibert.options import INSTALLED
 from minibert.run.processes import ALONE, Processes, SharedScorer, join
 from minibert.run.progress import Plan, chosen_by
 from minibert.run.replay import replay_command_line
-from minibert.run.run import Run, refuse_uncoupled
+from minibert.run.run import Run, refuse_lonely_rows
 from minibert.run.start import fetch_weights, resolve_device, start_model, suited
 from minibert.run.terminal import TRAINING, exit_code
 from minibert.run.training import Training
@@ -88,7 +88,7 @@ def set_up(argv: list[str]) -> Training:
     task, device = TASKS[settings.task](options), resolve_device(settings.device)
     processes = join(device.type)
     chosen_by(task, settings.best)                 # refuses a score there is not before anything is read
-    refuse_uncoupled(task.coupled, settings, processes)
+    refuse_lonely_rows(task.coupled, settings, processes)
     keep_memory()
 
     # Data and model: the task learns its labels from the data, its head has a score for each.

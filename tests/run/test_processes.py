@@ -146,6 +146,21 @@ def test_a_mistake_is_one_line_for_all_of_them(tiny_folder, tiny_data, tmp_path)
     assert done.stderr.count("holds another run") == 1
 
 
+@pytest.mark.parametrize("name", ["train.json", "metrics.json"])
+def test_what_the_first_cannot_write_is_one_line(tiny_folder, tiny_data, tmp_path, name):
+    """At the beginning and at the end: the other waits for it, and does not say that it is gone."""
+    (tmp_path / "r" / "train.json").mkdir(parents=True)
+    if name == "metrics.json":
+        (tmp_path / "r" / "train.json").rmdir()
+        (tmp_path / "r" / "train.json").touch()
+        (tmp_path / "r" / "metrics.json").mkdir()
+        (tmp_path / "r" / "metrics.json" / "x").touch()
+    done = torchrun(2, *arguments(tiny_folder, tiny_data, tmp_path / "r", "--resume", "--epochs", "1"))
+    assert done.returncode != 0
+    assert [line.partition(": cannot be written")[0] for line in done.stderr.splitlines() if "error: " in line] == [
+        f"error: {tmp_path / 'r' / name}"]
+
+
 # -------------------------------------------------------------------------------------------------------- alone
 
 

@@ -212,7 +212,8 @@ def test_asked_before_the_first_update_there_is_nothing_to_save(tiny_folder, tin
     command = [*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--before"]
     monkeypatch.setattr(train, "evaluate_split", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
     assert train.main(command) == STOPPED
-    assert "stopped by SIGTERM after update 0" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "stopped by SIGTERM after update 0; nothing is lost; --resume" in said and "go on" not in said
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 
@@ -511,23 +512,32 @@ def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tin
     assert not (copy / "metrics.json").exists()
 
 
-def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_folder, tiny_data, tmp_path, monkeypatch):
-    """The model then holds the best epoch's weights; the checkpoint of the last update must not."""
-    seen, evaluate, calls = scripted(monkeypatch, 0.9, 0.1, 0.1), train.evaluate_split, []
+@pytest.mark.parametrize("every, code, says", [
+    ("4", STOPPED, "update 27 is not saved (the model holds the weights of the best epoch by now): what came after "
+                   "update-00000024 is lost; go on with --resume"),
+    ("90m", 2, "all 27 updates are lost")])
+def test_asked_after_an_end_that_was_not_saved_it_says_what_is_lost(tiny_folder, tiny_data, tmp_path, monkeypatch, capfd,
+                                                                    every, code, says):
+    """The model then holds the best epoch's weights: no checkpoint of the last update may be made of them."""
+    scripted(monkeypatch, 0.9, 0.1, 0.1)
+    evaluate, finish = train.evaluate_split, train.Run.finish
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--save-every", every)
 
     def asked(*a):
-        calls.append(1)
-        if len(calls) == 4:                                                    # dev three times, then test
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*a)
 
-    monkeypatch.setattr(train, "evaluate_split", asked)
-    monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)   # the disk was full at the end
-    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
-    folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
-    for folder in folders:
-        bert, _ = weights.load(folder)
-        assert all(torch.equal(t, seen[-1]["bert." + n]) for n, t in bert.state_dict().items())
+    def unsaved(run):
+        monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)       # the disk is full
+        monkeypatch.setattr(train, "evaluate_split", asked)
+        return finish(run)
+
+    monkeypatch.setattr(train.Run, "finish", unsaved)
+    assert train.main(command) == code
+    said = capfd.readouterr()
+    assert says in (said.out if code == STOPPED else said.err)
+    assert ("go on with" in said.out + said.err) == (code == STOPPED)
+    assert not list((tmp_path / "r").glob("checkpoints/*update-00000027*"))
 
 
 def test_other_training_data_are_refused(tiny_folder, tiny_data, copy, tmp_path, capsys):
@@ -788,6 +798,18 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
     assert said.count("every tensor of the forward is finite") == 2 and "the loss is nan" in said
     assert train.main([*command, "--resume"]) == 0         # and so the run goes on
     assert train.main(["--replay", str(file)]) == 0        # and the update can still be looked at
+
+
+def test_an_update_that_cannot_be_written_down_is_not_to_be_looked_at(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                      monkeypatch):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "broken-update-2").touch()                               # no folder can have this name
+    (tmp_path / "r" / "train.json").touch()
+    poisoned(monkeypatch, 2)
+    assert train.main([*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--resume"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "could not be written down" in error[0] and "lower --learning-rate" in error[0]
+    assert "--replay" not in error[0]
 
 
 @pytest.mark.parametrize("engine", ["fast", "autograd"])
