@@ -101,7 +101,8 @@ class OneLineParser(argparse.ArgumentParser):
 def parse(argv: list[str], *settings: type, description: str | None = None) -> Json:
     """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
     parser = OneLineParser(prog=PROGRAM, usage=f"{PROGRAM} [--task TASK] [options]", description=description,
-                           allow_abbrev=False)
+                           allow_abbrev=False, epilog=f"{PROGRAM} --replay RUN/broken-update-14/update.json does an "
+                           "update that went wrong once more, and says where its numbers stop being finite.")
     fields = [f for s in settings for f in dataclasses.fields(s)]
     for group, title in {**GROUPS, "task": "of this task alone"}.items():
         there = parser.add_argument_group(title)

@@ -124,7 +124,7 @@ class RunStore:
             self.folder.tell(f"warning: update {self.progress.step} is not saved: {e}; the run goes on")
 
     def save_at_last(self) -> str:
-        """A checkpoint of a run that ends before its end; -> what to do now, and what is lost where it cannot be written.
+        """A checkpoint of a run that ends before its end; -> what to do now, and what is lost if it cannot be written.
 
         Raises MinibertError where nothing is left to go on from.
         """

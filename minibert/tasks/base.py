@@ -21,7 +21,7 @@ from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.files import Json
-from minibert.options import option
+from minibert.options import check_bounds, option
 from minibert.scores.tables import Scores, score_at
 
 Example = TypeVar("Example")
@@ -43,6 +43,10 @@ class Scorer(Protocol):
 class TaskOptions:
     """A task's own options: each field is made by options.option()."""
 
+    def __post_init__(self) -> None:
+        """Raises MinibertError for values that no task can have."""
+        check_bounds(self)
+
     def check_changes(self, changes: Mapping[str, object]) -> None:
         """Raises MinibertError for a change that a model trained with these options cannot be used with."""
 
@@ -53,6 +57,7 @@ class TableOptions(TaskOptions):
     columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         example = type(self).columns
         wanted = len(example.split(","))
         if len(self.names) != wanted or len(set(self.names)) != wanted or not all(self.names):

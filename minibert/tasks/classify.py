@@ -48,12 +48,10 @@ class Options(TableOptions):
                                 "number of K labels, by a sigmoid each", ("one", "yes-no", "several"))
     class_weights: str = option("none", "balanced: a row of a class with n of N texts counts N / (K n)",
                                 ("none", "balanced"))
-    label_smoothing: float = option(0.0, "share of a target that is spread over all classes")
+    label_smoothing: float = option(0.0, "share of a target that is spread over all classes", least=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise MinibertError(f"--label-smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.class_weights != "none" and self.choice != "one":
             raise MinibertError(f"--class-weights is {self.class_weights}; with --choice {self.choice} it must be none")
 

@@ -62,13 +62,9 @@ class Filling:
 @dataclass(frozen=True)
 class Options(TaskOptions):
     """Masked words' own options."""
-    hide: float = option(0.15, "share of the pieces that the model has to find")
+    hide: float = option(0.15, "share of the pieces that the model has to find", above=0, below=1)
     whole_words: bool = option(False, "hide all pieces of a word or none")
     next_sentence: bool = option(False, "also learn whether the second half of a row follows the first")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.hide < 1:
-            raise MinibertError(f"--hide is {self.hide}; it must be between 0 and 1")
 
 
 class TextLines(Sequence[str]):

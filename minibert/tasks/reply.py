@@ -71,16 +71,9 @@ class Example:
 class Options(TableOptions):
     """The reply task's own options."""
     columns: str = option("question,answer", "names of the columns that hold a question and its answer", later=True)
-    temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers")
+    temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers", above=0)
     rerank: int = option(10, "so many of the nearest answers are read again together with the question (0: none; in "
-                             "training: and nothing of it is learnt)", later=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.temperature < float("inf"):
-            raise MinibertError(f"--temperature is {self.temperature}; it must be above 0")
-        if not 0 <= self.rerank <= 10 ** 6:
-            raise MinibertError(f"--rerank is {self.rerank}; it must be between 0 and 1,000,000")
+                             "training: and nothing of it is learnt)", least=0, most=10 ** 6, later=True)
 
     def check_changes(self, changes: Mapping[str, object]) -> None:
         """Raises MinibertError where a model trained with these options is to read pairs that it never learnt."""

@@ -52,17 +52,11 @@ class Options(TableOptions):
     """Writing's own options."""
     columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it",
                          later=True)
-    longest: int = option(64, "most pieces that are written for one text", later=True)
+    longest: int = option(64, "most pieces that are written for one text", least=1, most=10 ** 6, later=True)
     beams: int = option(1, "beginnings that are followed side by side (1: the most probable piece each time)",
-                        later=True)
-    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided", later=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value, least, most in (("longest", self.longest, 1, 10 ** 6), ("beams", self.beams, 1, 1000),
-                                         ("length-penalty", self.length_penalty, -100, 100)):
-            if not least <= value <= most:
-                raise MinibertError(f"--{name} is {value}; it must be between {least:,} and {most:,}")
+                        least=1, most=1000, later=True)
+    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided",
+                                   least=-100, most=100, later=True)
 
 
 @dataclass(frozen=True)

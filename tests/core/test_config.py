@@ -3,6 +3,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -355,6 +357,16 @@ def test_every_field_has_help_and_a_default_of_its_own_type(kind, capsys):
         assert " ".join(f.metadata["help"].split()) in shown or "-" in f.metadata["help"]    # argparse may break at "-"
 
 
+@pytest.mark.parametrize("level", ["-O", "-OO"])
+def test_help_begins_with_a_sentence_and_ends_with_the_replay_also_without_docstrings(level):
+    shown = subprocess.run([sys.executable, level, train.__file__, "--help"], capture_output=True, text=True,
+                           timeout=60)
+    assert shown.returncode == 0 and shown.stderr == ""
+    usage, description, *_, epilog = shown.stdout.strip().split("\n\n")
+    assert description == train.DESCRIPTION and usage.startswith("usage: ")
+    assert epilog.startswith("train.py --replay ")
+
+
 def test_a_percent_sign_in_a_help_text_is_shown(capsys):
     @dataclass
     class Odd:
@@ -392,6 +404,21 @@ def test_what_other_programs_call_it_is_taken_on_the_command_line_and_in_a_file(
     twice = write(tmp_path, "b.json", json.dumps({typed[2:]: value, name: value}))
     with refused(twice, name, "twice"):
         read_settings(twice, TrainConfig)
+
+
+@pytest.mark.parametrize("task, options, says", [
+    ("classify", {"label_smoothing": 1.0}, "--label-smoothing is 1.0; it must be in [0, 1)"),
+    ("mlm", {"hide": NAN}, "--hide is nan; it must be between 0 and 1"),
+    ("qa", {"longest": 0}, "--longest is 0; it must be between 1 and 1,000,000"),
+    ("reply", {"temperature": INF}, "--temperature is inf; it must be above 0"),
+    ("reply", {"rerank": -1}, "--rerank is -1; it must be between 0 and 1,000,000"),
+    ("translate", {"longest": 10 ** 7}, "--longest is 10000000; it must be between 1 and 1,000,000"),
+    ("translate", {"beams": 1001}, "--beams is 1001; it must be between 1 and 1,000"),
+    ("translate", {"length_penalty": NAN}, "--length-penalty is nan; it must be between -100 and 100"),
+    ("relation", {"none": "\ud83d"}, "--none is '\\ud83d'; it must be text")], ids=lambda v: str(v)[:30])
+def test_the_options_of_a_task_keep_to_their_bounds(task, options, says):
+    with refused(says):
+        TASKS[task].Options(**options)
 
 
 @pytest.mark.parametrize("bounds, good, bad, words", [

@@ -112,6 +112,7 @@ def test_killed_at_any_update_it_ends_with_the_same_bits(tiny_folder, tiny_data,
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, monkeypatch, name):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r", *VARIANTS[name])
+    (tmp_path / "r").mkdir()
     total = lines(reference(name))[-1]["step"]
     for update in (6, 11, 14, 24):                 # in the first epoch, after its end, in the second and the third
         if update <= total:
@@ -128,6 +129,7 @@ def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_p
 
 def test_killed_while_an_epoch_is_scored(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--save-every", "9")    # a save just before scoring
+    (tmp_path / "r").mkdir()
     for number in (1, 2, 3, 4):                    # 4: the test set, after all updates
         with monkeypatch.context() as m:
             m.setattr(train.Run, "evaluate", lambda self, split: kill())
@@ -516,8 +518,8 @@ def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tin
     ("4", STOPPED, "update 27 is not saved (the model holds the weights of the best epoch by now): what came after "
                    "update-00000024 is lost; go on with --resume"),
     ("90m", 2, "all 27 updates are lost")])
-def test_asked_after_an_end_that_was_not_saved_it_says_what_is_lost(tiny_folder, tiny_data, tmp_path, monkeypatch, capfd,
-                                                                    every, code, says):
+def test_asked_after_an_end_that_was_not_saved_it_says_what_is_lost(tiny_folder, tiny_data, tmp_path, monkeypatch,
+                                                                    capfd, every, code, says):
     """The model then holds the best epoch's weights: no checkpoint of the last update may be made of them."""
     scripted(monkeypatch, 0.9, 0.1, 0.1)
     evaluate, finish = train.evaluate_split, train.Run.finish
@@ -609,11 +611,24 @@ def test_a_finished_run_stays_as_it_is(tiny_folder, tiny_data, copy, capsys):
 
 def test_without_a_checkpoint_it_starts_anew_and_says_so(tiny_folder, tiny_data, tmp_path, reference, capsys):
     output = tmp_path / "r"
+    output.mkdir()
     command = [*arguments(tiny_folder, tiny_data, output), "--resume"]
-    train.train(command)                                   # not even a folder was there
+    train.train(command)
     assert "no whole checkpoint to resume from; starting anew" in capsys.readouterr().out
     assert_same_run(output, reference("fast fp32"))
     assert "starting anew" in (output / "log.txt").read_text()
+
+
+def test_a_name_that_is_no_folder_is_not_resumed_unless_torchrun_starts_it(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                           monkeypatch):
+    """torchrun begins and restarts with one command."""
+    command = [*arguments(tiny_folder, tiny_data, tmp_path / "typo", "--epochs", "1"), "--resume"]
+    assert train.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--output {tmp_path / 'typo'}: no run there to resume" in error
+    assert not (tmp_path / "typo").exists()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert train.main(command) == 0
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tiny_folder, tiny_data, tmp_path, capsys):

@@ -134,6 +134,12 @@ def test_predict_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys, error)
     assert len(said) == 1 and "out of memory; give shorter texts" in said[0]
 
 
+def test_an_error_is_one_line_whatever_is_in_it():
+    odd = "a\rb\x1b[2Jc\u2028d\u2029e\x85f\x7fg\x00h\ti\nj"
+    assert str(MinibertError(odd)) == r"a\rb\x1b[2Jc\u2028d\u2029e\x85f\x7fg\x00h\ti\nj"
+    assert str(MinibertError("Łódź, 東京 — naïve")) == "Łódź, 東京 — naïve"
+
+
 @pytest.mark.parametrize("environment, error, says", [
     ({}, MinibertError("x"), "error: x\n"), ({"RANK": "3"}, MinibertError("x"), "error: x\n"),
     ({"RANK": "3", "WORLD_SIZE": "1"}, OSError("x"), "error: x\n"),
