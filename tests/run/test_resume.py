@@ -201,6 +201,7 @@ def test_asked_while_an_epoch_is_scored_it_does_not_wait(tiny_folder, tiny_data,
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
 
+    (tmp_path / "r").mkdir()
     for _ in range(2):                             # the same end of an epoch again
         with monkeypatch.context() as m:
             m.setattr(train, "evaluate_split", asked)
@@ -483,6 +484,7 @@ def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, t
     more = ("--epochs", "5", "--patience", "2", "--before")
     train.train(arguments(tiny_folder, tiny_data, tmp_path / "a", *more))
     capsys.readouterr()
+    (tmp_path / "b").mkdir()
     said = []
     for update in (11, 20, 25, 29, 36):
         with monkeypatch.context() as m:
