@@ -11,9 +11,11 @@ import torch.nn.functional as F
 import trajectory
 from bytorch import Untouched, by_autograd
 from differences import check_gradient
+from refusing import refused
 from tiny import shake
 from torch import Tensor, nn
 
+from minibert.checkpoints import weights
 from minibert.core import ops
 from minibert.core.batch import collate
 from minibert.core.dropout import DropoutMasks, draw
@@ -183,3 +185,29 @@ def test_an_adapter_learns_alone(batch_and_model, engine):
         optimizer.step()
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
     assert all(torch.equal(p, before[n]) is not n.endswith((".a", ".b")) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("toy", ["low rank", "longer"])
+def test_what_an_adaptation_adds_is_saved_and_loaded(batch_and_model, tmp_path, toy):
+    """Under its own name beside the published ones; another library passes over it, and here it may not be missing."""
+    model, batch = batch_and_model
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "adapted").mkdir()
+    weights.save(tmp_path / "plain", model.bert, model.head)
+    adapted(model, toy).float()
+    weights.save(tmp_path / "adapted", model.bert, model.head)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    new = {n for n in before if n.endswith((".a", ".b", ".more"))}
+    names = {name for name, _, _ in weights.read_tensors(tmp_path / "adapted")}
+    assert new and {f"added.{n.removeprefix('bert.')}" for n in new} <= names
+
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(-1.5)
+    weights.load_into(tmp_path / "adapted", model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    with refused(str(tmp_path / "plain"), "added.blocks.1", "missing"):
+        weights.load_into(tmp_path / "plain", model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())          # nothing half-loaded
+    bert, report = weights.load(tmp_path / "adapted")
+    assert len(report.ignored) and torch.equal(bert.embeddings.word.weight, model.bert.embeddings.word.weight)

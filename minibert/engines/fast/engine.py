@@ -220,6 +220,7 @@ class MasksAhead:
     """The encoder's masks of a micro-batch, drawn before its forward in threads: numpy draws without Python's lock."""
 
     def __init__(self, masks: Masks, bert: Bert, batch: Batch, dtype: torch.dtype):
+        self.masks = masks
         e, (B, T), stream = bert.embeddings, batch.layout.shape, (len(batch.ids), bert.config.hidden_size)
         like = e.word.weight.new_empty(0, dtype=dtype)
         asked: list[tuple[int, tuple[int, ...], float, Tensor]] = [(0, stream, e.p, e.word.weight)]
@@ -230,8 +231,8 @@ class MasksAhead:
         self.drawn = {site: mask for (site, *_), mask in zip(asked, drawn, strict=True) if mask is not None}
 
     def __call__(self, site: int, shape: Iterable[int], p: float, like: Tensor) -> Tensor:
-        """Each of them once."""
-        return self.drawn.pop(site)
+        """Each of them once; that of a site which is no block's, such as an adaptation's, when it is asked for."""
+        return self.drawn.pop(site) if site in self.drawn else self.masks(site, shape, p, like)
 
 
 # --------------------------------------------------------------------------------------------------------- the loss
