@@ -3,10 +3,11 @@
     python train.py --task ner                          # gradients on torch's fused kernels
     python train.py --task ner --gradients by-hand      # the learner's command: every operation is its formula
 
-Both run the chain of minibert/core/byhand.py, so its labelled lines ([BLK-1] and the like) are what runs. Those of
-core/ops.py run in the head and the loss always, in the blocks with --gradients by-hand; by default fused kernels of
-torch, proved equal to them, stand in there (minibert/engines/fast/kernels.py). --gradients autograd runs core/model.py
-and leaves the gradient to torch.
+Block by block both run minibert/core/byhand.py, so its labelled lines ([BLK-1], [BLK-2]) are what runs; by default
+the walk over the blocks, and the last of them on the rows that the head reads, are minibert/engines/fast/engine.py's.
+Labelled lines of core/ops.py run in the head and the loss always, in the blocks with --gradients by-hand; by default
+fused kernels of torch, proved equal to them, stand in there (minibert/engines/fast/kernels.py). --gradients autograd
+runs core/model.py and leaves the gradient to torch.
 """
 import math
 import os
