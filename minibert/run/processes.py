@@ -4,8 +4,8 @@
 
 Nothing here averages, and nothing wraps the model. Every process holds all weights and makes the same updates; of each
 update's rows it has its share, derives the gradient *sums* of those, and one all_reduce(SUM) of one flat tensor adds
-them up. Counts are added up before, so every sum is divided by the count of the whole update: DESIGN's objective. What
-has a form (counts, scores, names) travels as JSON, never as pickled objects.
+them up. Counts are added up before, so every sum is divided by the count of the whole update. What has a form (counts,
+scores, names) travels as JSON, never as pickled objects.
 """
 import json
 import os

@@ -51,7 +51,7 @@ class Fast:
         self.kit = kit_of(model, Kernels)(model, precision)
 
     @torch.no_grad()
-    def __call__(self, loss: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
+    def __call__(self, criterion: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
                  ) -> dict[str, Tensor]:
         """Add the gradient of Σ factor · sum of losses to every parameter's .grad; -> the sums.
 
@@ -68,7 +68,7 @@ class Fast:
         hidden, caches = bert_forward(kit, model.bert, batch, masks, rows)
         with autocast(self.precision, hidden.device):
             scores, head_cache = model.head.forward_by_hand(hidden, read, masks)
-            sums, dscores = loss_and_gradient(loss, scores, read, factors)
+            sums, dscores = loss_and_gradient(criterion, scores, read, factors)
             dhidden, pairs = model.head.backward_by_hand(dscores.to(scores.dtype), head_cache)
         gradients.add(*pairs)
 
@@ -238,13 +238,13 @@ class MasksAhead:
 # --------------------------------------------------------------------------------------------------------- the loss
 
 
-def loss_and_gradient(loss: Loss, scores: Tensor, batch: Batch, factors: Mapping[str, float],
+def loss_and_gradient(criterion: Loss, scores: Tensor, batch: Batch, factors: Mapping[str, float],
                       ) -> tuple[dict[str, Tensor], Tensor]:
     """-> ({term: sum of losses}, the gradient of Σ factor · sum by the scores)."""
-    if (labels := loss.terms(batch)) is not None:
+    if (labels := criterion.terms(batch)) is not None:
         return cross_entropy(scores, labels, factors)
-    sums = loss.loss(scores, batch)
-    parts = [factors[term] * dterm for term, dterm in loss.loss_backward(scores, batch).items()]
+    sums = criterion.loss(scores, batch)
+    parts = [factors[term] * dterm for term, dterm in criterion.loss_backward(scores, batch).items()]
     return sums, sum(parts[1:], parts[0])
 
 
