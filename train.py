@@ -4,8 +4,9 @@
     python train.py --task ner --gradients by-hand      # the learner's command: every operation is its formula
 
 Both run the chain of minibert/core/byhand.py, so its labelled lines ([BLK-1] and the like) are what runs. Those of
-core/ops.py and core/kit.py run with --gradients by-hand; by default fused kernels of torch, proved equal to them,
-stand in (minibert/engines/fast/kernels.py). --gradients autograd runs core/model.py and leaves the gradient to torch.
+core/ops.py run in the head and the loss always, in the blocks with --gradients by-hand; by default fused kernels of
+torch, proved equal to them, stand in there (minibert/engines/fast/kernels.py). --gradients autograd runs core/model.py
+and leaves the gradient to torch.
 """
 import math
 import os
@@ -93,7 +94,7 @@ def set_up(argv: list[str]) -> Training:
     # Data and model: the task learns its labels from the data, its head has a score for each.
     examples = read_data(task, settings)
     folder = fetch_weights(settings.weights)
-    settings = suited(settings, folder, chosen, device)
+    settings = suited(settings, chosen, folder, len(examples["train"]), device)
     model, tokenizer, loaded = start_model(folder, task, settings)
     model.to(device)
     features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap or 0)

@@ -18,8 +18,9 @@ DIR holds minilm-l6; without it weights are random, of the same size. The order 
                  of data/ner, and long rows of them; "dropout 0" says what drawing masks on the CPU costs
 
 Before each part the time that is left is looked at; parts for which there is none are listed. After each part FILE
-(benchmarks/results/gpu.json) is written anew. A part that fails leaves its error and the end of its traceback, and the
-others go on, in a fresh process if need be. "ratios": minibert's best by transformers' best, as far as both are there.
+(benchmarks/results/gpu.json) is written anew. A part that fails leaves its error and the end of its traceback, one that
+takes a quarter of all seconds is ended, and the others go on, in a fresh process if need be. "ratios": minibert's best
+by transformers' best, as far as both are there.
 """
 import argparse
 import collections
@@ -46,6 +47,7 @@ from minibert.core.config import BertConfig  # noqa: E402
 from minibert.data.tokenizer import SPECIAL  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
 from minibert.files import write_json  # noqa: E402
+from minibert.run.start import resolve_device  # noqa: E402
 from minibert.tasks import TASKS  # noqa: E402
 
 MINILM = BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
@@ -53,6 +55,7 @@ MINILM = BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_
 TINY = BertConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 ENGINES, LAYOUTS = ("fast", "by-hand", "autograd"), ("rectangle", "ragged")
 LEAST = 8.0                                        # seconds without which no part is begun
+SHARE = 0.25                                       # of all seconds, for one part
 TRACE = 6                                          # last lines of what a dead process printed
 
 
@@ -168,13 +171,14 @@ class Bench:
             self.started += 1
             log = Path(self.spec["scratch"]) / f"log-{self.started}"
             self.worker = start("gpu", {"side": "gpu", **self.spec}, log)
-        overdue = threading.Timer(self.end - time.monotonic(), self.worker.process.kill)
+        last = min(self.end, time.monotonic() + self.options.seconds * SHARE)
+        overdue = threading.Timer(last - time.monotonic(), self.worker.process.kill)
         overdue.start()
         try:
             answer = self.worker.ask("part", kind=kind, **arguments)
         except MinibertError as e:
-            printed = self.worker.log.read_text("utf-8", errors="replace").splitlines()
-            why = "killed, as the time was over" if time.monotonic() >= self.end else str(e)
+            printed = [x for x in self.worker.log.read_text("utf-8", errors="replace").splitlines() if x.strip()]
+            why = "killed: it took too long" if time.monotonic() >= last else str(e)
             answer = {"error": why, "trace": printed[-TRACE:], "broken": True}
         finally:
             overdue.cancel()
@@ -246,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     try:
+        resolve_device(options.device)
         with tempfile.TemporaryDirectory(prefix="minibert-gpu-") as scratch:
             spec = {"device": options.device, "data": str(options.data), "scratch": scratch, "updates": options.updates,
                     "seconds": 0.01 if options.small else 0.7, "weights": checkpoints(options, Path(scratch))}

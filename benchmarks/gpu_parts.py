@@ -51,7 +51,7 @@ class Parts:
         """Whether the device still answers: after some errors CUDA does not, until the process ends."""
         try:
             return float(torch.ones(2, device=self.device).sum()) == 2.0
-        except RuntimeError:
+        except Exception:
             return False
 
     def facts(self) -> dict[str, Any]:
@@ -235,7 +235,9 @@ class Parts:
 
     def rates(self, work: Callable[[Any], int], batches: Iterator[Any]) -> dict[str, Any]:
         """work(batch) -> pieces, over and over: their median rate over three rounds, after a round that warms up."""
-        found, calls = [], 0
+        found, calls, cuda = [], 0, self.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         for _ in range(4):
             begin, pieces = time.perf_counter(), 0
             while not pieces or time.perf_counter() - begin < self.spec["seconds"]:
@@ -243,7 +245,8 @@ class Parts:
                 calls += 1
             self.wait()
             found.append(pieces / (time.perf_counter() - begin))
-        return {"rate": statistics.median(found[1:]), "rates": found[1:], "calls": calls}
+        memory = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if cuda else {}
+        return {"rate": statistics.median(found[1:]), "rates": found[1:], "calls": calls, **memory}
 
 
 def words(engine: str, layout: str, precision: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""minibert: BERT fine-tuning in plain PyTorch, to be read. The names here are the whole Python door."""
+"""minibert: BERT fine-tuning in plain PyTorch, to be read. The names here are the whole interface from Python."""
 from minibert import scores as metrics
 from minibert.checkpoints.hub import fetch
 from minibert.checkpoints.weights import load_bert

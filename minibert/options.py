@@ -173,7 +173,7 @@ def checked(values: Mapping[str, object], file: Path, *settings: type) -> Json:
             names = dict.fromkeys(f.name for f in known.values())
             raise MinibertError(f"{file}: unknown setting {key!r}; known: {', '.join(names)}")
         if f.name in result:
-            raise MinibertError(f"{file}: {f.name} stands twice, with a dash and with an underscore; keep one")
+            raise MinibertError(f"{file}: {f.name} stands twice, under two spellings or names; keep one")
         if value is not None or f.default is not None:
             result[f.name] = converted(key, value, f, file)
     return result

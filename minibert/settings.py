@@ -26,8 +26,8 @@ class TrainConfig:
     output: str | None = option(None, "the run folder; without --resume it must not hold a run (default: runs/TASK, "
                                       "or the number after the highest that is there)",
                                 group="first", aliases=("--output-dir",))
-    epochs: int = option(3, "passes over the training data", least=1, most=MOST, group="first",
-                         aliases=("--num-train-epochs",))
+    epochs: int = option(3, "passes over the training data; 8 unless given where an epoch has fewer than 100 updates",
+                         least=1, most=MOST, group="first", aliases=("--num-train-epochs",))
     learning_rate: float = option(5e-5, "the highest learning rate, reached after warm-up", least=0, most=MOST,
                                   group="first", aliases=("--lr",))
 
@@ -71,8 +71,8 @@ class TrainConfig:
                          aliases=("--max-grad-norm",))
     adversarial: float = option(0.0, "length of a step uphill on the word vectors, from which every update learns as "
                                      "well (0: none; twice the time)", least=0, group="optimization")
-    gradients: str = option("fast", "who derives the gradient: fast and by-hand take the formulas of ops.py, on fused "
-                                    "kernels or as they stand; autograd leaves it to torch",
+    gradients: str = option("fast", "who derives the gradient: by-hand chains the formulas of ops.py, fast the same on "
+                                    "fused kernels; autograd leaves it to torch",
                             ("fast", "by-hand", "autograd"), group="optimization")
     precision: str = option("auto", "auto: bf16 where the processor is fast at it, else fp32",
                             ("auto", "fp32", "bf16", "fp16"), group="optimization")

@@ -192,7 +192,7 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     load_head(head, found, new, folder, report)
     used = set(report.loaded)
     for name in (n for n in found if n not in used):
-        report.ignored.setdefault(describe(name), []).append(name)
+        report.ignored.setdefault(kind_of_tensor(name), []).append(name)
     return bert.eval(), report
 
 
@@ -214,7 +214,7 @@ def load_head(head: Head | None, found: dict[str, Stored], new: set[str], folder
         report.loaded.append(name)
 
 
-def describe(name: str) -> str:
+def kind_of_tensor(name: str) -> str:
     """What a tensor is that the model here has no place for."""
     if name in BUFFERS:
         return "constant buffers"

@@ -40,7 +40,7 @@ def loss_and_gradients(model: Model, batch: Batch, masks: Masks | None = None, t
     """A batch -> ({term: sum of losses}, {parameter name: gradient of Σ factor · sum over the terms}).
 
     `masks` is a dropout.DropoutMasks, None: no dropout. `task` says what the scores lose; it is the model's own unless
-    given, and a plain Model has none, which raises MinibertError. `factors` weigh the terms, 1 each unless given:
+    given, and a plain Model has none, which raises MinibertError. `factors` multiply the terms, 1 each unless given:
     scale / count gives the gradient of a scaled mean. Every trainable parameter has a gradient, 0 where the loss does
     not reach it; frozen ones have none.
     """

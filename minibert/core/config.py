@@ -7,7 +7,7 @@ from minibert.errors import MinibertError
 from minibert.files import Json, read_json
 
 # published name -> ours: one erf form, one tanh form that appears under three names, and ReLU
-ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+HIDDEN_ACTS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
                "gelu_fast": "gelu_tanh", "relu": "relu"}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -103,5 +103,5 @@ def refuse_unsupported(published: Json, where: str) -> None:
                       ("quantization_config", "quantised weights")):
         if published.get(key):
             raise MinibertError(f"{where}: {key} is {published[key]!r}; minibert cannot honour {what}")
-    if published.get("hidden_act", "gelu") not in tuple(ACTIVATIONS):
-        raise MinibertError(f"{where}: hidden_act is {published['hidden_act']!r}; known: {', '.join(ACTIVATIONS)}")
+    if published.get("hidden_act", "gelu") not in tuple(HIDDEN_ACTS):
+        raise MinibertError(f"{where}: hidden_act is {published['hidden_act']!r}; known: {', '.join(HIDDEN_ACTS)}")

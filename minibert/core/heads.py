@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch
-from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.config import HIDDEN_ACTS, BertConfig
 from minibert.core.dropout import Masks, draw
 from minibert.core.layout import moved
 from minibert.core.model import ACTIVATE, Bert, Pooler
@@ -162,7 +162,7 @@ class WordHead(Head):
                                                "LayerNorm": nn.LayerNorm(H, eps=config.layer_norm_eps)})
         predictions.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.cls = nn.ModuleDict({"predictions": predictions})
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = HIDDEN_ACTS[config.hidden_act]
 
     @property
     def parts(self) -> tuple[nn.Linear, nn.LayerNorm, nn.Parameter, nn.Parameter]:

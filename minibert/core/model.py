@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.core.batch import Batch
-from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.config import HIDDEN_ACTS, BertConfig
 from minibert.core.dropout import Masks, draw
 from minibert.core.layout import Layout
 from minibert.core.objective import Loss
@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.inner = nn.Linear(c.hidden_size, c.intermediate_size)
         self.outer = nn.Linear(c.intermediate_size, c.hidden_size)
-        self.activation = ACTIVATIONS[c.hidden_act]
+        self.activation = HIDDEN_ACTS[c.hidden_act]
         self.activate = ACTIVATE[self.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class Bert(nn.Module):
 
     def encode(self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None,
                layout: str = "rectangle") -> "tuple[Tensor, Tensor | None | NoPooled]":
-        """The familiar door, without dropout: int64 [B,T] each -> hidden [B,T,H], pooled [B,H].
+        """The encoder as other libraries call it, without dropout: int64 [B,T] each -> hidden [B,T,H], pooled [B,H].
 
         `mask` is 1 where a piece is live (default: everywhere) and may have left padding and holes: positions are
         columns. Padded positions return 0. `pooled` comes from column 0; it is None for an encoder without a pooler,
@@ -169,8 +169,8 @@ class Bert(nn.Module):
         types = torch.zeros_like(ids) if types is None else types
         self.check_input(ids, mask, types)
         live = mask.bool()
-        seats = Layout(live, layout)
-        hidden = seats.rows(self(seats.pieces(ids), seats.pieces(types), seats))
+        placed = Layout(live, layout)
+        hidden = placed.rows(self(placed.pieces(ids), placed.pieces(types), placed))
         hidden = hidden * live[..., None]
         if self.pooler is None:
             return hidden, None

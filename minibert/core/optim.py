@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minibert.errors import MinibertError
 
-PART = 2 ** 18                                     # numbers that a step moves at a time
+SLICE = 2 ** 18                                    # numbers that a step moves at a time
 Group = dict[str, Any]                             # "params": parameters, "names" of them, and their settings
 State = dict[str, Any]                             # what a rule remembers of a parameter: tensors of its shape, a count
 Params = Iterable[nn.Parameter] | Iterable[Group]
@@ -48,7 +48,7 @@ class Optimizer:
                     state = self.state.setdefault(p, {})
                     self.begin(p, state, group)
                     g = p.grad.to_dense() if p.grad.is_sparse else p.grad
-                    for part in in_parts(p, g, state):
+                    for part in in_slices(p, g, state):
                         self.update(*part, group)
 
     def begin(self, p: Tensor, state: State, group: Group) -> None:
@@ -88,18 +88,18 @@ class Optimizer:
                       for i, s in saved["state"].items()}
 
 
-def in_parts(p: Tensor, g: Tensor, state: State) -> Iterator[tuple[Tensor, Tensor, State]]:
-    """(p, g, state) in flat views of PART numbers: the rules act on single numbers, so they cannot tell.
+def in_slices(p: Tensor, g: Tensor, state: State) -> Iterator[tuple[Tensor, Tensor, State]]:
+    """(p, g, state) in flat views of SLICE numbers: the rules act on single numbers, so they cannot tell.
 
-    A temporary of the size of the word embeddings would be fresh memory at every step, page by page; one of PART
+    A temporary of the size of the word embeddings would be fresh memory at every step, page by page; one of SLICE
     numbers stays in the cache. Half the time of a step on 12 million numbers.
     """
-    if p.numel() <= PART or not (p.is_contiguous() and g.is_contiguous()):
+    if p.numel() <= SLICE or not (p.is_contiguous() and g.is_contiguous()):
         yield p, g, state
         return
-    for i in range(0, p.numel(), PART):
-        cut = {k: v.view(-1)[i:i + PART] if isinstance(v, Tensor) else v for k, v in state.items()}
-        yield p.view(-1)[i:i + PART], g.view(-1)[i:i + PART], cut
+    for i in range(0, p.numel(), SLICE):
+        cut = {k: v.view(-1)[i:i + SLICE] if isinstance(v, Tensor) else v for k, v in state.items()}
+        yield p.view(-1)[i:i + SLICE], g.view(-1)[i:i + SLICE], cut
 
 
 class SGD(Optimizer):

@@ -2,6 +2,7 @@
 
 `rows.word_features` says what a feature is; here the same is computed for a million words at once.
 """
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +24,8 @@ CHUNK = 2 ** 20                                    # words encoded at a time
 class Features(Sequence[Feature]):
     """N features in arrays; a Feature is made when asked for. A slice is Features again.
 
-    What they are `about`, a frozen dataclass with fields of int, float or np.ndarray, has a column a field: numbers
-    [N], or arrays of whole numbers end to end; those of one record have the same length.
+    What they are `about` is a frozen dataclass with fields of int, float or np.ndarray, and each field is a column:
+    numbers [N], or arrays of whole numbers end to end; those of one record have the same length.
     """
     example: np.ndarray                            # [N] number of the example each was cut from
     piece_ends: np.ndarray                         # int64 [N+1]: feature i has pieces piece_ends[i]:piece_ends[i + 1]
@@ -62,7 +63,8 @@ class Features(Sequence[Feature]):
         if isinstance(i, slice):
             return self.take(np.arange(len(self))[i])
         i = range(len(self))[i]
-        pieces, picks, inside = (slice(ends[i], ends[i + 1]) for ends in self.ends.values())
+        pieces, picks, inside = (slice(ends[i], ends[i + 1])
+                                 for ends in (self.piece_ends, self.pick_ends, self.about_ends))
         about = self.kind and self.kind(*(self.about[f.name][inside].astype(np.int64) if f.type is np.ndarray else
                                           f.type(self.about[f.name][i]) for f in fields_of(self.kind)))
         return Feature(int(self.example[i]), *(x.astype(np.int64) for x in (
@@ -106,6 +108,7 @@ class Features(Sequence[Feature]):
         return {**own, "target_ends": every, "targets": narrow(numbers)}
 
 
+@functools.cache                                   # asked for with every feature
 def fields_of(kind: type | None) -> tuple[Field, ...]:
     """The fields of a dataclass; of none none."""
     return fields(kind) if kind else ()
@@ -192,8 +195,8 @@ def concatenate(parts: Iterable[Features]) -> Features:
 def spill(parts: Iterable[Features]) -> Features:
     """concatenate() for more than fits in memory: pieces and types are written, part by part, to files without a name.
 
-    The system reads them back page by page when a row is asked for, and takes their room back when nobody can ask any
-    more. They lie in the folder for temporary files (TMPDIR).
+    The system reads them back page by page when a row is asked for, and frees the files once nothing refers to
+    them. They lie in the folder for temporary files (TMPDIR).
     """
     small: list[Features] = []
     with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as types:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-REMEMBERED = 2 ** 19                               # words a Numbering knows by heart: about 70 MB
+REMEMBERED = 2 ** 19                               # words that a Numbering remembers: about 70 MB
 
 
 class Words(Sequence[str]):
@@ -16,7 +16,7 @@ class Words(Sequence[str]):
 
     @classmethod
     def of(cls, words: Iterable[str]) -> "Words":
-        """The same strings, kept so."""
+        """These strings as arrays."""
         numbering = Numbering()
         for word in words:
             numbering.add(word)

@@ -1,6 +1,7 @@
-"""What makes a run survive: its folder and lock, checkpoints, signals, several processes, an update that went wrong.
+"""What makes a run survive, and what it says; train.py can be understood without a line of it.
 
-run.py is the run, training.py and start.py what it is made of, progress.py where it stands, report.py and terminal.py
-what it says; folder.py, checkpoint.py, resume.py, stopping.py, processes.py, replay.py. train.py needs no line of it to
-be understood. Imports use and everything above it.
+start.py (a model to begin with) and training.py (all that a loop needs), then run.py: a run, composed of progress.py
+(where it stands, how far it goes), folder.py (its folder, lock and log), resume.py and checkpoint.py (what it keeps on
+the disk), stopping.py (signals), report.py and terminal.py (words, exit codes). processes.py is for several of them,
+replay.py for an update that went wrong. Imports use and adapt and everything above them.
 """

@@ -118,7 +118,8 @@ class RunFolder:
             return
         if self.verbose and not shown:
             say(text)
-        with contextlib.suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as f:
+        file = self.path / "log.txt"               # names of tensors may hold what UTF-8 cannot write
+        with contextlib.suppress(OSError), open(file, "a", encoding="utf-8", errors="backslashreplace") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def write(self, name: str, value: object) -> None:

@@ -156,7 +156,7 @@ class Processes:
         return [x[:n].cpu().numpy().tobytes() for x, n in zip(everything, counts, strict=True)]
 
     def leave(self) -> None:
-        """Say goodbye; needed where there were others."""
+        """Close the connection to the others, if there were any."""
         if self.size > 1:
             dist.destroy_process_group()
 

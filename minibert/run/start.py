@@ -16,6 +16,8 @@ from minibert.run.terminal import say
 from minibert.settings import TrainConfig
 from minibert.tasks.base import Task
 
+FEW, MANY = 100, 8                                 # updates an epoch below which so many epochs do better: docs/ner.md
+
 
 def resolve_device(wanted: str) -> torch.device:
     """"auto" -> CUDA where there is one. Raises MinibertError for a CUDA device that is not there."""
@@ -31,11 +33,15 @@ def fetch_weights(name: str) -> Path:
     return hub.fetch(name)
 
 
-def suited(settings: TrainConfig, folder: Path, chosen: set[str], device: torch.device) -> TrainConfig:
-    """The settings with what suits the checkpoint and the device, where nothing else was `chosen`."""
+def suited(settings: TrainConfig, chosen: set[str], folder: Path, examples: int, device: torch.device) -> TrainConfig:
+    """The settings with what suits the checkpoint, the number of training examples and the device, where nothing else
+    was `chosen`.
+    """
     entry = hub.recommended(folder)
     if entry and "learning_rate" not in chosen:
         settings = dataclasses.replace(settings, learning_rate=entry.learning_rate)
+    if "epochs" not in chosen and examples < FEW * settings.batch_size:
+        settings = dataclasses.replace(settings, epochs=MANY)
     return dataclasses.replace(settings, precision=resolve_precision(settings.precision, device))
 
 

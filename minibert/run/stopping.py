@@ -27,14 +27,14 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):  # not the main thread: signals are someone else's there
-                self.before[number] = signal.signal(number, self.hear)
+                self.before[number] = signal.signal(number, self.on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
         """The handler of both signals."""
         if self.asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -52,7 +52,7 @@ class StopRequest:
         if self.together:
             yield
             return
-        self.nothing_in_hand = True                # first: from here on hear() raises, before here it is seen below
+        self.nothing_in_hand = True                # first: from here on on_signal() raises, before it is seen below
         try:
             if self.asked is not None:
                 raise Stopped(self.asked)

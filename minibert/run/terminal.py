@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,20 +55,6 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as it runs)
         elif getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")
-
-
-def print_wrapped(text: str) -> None:
-    """A long line as a paragraph."""
-    say(textwrap.fill(text, 118, subsequent_indent="  "))
-
-
-def side_by_side(*columns: tuple[str, str]) -> str:
-    """Titled blocks of text, next to each other."""
-    blocks = [[title, *text.splitlines()] for title, text in columns]
-    widths = [max(map(len, b)) for b in blocks]
-    height = max(map(len, blocks))
-    rows = zip(*(b + [""] * (height - len(b)) for b in blocks), strict=True)
-    return "\n".join("   |   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def interpreter() -> str:

@@ -21,7 +21,7 @@ TagLists = Sequence[Tags] | Tags                  # sentences of tags, or tags a
 
 OUTSIDE = ("O", "")
 PREFIX = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "W": "S", "M": "I"}
-AT_HOME = {"IOB1": "BIO", "IOB2": "BIO", "BIOES": "BIOES"}
+PREFIXES_OF = {"IOB1": "BIO", "IOB2": "BIO", "BIOES": "BIOES"}
 
 # The whole boundary rule: an entity whose last word so far has the prefix on the left goes on when the next
 # word has the same type and one of the prefixes on the right. Any other word that is not O begins an entity.
@@ -118,8 +118,8 @@ def scheme_of(pairs: Iterable[tuple[str, str]]) -> str:
 def to_iob2(tags: Tags, scheme: str) -> list[str]:
     """The same entities in IOB2: B on the first word of each, I on the others. The outcome is always valid.
 
-    One reading of entities serves all schemes; `scheme` says which prefixes may occur, and one that is not at
-    home there raises MinibertError. Stray I's of broken IOB2 become B.
+    One reading of entities serves all schemes; `scheme` says which prefixes may occur, and one that
+    it does not have raises MinibertError. Stray I's of broken IOB2 become B.
 
     >>> to_iob2(["I-PER", "I-PER", "B-PER", "O", "I-LOC"], "IOB1")
     ['B-PER', 'I-PER', 'B-PER', 'O', 'B-LOC']
@@ -127,8 +127,8 @@ def to_iob2(tags: Tags, scheme: str) -> list[str]:
     ['B-PER', 'I-PER', 'B-LOC']
     """
     for tag in tags:
-        if _split(tag)[0] not in AT_HOME[scheme]:
-            raise MinibertError(f"{tag!r} does not occur in {scheme}: expected {' '.join(AT_HOME[scheme])}")
+        if _split(tag)[0] not in PREFIXES_OF[scheme]:
+            raise MinibertError(f"{tag!r} does not occur in {scheme}: expected {' '.join(PREFIXES_OF[scheme])}")
     converted = ["O"] * len(tags)
     for kind, first, end in entities(tags):
         converted[first:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - first - 1)

@@ -143,7 +143,7 @@ class Classify(LabelTask[Example]):
         return known[0] if known else -1, None
 
     def targets_of(self, batch: Batch, like: Tensor) -> Tensor:
-        """[M,outputs]: what each row asks of its scores, smoothed and weighed, in the format of `like`."""
+        """[M,outputs]: what each row asks of its scores, smoothed and weighted, in the format of `like`."""
         y = batch.labels.clamp(min=0)
         if self.options.choice == "one":
             hard = nn.functional.one_hot(y, len(self.labels)).to(like.dtype)

@@ -38,7 +38,7 @@ TOP = 5                                            # pieces that a prediction na
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskStarts:
     """Raw text: where in it the [MASK] of each pick begins, in characters."""
     begins: np.ndarray                             # int64 [M]
 
@@ -48,9 +48,9 @@ class Hits:
     """What a model found in one row of a file."""
     loss: float                                    # sum of −log p over the hidden pieces
     right: int                                     # pieces found
-    hidden: int                                    # of so many
-    guesses: frozenset[int]                        # all pieces that were said
-    answer: bool | None                            # whether the row's halves were told rightly; None: not asked
+    hidden: int                                    # pieces that were hidden
+    guesses: frozenset[int]                        # all pieces that were predicted
+    answer: bool | None                            # right about the row's halves; None: no question
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     trial = f"Paris is the capital of {HIDDEN}."
     suffixes = (".txt",)
     on_disk = True
-    Options, Examples, About = Options, TextLines, Masks
+    Options, Examples, About = Options, TextLines, MaskStarts
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
@@ -148,11 +148,11 @@ class MLM(VocabularyTask[str, Hits | Filling]):
             types = f.types.copy()
             types[f.picks[here]] = 0               # the letter case of "[MASK]" says nothing
             features.append(Feature(number, f.ids, types, f.picks[here], f.labels[here],
-                                    Masks(begins[f.about.words[here]])))
+                                    MaskStarts(begins[f.about.words[here]])))
         return features
 
     def take(self, tokenizer: Tokenizer) -> None:
-        """Remember it: pieces are named by it. Raises MinibertError where it has no [MASK]."""
+        """Keep the tokenizer, by which predictions are spelt. Raises MinibertError where it has no [MASK]."""
         self.tokenizer = tokenizer
         if tokenizer.mask is None:
             raise MinibertError(f"vocabulary without {HIDDEN}; is this the tokenizer of a BERT checkpoint?")

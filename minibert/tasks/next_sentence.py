@@ -36,7 +36,7 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
 
 
 def closed(blocks: Iterable[np.ndarray], end: int) -> Iterator[np.ndarray]:
-    """int64 [2,n] blocks, with one `end` more behind the last: a block of its own would meet none of its length."""
+    """int64 [2,n] blocks, one more `end` in the last: in a block of its own rows would find none of equal length."""
     held = np.zeros((2, 0), np.int64)
     for block in blocks:
         yield held
@@ -61,13 +61,13 @@ def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndar
 def partners(counts: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `counts` [n] pieces -> whose second half each has, int64 [n], and which can be asked about it, bool [n].
 
-    Each has another's with probability 1/2, one of equal length, so that the length says nothing of the answer. A row
-    that is the only one of its length keeps its own and is not asked.
+    With probability 1/2 a row has the second half of another row of equal length, so that the length tells nothing
+    about the answer. A row that is the only one of its length keeps its own and is not asked.
     """
     n = len(counts)
     _, group, size = np.unique(counts, return_inverse=True, return_counts=True)
     swapped, keys, coin = draw.random(n) < 0.5, draw.random(n), draw.random(len(size)) < 0.5
-    # one alone cannot be exchanged: as often as not another joins it, else it stays, and 1/2 remains 1/2
+    # one drawn alone has nobody to exchange with: with probability 1/2 another joins it, else it is not drawn
     alone = np.bincount(group, swapped, len(size)) == 1
     joins = alone & coin & (size > 1)
     chance = np.lexsort([keys, swapped, group])    # by length, those not drawn before the drawn

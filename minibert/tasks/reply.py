@@ -69,7 +69,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Options(TableOptions):
-    """Choosing replies has these options."""
+    """The reply task's own options."""
     columns: str = option("question,answer", "names of the columns that hold a question and its answer", later=True)
     temperature: float = option(0.05, "cosines are divided by it before the softmax over the batch's answers")
     rerank: int = option(10, "so many of the nearest answers are read again together with the question (0: none; in "

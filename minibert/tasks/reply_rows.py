@@ -124,7 +124,7 @@ def right_too(pairs: Sequence[tuple[int, int]], known: Mapping[int, Iterable[int
 def nearest_others(features: Sequence[Feature], known: Mapping[int, Iterable[int]]) -> list[int]:
     """For each feature the one whose answer shares most pieces with its own (Jaccard), and is not right too; -1: none.
 
-    Pieces that many answers of the update have count less: each weighs one over their number.
+    Pieces that many answers of the update have count less: each has the weight one over their number.
     """
     sets = [set(f.ids[f.about.length + 1:-1].tolist()) for f in features]
     pieces = {piece: column for column, piece in enumerate(sorted(set().union(*sets)))}

@@ -7,6 +7,7 @@ import torch
 
 from minibert.core.batch import Feature, collate
 from minibert.core.model import Model
+from minibert.data.features import Features
 from minibert.engines.fast.engine import Scorer
 from minibert.scores.tables import Scores
 from minibert.tasks.base import Example, Prediction, Task
@@ -16,7 +17,7 @@ CELLS = 2048                                       # pieces a batch of inference
 
 def batches_by_length(features: Sequence[Feature]) -> Iterator[list[int]]:
     """Numbers of features, longest first, so many at a time that a batch has about CELLS cells."""
-    lengths = [len(f.ids) for f in features]
+    lengths = features.lengths.tolist() if isinstance(features, Features) else [len(f.ids) for f in features]
     order = sorted(range(len(features)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):

@@ -1,4 +1,4 @@
-"""Load a run folder: texts in, whatever its task says of them out."""
+"""Load a run folder: texts in, its task's predictions out."""
 import dataclasses
 import warnings
 from collections.abc import Sequence

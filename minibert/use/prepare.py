@@ -20,7 +20,7 @@ from minibert.errors import MinibertError
 from minibert.files import Json
 from minibert.tasks.base import Example, Prediction, Task
 
-PART = 4096                                        # examples whose features are objects at the same time
+EXAMPLES = 4096                                        # examples whose features are objects at the same time
 WORTH = 16_000_000                                 # bytes of data files from which on the cache pays
 FORMAT = 2                                         # of the entries
 
@@ -32,9 +32,9 @@ def encode_all(task: Task[Example, Prediction], examples: Sequence[Example], tok
         parts = task.encode_many(examples, tokenizer, max_pieces, overlap)
         return spill(parts) if task.on_disk else concatenate(parts)
 
-    return concatenate(pack(f for i in range(start, min(start + PART, len(examples)))
+    return concatenate(pack(f for i in range(start, min(start + EXAMPLES, len(examples)))
                             for f in task.encode(i, examples[i], tokenizer, max_pieces, overlap))
-                       for start in range(0, len(examples), PART))
+                       for start in range(0, len(examples), EXAMPLES))
 
 
 class Splits(dict[str, Sequence[Any]]):

@@ -10,10 +10,10 @@ from refusing import refused
 from updates import settings_of
 
 import train
-from minibert.core.config import ACTIVATIONS, BertConfig
+from minibert.core.config import HIDDEN_ACTS, BertConfig
 from minibert.core.model import ACTIVATE
 from minibert.files import read_json
-from minibert.options import add_options, option, parse, read_settings
+from minibert.options import GROUPS, check_bounds, option, parse, read_settings
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 
@@ -102,7 +102,7 @@ def tanh_gelu(x: float) -> float:
 def test_every_known_activation_is_the_function_of_that_name(name, formula):
     config = BertConfig.from_dict({**SMALL, "hidden_act": name})
     xs = [-5.5, -1.7, -0.3, 0.0, 0.45, 1.9, 6.1]
-    ours = ACTIVATE[ACTIVATIONS[config.hidden_act]](torch.tensor(xs, dtype=torch.float64)).tolist()
+    ours = ACTIVATE[HIDDEN_ACTS[config.hidden_act]](torch.tensor(xs, dtype=torch.float64)).tolist()
     assert ours == pytest.approx([formula(x) for x in xs], abs=1e-13)
     assert erf_gelu(1.9) != pytest.approx(tanh_gelu(1.9), abs=1e-5)           # the two can be told apart
 
@@ -275,7 +275,7 @@ WORDS = {                                          # field -> words of the comma
     "patience": (["--patience", "6"], 6), "best": (["--best", "bleu"], "bleu"),
     "evaluate": (["--evaluate", "dev"], "dev"),
     "before": (["--no-before"], False), "save_every": (["--save-every", "7m"], "7m"), "keep": (["--keep", "3"], 3),
-    "resume": (["--resume"], True),
+    "resume": (["--resume"], True), "verbose": (["--verbose"], True),
     "limit": (["--limit", "29"], 29), "seed": (["--seed", "31"], 31), "device": (["--device", "cpu"], "cpu")}
 FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
 
@@ -349,7 +349,49 @@ def test_a_percent_sign_in_a_help_text_is_shown(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"], Odd)
     assert "a share of 10% (so)" in " ".join(capsys.readouterr().out.split())
-    assert add_options.__doc__
+
+
+def test_help_has_the_six_that_people_use_first_then_groups(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"], TrainConfig, Toy.Options)
+    shown = capsys.readouterr().out
+    titles = [f"\n{title}:\n" for title in (*GROUPS.values(), "of this task alone")]
+    places = [shown.index(title) for title in titles]
+    assert places == sorted(places)
+    first = shown[places[0]:places[1]]
+    options = [line.split()[0].rstrip(",") for line in first.splitlines() if line.startswith("  --")]
+    assert options == ["--task", "--data", "--weights", "--output", "--epochs", "--learning-rate"]
+    assert {f.metadata["group"] for f in dataclasses.fields(TrainConfig)} == set(GROUPS)
+
+
+ALIASES = {"--max-length": "max_pieces", "--max-seq-length": "max_pieces", "--lr": "learning_rate",
+           "--gradient-accumulation-steps": "accumulate", "--warmup-ratio": "warmup", "--max-grad-norm": "clip",
+           "--num-train-epochs": "epochs", "--adam-epsilon": "epsilon"}
+
+
+@pytest.mark.parametrize("typed, name", ALIASES.items())
+def test_what_other_programs_call_it_is_taken_on_the_command_line_and_in_a_file(tmp_path, typed, name):
+    value = {"learning_rate": 0.25, "warmup": 0.5, "clip": 2.0, "epsilon": 0.125}.get(name, 9)
+    assert parse([typed, str(value)], TrainConfig) == {name: value}
+    file = write(tmp_path, "a.json", json.dumps({typed[2:]: value}))
+    assert read_settings(file, TrainConfig) == {name: value}
+    twice = write(tmp_path, "b.json", json.dumps({typed[2:]: value, name: value}))
+    with refused(twice, name, "twice"):
+        read_settings(twice, TrainConfig)
+
+
+@pytest.mark.parametrize("bounds, good, bad, words", [
+    ({"least": 1, "most": 9}, [1, 9], [0, 10], "between 1 and 9"),
+    ({"least": 0, "below": 1}, [0, 0.5], [-0.1, 1], "[0, 1)"), ({"least": 0}, [0, 7], [-1], "0 or more"),
+    ({"above": 0}, [1e-9, 5], [0, math.inf, math.nan], "above 0"), ({"least": 8}, [8], [7], "at least 8"),
+    ({"above": 0, "below": 1}, [0.5], [0, 1], "between 0 and 1"), ({}, [-3], [math.inf], "finite")])
+def test_bounds(bounds, good, bad, words):
+    Bounded = dataclasses.make_dataclass("Bounded", [("size", float, option(1.0, "a size", **bounds))])
+    for value in good:
+        check_bounds(Bounded(value))
+    for value in bad:
+        with refused(f"--size is {value}; it must be", words):
+            check_bounds(Bounded(value))
 
 
 # -------------------------------------------------------------------------------------------------------- --config

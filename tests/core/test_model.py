@@ -396,18 +396,18 @@ class Recorded:
 def test_dropout_multiplies_at_the_published_sites_and_nowhere_else(bert, config, kind):
     """Once after the embeddings' norm, and in each block on the probabilities and on both branches before the sum."""
     ids, mask, types = draw_input(config)
-    seats, masks = Layout(mask.bool(), kind), Recorded()
-    out = seats.rows(bert(seats.pieces(ids), seats.pieces(types), seats, masks)) * mask[..., None]
+    placed, masks = Layout(mask.bool(), kind), Recorded()
+    out = placed.rows(bert(placed.pieces(ids), placed.pieces(types), placed, masks)) * mask[..., None]
     assert sorted(masks.calls) == [(0, 0.2), (1, 0.3), (2, 0.2), (3, 0.2), (4, 0.3), (5, 0.2), (6, 0.2)]
-    by_site = {s: (m if m.dim() == 4 else seats.rows(m)).numpy() for s, m in masks.drawn.items()}
+    by_site = {s: (m if m.dim() == 4 else placed.rows(m)).numpy() for s, m in masks.drawn.items()}
     close(out, Restated(bert)(ids.numpy(), LIVE, types.numpy(), by_site)[0])
     assert gap(out, bert.encode(ids, mask, types)[0]) > 0.1
 
 
 def test_same_masks_same_result_and_other_updates_other_results(bert, config):
     ids, mask, types = draw_input(config)
-    seats = Layout(mask.bool())
-    first, again, other = (bert(ids.flatten(), types.flatten(), seats, DropoutMasks(5, update)) for update in (1, 1, 2))
+    rows = Layout(mask.bool())
+    first, again, other = (bert(ids.flatten(), types.flatten(), rows, DropoutMasks(5, update)) for update in (1, 1, 2))
     assert torch.equal(first, again)
     assert gap(first, other) > 0.1
 
@@ -417,10 +417,10 @@ def test_a_probability_of_zero_draws_no_mask(config, hidden, attended, sites):
     probabilities = {"hidden_dropout_prob": hidden, "attention_probs_dropout_prob": attended}
     bert = randomise(Bert(dataclasses.replace(config, **probabilities)))
     ids, mask, types = draw_input(config)
-    seats, masks = Layout(mask.bool()), Recorded()
-    out = bert(ids.flatten(), types.flatten(), seats, masks)
+    placed, masks = Layout(mask.bool()), Recorded()
+    out = bert(ids.flatten(), types.flatten(), placed, masks)
     assert sorted(s for s, _ in masks.calls) == sites
-    assert torch.equal(out, bert(ids.flatten(), types.flatten(), seats)) == (not sites)
+    assert torch.equal(out, bert(ids.flatten(), types.flatten(), placed)) == (not sites)
 
 
 def test_without_masks_there_is_no_dropout_even_in_training_mode(bert, config):

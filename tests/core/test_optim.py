@@ -398,7 +398,7 @@ def test_a_step_in_parts_equals_a_step_at_once(rule, settings, monkeypatch):
     start, gradients = torch.randn(23, 11, generator=draw), torch.randn(6, 23, 11, generator=draw)
     ends = []
     for part in (10_000, 37):                       # 253 numbers: at once, or in seven parts, the last one shorter
-        monkeypatch.setattr(optim, "PART", part)
+        monkeypatch.setattr(optim, "SLICE", part)
         p = torch.nn.Parameter(start.clone())
         optimizer = rule([p], lr=0.03, weight_decay=0.2, **settings)
         for g in gradients:
@@ -409,7 +409,7 @@ def test_a_step_in_parts_equals_a_step_at_once(rule, settings, monkeypatch):
 
 
 def test_parameters_and_gradients_may_lie_in_any_order(monkeypatch):
-    monkeypatch.setattr(optim, "PART", 13)
+    monkeypatch.setattr(optim, "SLICE", 13)
     draw = torch.Generator().manual_seed(9)
     start, g = torch.randn(7, 9, generator=draw), torch.randn(7, 9, generator=draw)
     ends = []

@@ -308,7 +308,7 @@ def test_words_are_tokenised_once_a_chunk_and_never_more_than_a_chunk_at_a_time(
 
 
 def test_a_task_of_lists_and_a_task_of_arrays_give_the_same(tokenizer, tiny_data, monkeypatch):
-    monkeypatch.setattr("minibert.use.prepare.PART", 7)
+    monkeypatch.setattr("minibert.use.prepare.EXAMPLES", 7)
     task = NER(NER.Options())
     splits = task.read(tiny_data)
     task.learn_labels(splits)

@@ -233,7 +233,7 @@ def test_a_signal_between_the_question_and_the_evaluation_is_not_lost():
             value = object.__getattribute__(self, name)
             if name == "asked" and armed:
                 armed.clear()
-                self.hear(signal.SIGTERM, None)
+                self.on_signal(signal.SIGTERM, None)
             return value
 
     armed: list[int] = []

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from minibert.errors import MinibertError
-from minibert.run.folder import claim_folder, lock
+from minibert.run.folder import RunFolder, claim_folder, lock
+from minibert.run.processes import ALONE
 from minibert.settings import TrainConfig
 
 HOLD = """
@@ -24,6 +25,16 @@ def hold(folder) -> None:
     """Hold it and let it go."""
     with lock(folder):
         pass
+
+
+def test_the_log_takes_any_text_and_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys):
+    folder = RunFolder(tmp_path, ALONE)
+    folder.note("ignored: \ud800.weight")
+    assert capsys.readouterr().out == "" and (tmp_path / "log.txt").read_text()[20:] == "ignored: \\ud800.weight\n"
+    (tmp_path / "log.txt").unlink()
+    (tmp_path / "log.txt").mkdir()
+    folder.tell("said")
+    assert capsys.readouterr().out == "said\n"
 
 
 @pytest.mark.parametrize("there, new", [

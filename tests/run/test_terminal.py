@@ -10,7 +10,7 @@ from updates import settings_of
 import train
 from minibert import __main__
 from minibert.__main__ import main
-from minibert.run import terminal
+from minibert.run import report, terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +53,12 @@ def test_a_dead_output_is_given_up_without_a_descriptor_that_stays_open(monkeypa
         program()
         assert len(os.listdir("/dev/fd")) == before
         assert os.path.samestat(os.fstat(writing), os.stat(os.devnull))
+
+
+def test_a_path_in_a_paragraph_stays_whole():
+    path = "/" + "a-long-name/" * 20
+    text = report.wrapped(f"data: {path}: " + "word " * 40)
+    assert path in text and len(text.splitlines()) > 3
 
 
 def test_labels_that_the_terminal_cannot_show_are_spelt_out(tiny_folder, tiny_data, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import refused
+from updates import build_model, settings_of
 
 import train
 from minibert import metrics
@@ -263,8 +264,8 @@ def test_a_checkpoint_without_a_pooler_gets_a_new_one_and_says_so(tiny_config, t
         weights.load(tmp_path, head)
     for name in ("vocab.txt", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
-    settings, _, _ = train.resolve_settings(["--task", "classify", "--max-pieces", "40", "--overlap", "9"])
-    model, _ = train.build_model(tmp_path, learnt(["a", "b"]), settings)
+    settings, _, _ = settings_of(["--task", "classify", "--max-pieces", "40", "--overlap", "9"])
+    model, _ = build_model(tmp_path, learnt(["a", "b"]), settings)
     w = model.bert.pooler.dense.weight
     assert 0.05 < float(w.detach().std()) < 0.12 and float(w.detach().abs().max()) <= 0.2      # cut at two sd of 0.1
     assert not model.bert.pooler.dense.bias.any()
@@ -290,8 +291,8 @@ def test_new_pooler_and_new_head_share_no_number(tiny_config, tiny_folder, tmp_p
     weights.save(tmp_path, weights.random_bert(tiny_config, seed=3, pooler=False))
     for name in ("vocab.txt", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
-    settings, _, _ = train.resolve_settings(["--task", "classify", "--max-pieces", "40", "--freeze", "encoder"])
-    model, _ = train.build_model(tmp_path, learnt(["a", "b"]), settings)
+    settings, _, _ = settings_of(["--task", "classify", "--max-pieces", "40", "--freeze", "encoder"])
+    model, _ = build_model(tmp_path, learnt(["a", "b"]), settings)
     head, pooler = (set(m.weight.flatten().tolist()) for m in (model.head.classifier, model.bert.pooler.dense))
     assert len(head) == 60 and len(pooler) == 900 and not head & pooler
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -311,7 +312,7 @@ def test_a_stored_head_is_kept_only_for_what_it_means(tiny_folder, tmp_path, cap
     capsys.readouterr()
     train.train([*common, "--weights", str(first), "--choice", now, "--output", str(tmp_path / "b"), "--max-steps",
                  "1"])
-    assert ("new head" not in capsys.readouterr().out) == kept
+    assert ("new: " not in capsys.readouterr().out) == kept
 
 
 @pytest.mark.parametrize("choice, train_file, labels, outputs", [

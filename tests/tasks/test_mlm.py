@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import refused
+from updates import settings_of
 
 import minibert
 import train
@@ -20,6 +21,7 @@ from minibert.core.heads import WordHead
 from minibert.core.model import Model
 from minibert.data.features import concatenate, spill
 from minibert.data.order import row_generator
+from minibert.run.start import start_model
 from minibert.tasks.mlm import MLM, Hits, TextLines, hide_pieces, hits, portions, stream, words_and_masks
 from minibert.use.prepare import encode_all
 
@@ -328,11 +330,10 @@ def test_the_folder_has_the_published_names(run):
     assert json.loads((run / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
 
-def test_a_trained_head_is_taken_over_and_others_start_new(run, tiny_folder, capsys):
+def test_a_trained_head_is_taken_over_and_others_start_new(run, tiny_folder):
     for folder, new in ((run, False), (tiny_folder, True)):
-        settings, options, _ = train.resolve_settings(["--task", "mlm", "--weights", str(folder), "--max-pieces", "20"])
-        train.build_model(folder, MLM(options), settings)
-        assert ("newly initialised" in capsys.readouterr().out) == new
+        settings, options, _ = settings_of(["--task", "mlm", "--weights", str(folder), "--max-pieces", "20"])
+        assert ("newly initialised" in str(start_model(folder, MLM(options), settings)[2])) == new
 
 
 # ---------------------------------------------------------------------------------------------------- from scratch

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from refusing import refused
+from updates import build_model
 
-import train
 from minibert.checkpoints.weights import random_bert, save
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
@@ -633,7 +633,7 @@ def test_case_shapes_change_nothing_before_training(tmp_path, tiny_vocabulary, t
     for shapes in ("on", "off"):
         settings = TrainConfig(case_shapes=shapes, max_pieces=32, overlap=8)
         ner = task()
-        model, tokenizer = train.build_model(tmp_path, ner, settings)
+        model, tokenizer = build_model(tmp_path, ner, settings)
         features = encode_all(ner, [example], tokenizer, 32, 8)
         assert max(f.types.max() for f in features) < model.bert.config.type_vocab_size
         assert (max(f.types.max() for f in features) > 0) == (shapes == "on")

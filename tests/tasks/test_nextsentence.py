@@ -19,7 +19,7 @@ from minibert.core.heads import NextSentenceHead, firsts
 from minibert.core.model import Model
 from minibert.data.features import concatenate
 from minibert.data.order import row_generator
-from minibert.engines.fast import encoder as fast
+from minibert.engines.fast import engine as fast
 from minibert.files import read_json, write_json
 from minibert.tasks.mlm import MLM, Hits, hits
 from minibert.tasks.next_sentence import FOLLOWS, OTHER, halves, partners, stretches
@@ -202,7 +202,7 @@ def test_both_losses_by_hand_and_by_autograd_NEXT_1(example):
             assert torch.allclose(gradients[name], wanted, rtol=0, atol=1e-10), (name, weight)
         with torch.no_grad():
             model.zero_grad()
-            fast.add_gradients(model, t, batch, None, weight, "fp32")
+            fast.Fast(model, "fp32")(t, batch, None, weight)
         for name, p in model.named_parameters():
             found = torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
             assert torch.allclose(found, gradients[name], rtol=0, atol=1e-10), (name, weight)
@@ -264,21 +264,21 @@ def short_run(weights: Path, data: Path, output: Path, *options: str) -> Path:
 
 def at_the_start(monkeypatch) -> dict[str, torch.Tensor]:
     """Filled with the weights of the next run's model, as they are before its first update."""
-    found, whole = {}, train.build_model
+    found, whole = {}, train.start_model
 
     def build(*arguments):
-        model, tokenizer = whole(*arguments)
+        model, *rest = whole(*arguments)
         found.update({name: w.clone() for name, w in model.state_dict().items()})
-        return model, tokenizer
+        return model, *rest
 
-    monkeypatch.setattr(train, "build_model", build)
+    monkeypatch.setattr(train, "start_model", build)
     return found
 
 
 def test_what_it_learnt_is_taken_over(run, tmp_path, capsys):
     """Its head by mlm without the option, too; which leaves a head of masked words alone."""
     plain = short_run(run, run.parent / "d", tmp_path / "r")
-    assert "newly initialised" not in capsys.readouterr().out
+    assert "new: " not in capsys.readouterr().out
     assert read_json(plain / "config.json")["architectures"] == ["BertForMaskedLM"]
     assert not any(name.startswith("cls.seq") for name in safetensors.torch.load_file(plain / "model.safetensors"))
 
@@ -295,8 +295,8 @@ def test_each_part_of_the_head_is_taken_where_it_is(run, tmp_path, monkeypatch, 
     write_json(folder / "config.json", read_json(run / "config.json") | {"architectures": name and [name]})
     start = at_the_start(monkeypatch)
     short_run(folder, run.parent / "d", tmp_path / "r", "--next-sentence")
-    said = capsys.readouterr().out
-    drawn = said.partition("newly initialised: ")[2].partition(" (expected")[0]
+    said = " ".join(capsys.readouterr().out.split())
+    drawn = said.partition("new: ")[2].partition(";")[0]
     found = 0
     for published, value in tensors.items():
         ours = "head." + published if published.startswith("cls.") else published

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from refusing import refused
+from updates import settings_of
 
-import train
 from minibert.__main__ import one_by_one
 from minibert.checkpoints import weights
 from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
+from minibert.run.start import start_model
 from minibert.scores import texts as textscores
 from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, Edges, Span, best_span, by_row, edges, first_answer
 from minibert.tasks.squad import Example
@@ -332,7 +333,7 @@ def test_the_task_scores_slices_of_the_text():
     assert "answered        1.000    1.000          1" in task().report(scores)
 
 
-def test_a_published_head_is_taken_whatever_its_labels_are_called(tiny_folder, tiny_config, tmp_path, capsys):
+def test_a_published_head_is_taken_whatever_its_labels_are_called(tiny_folder, tiny_config, tmp_path):
     """BertForQuestionAnswering has no names for its two scores, or LABEL_0 and LABEL_1."""
     head = QA(QA.Options()).head(tiny_config)
     torch.nn.init.normal_(head.qa_outputs.weight, generator=torch.Generator().manual_seed(3))
@@ -343,7 +344,6 @@ def test_a_published_head_is_taken_whatever_its_labels_are_called(tiny_folder, t
                      {"architectures": ["BertForQuestionAnswering"], **({"id2label": labels} if labels else {})})
         for name in ("vocab.txt", "tokenizer_config.json"):
             (folder / name).write_bytes((tiny_folder / name).read_bytes())
-        settings, _, _ = train.resolve_settings(["--task", "qa", "--max-pieces", "40", "--overlap", "9"])
-        model, _ = train.build_model(folder, QA(QA.Options()), settings)
-        assert torch.equal(model.head.qa_outputs.weight, head.qa_outputs.weight)
-        assert "newly initialised" not in capsys.readouterr().out
+        settings, _, _ = settings_of(["--task", "qa", "--max-pieces", "40", "--overlap", "9"])
+        model, _, report = start_model(folder, QA(QA.Options()), settings)
+        assert torch.equal(model.head.qa_outputs.weight, head.qa_outputs.weight) and report.new == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import refused
+from updates import accumulate
 
 import minibert
 import train
@@ -282,8 +283,7 @@ def test_two_passes_are_the_whole_batch(tiny_folder, tmp_path, engine):
     command = ["--task", "reply", "--weights", str(tiny_folder), "--data", str(write(tmp_path / "d")), "--output",
                str(tmp_path / "r"), "--max-pieces", "24", "--dropout", "0", "--precision", "fp32", "--cache", "off",
                "--gradients", engine, "--batch-size", "7"]
-    run = train.Run(command)
-    run.lock.close()
+    run = train.set_up(command)
     model = run.model.double()
 
     def gradient(parts: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -292,8 +292,7 @@ def test_two_passes_are_the_whole_batch(tiny_folder, tmp_path, engine):
         batches = train.micro_batches(run.features["train"], np.arange(5), run.task, settings, run.tokenizer.pad,
                                       torch.device("cpu"))
         assert len(batches) == parts
-        with torch.set_grad_enabled(engine == "autograd"):
-            loss = train.accumulate_gradient(model, run.task, batches, 1.0, settings, step=1)
+        loss = accumulate(model, run.task, batches, 1.0, settings, step=1)
         return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
 
     loss, wanted = gradient(1)
@@ -309,8 +308,8 @@ def test_the_first_pass_has_the_dropout_masks_of_the_second(tiny_folder, tmp_pat
     command = ["--task", "reply", "--weights", str(tiny_folder), "--data", str(write(tmp_path / "d")), "--output",
                str(tmp_path / "r"), "--max-pieces", "24", "--precision", "fp32", "--cache", "off", "--gradients",
                "autograd", "--batch-size", "5", "--accumulate", "2", "--max-steps", "1", "--evaluate", "none"]
-    seen, real = [], coupled.Part.loss
-    parts = coupled.parts
+    seen, real = [], coupled.KnownLoss.loss
+    parts = coupled.known_losses
 
     def spying(model, task, batches, masks, precision):
         found = parts(model, task, batches, masks, precision)
@@ -322,8 +321,8 @@ def test_the_first_pass_has_the_dropout_masks_of_the_second(tiny_folder, tmp_pat
         seen.append(float((scores.detach() - self.expected).abs().max()))
         return real(self, scores, batch)
 
-    monkeypatch.setattr(coupled, "parts", spying)
-    monkeypatch.setattr(coupled.Part, "loss", loss)
+    monkeypatch.setattr(coupled, "known_losses", spying)
+    monkeypatch.setattr(coupled.KnownLoss, "loss", loss)
     train.train(command)
     assert seen == [0.0, 0.0]
 

@@ -1,7 +1,6 @@
 """What every task must do, on the small data that comes with it and a tiny model; adding one takes one file."""
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,14 @@ import pytest
 import torch
 from tiny import write_tiny_folder
 from torture import same_weights
+from updates import accumulate, settings_of
 
 import train
+from minibert.checkpoints import weights
 from minibert.core import byhand
 from minibert.core.batch import collate
 from minibert.core.heads import Head
+from minibert.data.features import record_from_json, record_to_json
 from minibert.data.order import row_generator
 from minibert.errors import MinibertError
 from minibert.scores.tables import score_at
@@ -22,6 +24,7 @@ from minibert.tasks import TASKS
 from minibert.tasks.base import Task
 from minibert.use.evaluate import predict_examples
 from minibert.use.predict import load
+from minibert.use.prepare import encode_all
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 ENGINES = ("autograd", "by-hand", "fast")
@@ -54,7 +57,7 @@ def losses(output: Path) -> list[float]:
 def test_it_is_a_task_and_has_its_small_data(name, tiny_config):
     kind = TASKS[name]
     task = kind(kind.Options())
-    assert isinstance(task, Task) and isinstance(task.head(tiny_config), Head)
+    assert isinstance(task, Task) and isinstance(kind(kind.Options(), ["a", "b"]).head(tiny_config), Head)
     assert kind.name == name and "learning_rate" not in kind.defaults
     splits = task.read(DATA / name)
     least = {"train": 200, "dev": 50, "test": 50}
@@ -99,8 +102,7 @@ NONE = {"qa": {"bert.blocks.1.feedforward_norm.bias", "head.qa_outputs.bias"}}
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
 def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, run):
     """In float64, dropout off: 1 × 32, 4 × 8 and 32 × 1 rows."""
-    whole = train.Run(arguments(run, folder, tmp_path / "r", "--dropout", "0"))
-    whole.lock.close()
+    whole = train.set_up(arguments(run, folder, tmp_path / "r", "--dropout", "0"))
     model, rows = whole.model.double(), np.arange(32)
 
     def gradient(parts: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -108,8 +110,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(folder, tmp_path, run):
         settings = dataclasses.replace(whole.settings, accumulate=parts, batch_size=32)
         batches = train.micro_batches(whole.features["train"], rows, whole.task, settings, whole.tokenizer.pad,
                                       torch.device("cpu"))
-        with torch.set_grad_enabled(settings.gradients == "autograd"):
-            loss = train.accumulate_gradient(model, whole.task, batches, 1.0, settings, step=1)
+        loss = accumulate(model, whole.task, batches, 1.0, settings, step=1)
         return loss, {n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None}
 
     loss, wanted = gradient(1)
@@ -130,13 +131,14 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(folder, tmp_path, run, mon
         """Nothing catches it."""
 
     def killed(*a):
-        if a[6] == 7:
+        left.pop()
+        if not left:
             raise Killed
         return update(*a)
 
     command = arguments(run, folder, tmp_path / "r", "--no-before", "--save-every", "3")
     train.train(arguments(run, folder, tmp_path / "whole", "--no-before"))
-    update = train.one_update
+    update, left = train.one_update, list(range(7))
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(train, "one_update", killed)
         train.train(command)
@@ -182,31 +184,28 @@ def test_features_from_the_cache_train_alike(folder, tmp_path, run, monkeypatch)
     assert same_weights(tmp_path / "first", tmp_path / "second")
 
 
-TOY = '''
-from minibert.tasks.classify import Classify
-
-
-class Toy(Classify):
-    """Classification under another name."""
-    name = "toy"
-'''
-
-
-def test_a_new_task_is_one_file_and_one_line(folder, tmp_path, monkeypatch):
-    (tmp_path / "toy_task.py").write_text(TOY)
-    monkeypatch.syspath_prepend(tmp_path)
-    import toy_task
-    monkeypatch.setitem(TASKS, "toy", toy_task.Toy)                            # the line
-    command = arguments(("toy",), folder, tmp_path / "r", "--no-before")
-    command[command.index("--data") + 1] = str(DATA / "classify")
-    assert train.main(command) == 0
-    assert json.loads((tmp_path / "r" / "train.json").read_text())["task"] == "toy"
-    assert load(tmp_path / "r").predict(["rain"])[0]["labels"]
-    sys.modules.pop("toy_task")
+@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+def test_what_a_row_is_about_goes_through_json(folder, tmp_path, run):
+    """As --replay writes it: the rows of an update have records of RowAbout, features those of About, or none."""
+    name, *words = run
+    _, options, _ = settings_of(["--task", name, *words])
+    task, (bert, _) = TASKS[name](options), weights.load(folder)
+    tokenizer = weights.read_tokenizer(folder, bert)
+    tokenizer.add(task.new_pieces)
+    splits = {split: examples[:FEW.get(name, 20)] for split, examples in task.read(DATA / name).items()}
+    task.learn_labels(splits)
+    features = list(encode_all(task, splits["train"], tokenizer, 40, 9))[:20]
+    for rows, kind in ((features, task.About), (task.rows(features, lambda i: row_generator(0, 1, i)),
+                                                task.RowAbout or task.About)):
+        for record in (f.about for f in rows):
+            again = record_from_json(kind, json.loads(json.dumps(record_to_json(record))))
+            assert type(again) is type(record) and (record is None or type(record) is kind)
+            for one, other in zip(vars(again).values(), vars(record).values(), strict=True) if record else ():
+                assert np.array_equal(one, other) and type(one) is type(other)
 
 
 def test_settings_name_the_tasks_own_options():
     for name, kind in TASKS.items():
-        settings, options, _ = train.resolve_settings(["--task", name])
+        settings, options, _ = settings_of(["--task", name])
         assert settings.data == str(train.DATA / name) and type(options) is kind.Options
         assert isinstance(settings, TrainConfig)

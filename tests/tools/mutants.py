@@ -296,43 +296,45 @@ def run_tests(folder: str, tests: list[str]) -> str:
         child.terminate()
         child.join()
     if code not in (0, 1):
-        raise RuntimeError(f"pytest on {' '.join(tests)} ended with {code}")
+        raise RuntimeError(f"pytest ended with {code}: {test or ' '.join(tests)}")
     return test
 
 
-def kill(mutant: Mutant, tests: list[str], folders: queue.Queue[str]) -> str:
-    """The test that killed it, or "" for a mutant that lives."""
+def kill(mutant: Mutant | None, tests: list[str], folders: queue.Queue[str]) -> str:
+    """The test that killed it, or "" for a mutant that lives; of None, the test that fails where nothing is changed."""
     folder = folders.get()
-    file = Path(folder) / mutant.file
-    original = file.read_text("utf-8")
     try:
-        file.write_text(mutant.source, encoding="utf-8")
-        return run_tests(folder, tests)
+        if mutant is None:
+            return run_tests(folder, tests)
+        file = Path(folder) / mutant.file
+        original = file.read_text("utf-8")
+        try:
+            file.write_text(mutant.source, encoding="utf-8")
+            return run_tests(folder, tests)
+        finally:
+            file.write_text(original, encoding="utf-8")
     finally:
-        file.write_text(original, encoding="utf-8")
         folders.put(folder)
 
 
-def run(items: dict[str, Item], record: dict[str, dict[str, Any]]) -> list[tuple[Mutant, str]] | None:
-    """(mutant, its killer or "") for all mutants of the items; None where a test fails before anything was changed."""
+def run(items: dict[str, Item], record: dict[str, dict[str, Any]]) -> Iterator[tuple[Mutant, str]]:
+    """(mutant, its killer or "") for all mutants of the items; exits where a test fails before any change."""
     os.environ["OMP_NUM_THREADS"] = "1"
     FORK.set_forkserver_preload(["torch", "pytest", "numpy", "tokenizers", "safetensors.torch"])
-    workers, folders, rows = os.cpu_count() or 1, queue.Queue(), []
+    workers, folders = os.cpu_count() or 1, queue.Queue()
     with tempfile.TemporaryDirectory() as base:
         for i in range(workers):
             copy_project(Path(base) / str(i))
             folders.put(f"{base}/{i}")
-        untouched = sorted({t for item in items.values() for t in item.tests if "::" in t})
-        if untouched and (test := run_tests(f"{base}/0", untouched)):
-            print(f"{test} fails before anything was changed", file=sys.stderr)
-            return None
+        named = sorted({t for item in items.values() for t in item.tests if "::" in t})
+        commands = [item.tests for item in items.values() if "::" not in item.tests[0]]
         pairs = [(m, best_first(item.tests, record.get(key))) for key, item in items.items() for m in item.mutants]
         with ThreadPoolExecutor(workers) as threads:
+            untouched = threads.map(lambda tests: kill(None, tests, folders), filter(None, [named, *commands]))
+            if test := next(filter(None, untouched), ""):
+                sys.exit(f"{test} fails before anything was changed")
             killers = threads.map(lambda pair: kill(*pair, folders), pairs)
-            for (mutant, _), test in zip(pairs, killers, strict=True):
-                rows.append((mutant, test))
-                print(f"{mutant.label:8} {mutant.what}: {test or 'LIVES'}", flush=True)
-    return rows
+            yield from zip((mutant for mutant, _ in pairs), killers, strict=True)
 
 
 def best_first(tests: list[str], seen: dict[str, Any] | None) -> list[str]:
@@ -347,11 +349,26 @@ def entry(item: Item, killers: list[str]) -> dict[str, Any]:
 
 
 def write(record: dict[str, dict[str, Any]], root: Path = ROOT) -> None:
-    """mutants.json, a line a key, and the table of docs/mutants.md."""
+    """mutants.json, a line a key."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in record.items())
     (root / "tests" / "tools" / "mutants.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    page = root / "docs" / "mutants.md"
-    page.write_text(generated(scan(root), root)[page], encoding="utf-8")
+
+
+def take(items: dict[str, Item], chosen: list[str], record: dict[str, dict[str, Any]]) -> tuple[int, int]:
+    """(mutants, those alive) of what is chosen; told and recorded key by key, so that an early end loses little."""
+    killers: dict[str, list[str]] = {key: [] for key in chosen}
+    TABLE.parent.mkdir(exist_ok=True)
+    with open(TABLE, "w", encoding="utf-8") as table:
+        for mutant, test in run({key: items[key] for key in chosen}, record):
+            key = mutant.label
+            killers[key].append(test)
+            print(f"{key:8} {mutant.what}: {test or 'LIVES'}", flush=True)
+            print(key, f"{mutant.file}:{mutant.line}", mutant.what, test or "LIVES", sep="\t", file=table)
+            if len(killers[key]) == len(items[key].mutants) and all(killers[key]):
+                record[key] = entry(items[key], killers[key])
+                write({key: record[key] for key in items if key in record})
+    tests = [test for found in killers.values() for test in found]
+    return len(tests), tests.count("")
 
 
 def main() -> int:
@@ -375,17 +392,10 @@ def main() -> int:
         drawn = tenth([key for key in items if key not in new], options.seed)
         print(f"changed: {', '.join(new) or 'nothing'}\na tenth of the rest, seed {options.seed}: {', '.join(drawn)}")
         chosen = new + drawn
-    rows = run({key: items[key] for key in chosen}, record)
-    if rows is None:
-        return 2
-    table = ["\t".join([m.label, f"{m.file}:{m.line}", m.what, test or "LIVES"]) for m, test in rows]
-    TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text("\n".join(table) + "\n", encoding="utf-8")
-    killers = {key: [test for m, test in rows if m.label == key] for key in chosen}
-    dead = {key: entry(items[key], tests) for key, tests in killers.items() if all(tests)}
-    write({key: (record | dead)[key] for key in items if key in record | dead})
-    alive = sum(not test for _, test in rows)
-    print(f"{len(rows)} mutants of {len(chosen)} lines and functions, {alive} live; all changes: build/mutants.tsv")
+    total, alive = take(items, chosen, record)
+    page = ROOT / "docs" / "mutants.md"
+    page.write_text(generated(found)[page], encoding="utf-8")
+    print(f"{total} mutants of {len(chosen)} lines and functions, {alive} live; all changes: build/mutants.tsv")
     return 1 if alive else 0
 
 

@@ -1,13 +1,18 @@
-"""benchmarks/compare.py without transformers: arithmetic, options, a worker that dies, a real minibert worker."""
+"""benchmarks/ without transformers: arithmetic, options, workers that die, real ones, a GPU's script on the CPU."""
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from minibert.checkpoints.weights import random_bert
+from minibert.core.batch import Feature
 from minibert.core.config import BertConfig
 from minibert.data.order import epoch_batches
 from minibert.errors import MinibertError
@@ -17,6 +22,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare  # noqa: E402
 import contender  # noqa: E402
+import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
+import old_new  # noqa: E402
 import summary  # noqa: E402
 import workers  # noqa: E402
 
@@ -267,16 +275,204 @@ def test_a_minibert_worker_trains_and_scores_what_is_counted(tiny_folder, tiny_d
         epoch = worker.ask("whole_epoch")
         scored, part = worker.ask("score", every=1), worker.ask("score", every=6)
     import train
-    run = train.Run(["--data", str(tiny_data), "--weights", str(tiny_folder), "--max-pieces", "24", "--output",
-                     str(tmp_path / "own"), "--no-before"])
-    pieces = [sum(run.lengths[i] for i in b) for b in epoch_batches(run.lengths, 7, 0, 1)]
+    t = train.set_up(["--data", str(tiny_data), "--weights", str(tiny_folder), "--max-pieces", "24"])
+    lengths = t.features["train"].lengths
+    pieces = [sum(lengths[i] for i in b) for b in epoch_batches(lengths, 7, 0, 1)]
     assert len(pieces) == 9
     assert (first["pieces"], rest["pieces"]) == (sum(pieces[:5]), sum(pieces[5:]))
-    assert (epoch["updates"], epoch["pieces"]) == (9, sum(run.lengths))
-    assert warm["pieces"] == sum(sum(run.lengths[i] for i in b) for b in epoch_batches(run.lengths, 7, 0, 0)[:2])
-    test = [len(f.ids) for f in run.features["test"]]
+    assert (epoch["updates"], epoch["pieces"]) == (9, sum(lengths))
+    assert warm["pieces"] == sum(sum(lengths[i] for i in b) for b in epoch_batches(lengths, 7, 0, 0)[:2])
+    test = [len(f.ids) for f in t.features["test"]]
     assert (scored["pieces"], part["pieces"]) == (sum(test), sum(test[::6]))
-    assert facts["read"]["train"] == {"rows": 60, "pieces": sum(run.lengths),
-                                      "sha256": contender.fingerprint(f.ids for f in run.features["train"])}
+    assert facts["read"]["train"] == {"rows": 60, "pieces": sum(lengths),
+                                      "sha256": contender.fingerprint(f.ids for f in t.features["train"])}
     assert facts["precision"] == "fp32" and set(facts["read"]) == {"train", "dev", "test"}
     assert first["seconds"] > 0 and first["cells"] >= first["pieces"] and json.dumps(scored)
+
+
+def test_its_updates_are_those_of_train(tiny_folder, tiny_data, tmp_path):
+    """The same losses, norms and rates in metrics.jsonl, bit by bit, with micro-batches and --adversarial."""
+    from ours import Minibert
+
+    import train
+    words = ["--accumulate", "3", "--adversarial", "0.5", "--batch-size", "9", "--max-pieces", "24"]
+    known = Minibert({"data": str(tiny_data), "weights": str(tiny_folder), "output": str(tmp_path / "ours"),
+                      "precision": "fp32", "arguments": [*words, "--max-steps", "9"]})
+    known.updates(9)
+    known.held.close()
+    train.train(["--data", str(tiny_data), "--weights", str(tiny_folder), "--output", str(tmp_path / "run"), "--device",
+                 "cpu", "--precision", "fp32", "--max-steps", "9", "--no-before", "--evaluate", "none", *words])
+    said = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "epoch")} for line in
+             (tmp_path / side / "metrics.jsonl").read_text().splitlines()] for side in ("ours", "run")]
+    assert said[0] == said[1] and len(said[0]) == 9 and len({line["loss"] for line in said[0]}) == 9
+
+
+# ---------------------------------------------------------------------------------------------------- old beside new
+
+
+def test_old_beside_new(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    """This checkout beside itself; the order is reversed every other time."""
+    monkeypatch.setattr(old_new.minibert, "fetch", lambda *_: tiny_folder)
+    options = SimpleNamespace(data=tiny_data, rounds=2, updates=2, warm_up=1, minibert="--max-pieces 24")
+    bench, started, asked = old_new.OldNew(options, ROOT, tmp_path), [], []
+    start, ask = bench.start, workers.Worker.ask
+    monkeypatch.setattr(bench, "start", lambda side, precision: started.append(side) or start(side, precision))
+    monkeypatch.setattr(workers.Worker, "ask", lambda worker, job, **arguments: asked.append(
+        (worker.name, job)) or ask(worker, job, **arguments))
+    bench.rates("fp32")
+    assert [(name, job) for name, job in asked if job == "updates"] == [
+        (f"{side} fp32", "updates") for side in ("new", "old", "old", "new")]
+    options.rounds = 1
+    bench.fresh("fp32")
+    assert started == [0, 1, 1, 0, 0, 1]
+    assert list(bench.values) == ["training fp32, pieces/s", "scoring fp32, pieces/s",
+                                  "start to first update fp32, s", "peak memory fp32, MB"]
+    for what, (new, old) in bench.values.items():
+        assert len(new) == len(old) == (2 if "pieces" in what else 1) and min(new + old) > 0, what
+    assert bench.values["peak memory fp32, MB"][0][0] > 50
+
+
+def test_old_beside_new_in_words(tmp_path, monkeypatch, capsys):
+    """Ratios 2 and 1/2 of two rounds: the median 1.25 is of them, that of the medians would be 1."""
+    def rates(bench, precision):
+        bench.values[f"training {precision}, pieces/s"] = [20.0, 30.0], [10.0, 60.0]
+    monkeypatch.setattr(old_new.minibert, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(old_new.OldNew, "rates", rates)
+    monkeypatch.setattr(old_new.OldNew, "fresh", lambda bench, precision: None)
+    assert old_new.main(["--old", str(ROOT)]) == 0
+    bf16, fp32 = capsys.readouterr().out.splitlines()
+    assert bf16.split() == ("training bf16, pieces/s new 25.00 old 35.00 new / old 1.250 (0.500 to 2.000)").split()
+    assert fp32.startswith("training fp32")
+
+
+def test_a_commit_is_unpacked_as_it_was(tmp_path, monkeypatch):
+    """Of a repository made here: the file as committed, not as it is now."""
+    repository = tmp_path / "new"
+    (repository / "benchmarks").mkdir(parents=True)
+    (repository / "benchmarks" / "a.py").write_text("then")
+    who = ["-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    (repository / "benchmarks" / "a.py").write_text("now")
+    monkeypatch.setattr(old_new, "ROOT", repository)
+    assert (old_new.unpacked("HEAD", tmp_path / "old") / "benchmarks" / "a.py").read_text() == "then"
+
+
+def test_a_commit_that_is_not_there_is_one_line(capsys):
+    assert old_new.main(["--old", "no-such-commit"]) == 2
+    assert capsys.readouterr().err.startswith("error: --old is 'no-such-commit': fatal: not a")
+
+
+# ------------------------------------------------------------------------------------------------------------- a GPU
+
+
+def few(kind: str, arguments: dict) -> bool:
+    """One part of each kind, and each engine once."""
+    by_hand = arguments.get("layout") == "ragged" and arguments.get("precision") == "fp16"
+    return (kind in ("facts", "reference") or (kind == "scores" and arguments["precision"] == "bf16")
+            or (kind == "gradients" and (arguments["precision"] == "fp32" or by_hand))
+            or ({"bert-base", "long"} <= {*arguments.values()} and "dropout" not in arguments))
+
+
+def test_the_script_for_a_gpu_runs_on_the_cpu(tiny_data, tmp_path, monkeypatch, capsys):
+    """All engines and layouts agree with the reference; what needs transformers says that it is not there."""
+    chosen = [part for part in gpu.parts() if few(*part)]
+    monkeypatch.setattr(gpu, "parts", lambda: iter(chosen))
+    monkeypatch.setitem(workers.ENVIRONMENT, "PYTHONPATH", str(no_transformers(tmp_path)))
+    output = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--small", "--updates", "3", "--data", str(tiny_data), "--output",
+                     str(output)]) == 1
+    report = json.loads(output.read_text())
+    parts = report["parts"]
+    assert len(parts) == len(chosen) and report["no time for"] == [] and report["ratios"] == {}
+    assert report["failed"] == ["peer train bert-base long", "peer score bert-base long"]
+    assert "No module named 'transformers'" in parts["peer score bert-base long"]["error"]
+    assert any("import transformers" in line for line in parts["peer train bert-base long"]["trace"])
+
+    compared = {name: part for name, part in parts.items() if name.startswith("gradients")}
+    assert len(compared) == 3 * 2 + 3
+    for name, part in compared.items():
+        known = parts[f"reference {name.split()[2]}"]
+        largest = 1e-6 if "fp32" in name else 2e-3
+        assert part["gradient"] < largest and part["loss"] < largest and part["norm"] < 10 * largest, name
+        assert part["losses"] == pytest.approx(known["losses"], rel=largest) and len(part["updates"]) == 3
+        assert part["scale"] == (2.0 ** 16 if "fp16" in name else 1.0) and part["skipped"] == 0
+    assert all(part["rate"] > 0 for name, part in parts.items() if name.startswith(("train", "score ")))
+    assert all(part["largest difference"] < 0.1 * part["sd of the scores"] for name, part in parts.items()
+               if name.startswith("scores"))
+    assert "failed: peer train bert-base long, peer score bert-base long" in capsys.readouterr().out
+
+
+def no_transformers(folder: Path) -> Path:
+    """A folder for PYTHONPATH in which transformers is not to be had, whatever is installed."""
+    (folder / "none").mkdir()
+    (folder / "none" / "transformers.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'transformers'\")\n", encoding="utf-8")
+    return folder / "none"
+
+
+def made_bench(folder: Path, seconds: float, script: str, monkeypatch) -> gpu.Bench:
+    monkeypatch.setattr(gpu, "start", lambda name, spec, log: workers.Worker(
+        name, [sys.executable, "-c", script, "in an order"], log))
+    options = SimpleNamespace(weights=None, data=folder, output=folder / "gpu.json", seconds=seconds)
+    return gpu.Bench(options, {"scratch": str(folder)}, time.monotonic() + seconds)
+
+
+def test_a_part_that_kills_its_process_leaves_the_others(tmp_path, monkeypatch):
+    """Started anew for the next part; what it printed last is kept, in the report and on the disk."""
+    bench = made_bench(tmp_path, 60, DIES, monkeypatch)
+    for number in range(2):
+        bench.note(f"part {number}", bench.ask("facts", {}))
+        assert bench.worker is None
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert bench.started == 2 and report["failed"] == ["part 0", "part 1"]
+    assert report["parts"]["part 1"] == {"error": "worker 'gpu' died at part with exit code 3: no such tensor",
+                                         "trace": ["some noise", "minibert.errors.MinibertError: no such tensor"]}
+
+
+def test_a_part_that_does_not_end_is_ended(tmp_path, monkeypatch):
+    bench = made_bench(tmp_path, 4, "input(); import time; time.sleep(60)", monkeypatch)
+    begin = time.monotonic()
+    assert bench.ask("facts", {})["error"] == "killed: it took too long" and bench.worker is None
+    assert 1 <= time.monotonic() - begin < 4
+
+
+def test_without_time_nothing_is_begun(tiny_data, tmp_path):
+    output = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--small", "--data", str(tiny_data), "--seconds", "1", "--output",
+                     str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert report["parts"] == {} and len(report["no time for"]) == len(list(gpu.parts())) == 63
+    assert len(set(report["no time for"])) == 63
+
+
+def test_distance_of_gradients_on_paper():
+    """Norms 5 and 12, 13 in all; away by 0.5 and 0: 1/26 of all, a tenth of the first."""
+    wanted = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([12.0])}
+    found = gpu_parts.distance({"a": torch.tensor([3.3, 4.4]), "b": torch.tensor([12.0])}, wanted)
+    assert found == {"all": pytest.approx(0.5 / 13), "worst": pytest.approx(0.1), "worst tensor": "a"}
+    assert gpu_parts.distance({"a": torch.tensor([3.0, torch.nan]), "b": torch.zeros(1)}, wanted)["worst tensor"] == "a"
+
+
+def test_relative_difference_leaves_out_what_was_skipped():
+    assert gpu_parts.relative([1.0, float("inf"), 3.0], torch.tensor([2.0, 2.0, 4.0])) == 0.5
+    assert gpu_parts.relative([float("nan")], torch.tensor([2.0])) is None
+
+
+def test_long_rows_are_neighbours_without_their_inner_ends():
+    """[CLS] a b [SEP] and [CLS] c [SEP] are [CLS] a b c [SEP]; what would be longer than LONG begins a row."""
+    def row(*ids, picks):
+        return Feature(0, np.array(ids), np.zeros(len(ids), np.int64), np.array(picks), 10 * np.array(picks))
+
+    first, *rest = gpu_parts.laid_out([row(2, 7, 8, 3, picks=[1, 2]), row(2, 9, 3, picks=[1]),
+                                       row(2, *range(20, 20 + gpu_parts.LONG - 4), 3, picks=[1])], "long")
+    assert first.ids.tolist() == [2, 7, 8, 9, 3] and first.picks.tolist() == [1, 2, 3]
+    assert first.labels.tolist() == [10, 20, 10] and len(first.types) == 5 and [len(f.ids) for f in rest] == [126]
+
+
+def test_ratios_are_of_the_fastest_of_each_side():
+    done = {"train minilm-l6 long fast rectangle": {"rate": 30.0}, "train minilm-l6 long fast ragged": {"rate": 60.0},
+            "train minilm-l6 long fast rectangle dropout 0": {"rate": 90.0}, "score bert-base long": {"error": "x"},
+            "peer train minilm-l6 long": {"rate": 40.0}, "peer score minilm-l6 long": {"rate": 1.0},
+            "peer train minilm-l6 long dropout 0": {"rate": 45.0}}
+    assert gpu.ratios(done) == {"train minilm-l6 long": 1.5, "train minilm-l6 long dropout 0": 2.0}

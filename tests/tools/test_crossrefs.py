@@ -53,8 +53,8 @@ def test_every_label_and_every_exercise_has_its_dead_mutants_on_record():
     record, items = recorded(), every_item(scan())
     assert list(record) == list(items), "make mutants-changed"
     for key, item in items.items():
-        number, killers, advice = record[key]["mutants"], record[key]["killers"], f"{key}: make mutants-changed"
-        assert number == len(item.mutants) == sum(killers.values()), advice
+        number, killers, advice = len(item.mutants), record[key]["killers"], f"{key}: make mutants-changed"
+        assert record[key]["mutants"] == sum(killers.values()) == number, advice
         assert set(killers) <= {t.split("::")[1] for t in item.tests if "::" in t} or key.startswith("exercise"), advice
 
 
@@ -150,12 +150,12 @@ def test_the_tenth_is_drawn_by_its_seed():
 
 
 def test_nothing_is_recorded_of_a_label_of_which_a_mutant_lives(monkeypatch, tmp_path, capsys):
-    kept = {}
+    found, kept, record = scan(), {}, {}
+    items = {label: labelled(label, found) for label in ("LN-3", "LN-4")}
     monkeypatch.setattr(mutants, "run", lambda items, record: [
         (m, "" if m is items["LN-3"].mutants[1] else "killer") for item in items.values() for m in item.mutants])
     monkeypatch.setattr(mutants, "write", kept.update)
     monkeypatch.setattr(mutants, "TABLE", tmp_path / "mutants.tsv")
-    monkeypatch.setattr(mutants, "recorded", dict)
-    monkeypatch.setattr(mutants.sys, "argv", ["mutants.py", "LN-3", "LN-4"])
-    assert mutants.main() == 1 and list(kept) == ["LN-4"]
-    assert "1 live" in capsys.readouterr().out and "LIVES" in (tmp_path / "mutants.tsv").read_text()
+    assert mutants.take(items, ["LN-3", "LN-4"], record) == (sum(len(item.mutants) for item in items.values()), 1)
+    assert list(kept) == ["LN-4"] and changed(items, record) == ["LN-3"]
+    assert "LIVES" in capsys.readouterr().out and "LIVES" in (tmp_path / "mutants.tsv").read_text()
