@@ -21,7 +21,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import relation_report, relation_scores
 from minibert.scores.tables import Scores, compared
-from minibert.tasks.base import Result, TableOptions, coloured
+from minibert.tasks.base import Result, TableOptions, coloured, text_of
 from minibert.tasks.labelled import Answer, LabelTask
 
 MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
@@ -66,9 +66,7 @@ class Relation(LabelTask[Example]):
             yield from read_semeval(file)
             return
         for where, (text, label) in read_table(file, self.options.names):
-            if not isinstance(text, str) or not isinstance(label, str) or not label.strip():
-                raise MinibertError(f"{where}: the text is {text!r}, the label {label!r}; expected two texts")
-            yield text, label.strip(), where
+            yield text_of(text, where), self.read_label(label, where), where
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """The labels of train, sorted; whether the one for no relation is among them."""
