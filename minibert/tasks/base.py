@@ -212,7 +212,8 @@ class Task(Generic[Example, Prediction]):
 
     def report(self, scores: Scores) -> str:
         """What score() gave as text, here a number a line."""
-        return "\n".join(f"{name:14}{value:12,.3f}" for name, value in scores.items())
+        return "\n".join(f"{name.replace('_', ' '):14}{value:12,{'' if isinstance(value, int) else '.3f'}}"
+                         for name, value in scores.items())
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """The scores that an epoch can be chosen by, a line each, and as they were `before`."""

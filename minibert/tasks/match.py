@@ -113,10 +113,7 @@ class Match(PairTask):
         return correlations([e.label for e in examples], [p.score for p in predictions])
 
     def report(self, scores: Scores) -> str:
-        if not self.numeric:
-            return super().report(scores)
-        return "\n".join(f"{name:9}{value:>10,}" if name == "support" else f"{name:9}{value:10.3f}"
-                         for name, value in scores.items())
+        return Task.report(self, scores) if self.numeric else super().report(scores)
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """The table a class, or the correlations."""

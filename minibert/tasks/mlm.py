@@ -218,7 +218,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
             best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]) if len(z) else 0)
             for begin, numbers, ps in zip(f.about.begins.tolist(), best.indices.tolist(), best.values.tolist(),
                                           strict=True):
-                found[f.example].masks[begin] = [(self.tokenizer.backend.id_to_token(n), p)
+                found[f.example].masks[begin] = [(str(self.tokenizer.backend.id_to_token(n)), p)
                                                  for n, p in zip(numbers, ps, strict=True)]
         return found
 
@@ -234,11 +234,6 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def collapsed(self, predictions: Sequence[Hits], examples: Sequence[str]) -> str | None:
         given = set().union(*(p.guesses for p in predictions))
         return self.tokenizer.backend.id_to_token(given.pop()) if len(given) == 1 else None
-
-    def report(self, scores: Scores) -> str:
-        text = (f"perplexity    {scores['perplexity']:12,.2f}\nloss a piece  {scores['loss_a_piece']:12.3f}\n"
-                f"accuracy      {scores['accuracy']:12.3f}\nhidden        {scores['support']:12,}")
-        return text + (f"\nhalves        {scores['next_sentence']:12.3f}" if "next_sentence" in scores else "")
 
     def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""

@@ -103,7 +103,7 @@ class NER(Task[Example, list[str]]):
             table[feature.example][feature.about.words] = rows
 
         path = best_valid_path if self.options.decoding == "valid" else best_tags
-        return [[self.labels[k] for sentence in e.cut(t) for k in path(np.array(sentence), self.labels)]
+        return [[self.labels[k] for sentence in e.cut(list(t)) for k in path(np.array(sentence), self.labels)]
                 for e, t in zip(examples, table, strict=True)]
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:

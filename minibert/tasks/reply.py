@@ -248,6 +248,7 @@ class Reply(Task[Example, Ranking]):
 
         def answer(i: int, n: int) -> Feature:
             if self.from_index(examples[i]):
+                assert self.index is not None          # encode() made it
                 return self.index.features[n]
             return known[owner(examples, i), text_number(rankings[i].answers[n])]
 
@@ -284,11 +285,12 @@ class Reply(Task[Example, Ranking]):
             return np.stack([known[who, text_number(text)] for text in answers])
 
         everyone = distinct(e.answer for e in examples if e.answer)
-        shared = table(EVERYONE, everyone) if everyone else None
+        shared = table(EVERYONE, everyone) if everyone else np.zeros((0, 0))   # nobody's
 
         rankings = []
         for i, example in enumerate(examples):
             if self.from_index(example):
+                assert self.index is not None and self.index.vectors is not None   # infer() made them
                 answers, vectors = example.candidates, self.index.vectors
             elif example.candidates:
                 answers, vectors = example.candidates, table(i, example.candidates)
