@@ -1,7 +1,7 @@
 """What a task is: all that the loop, the engines and the command line ask of one, with a default for each member.
 
-A task of one label an example is shorter still on LabelTask (labelled.py), one whose labels are pieces of the
-vocabulary on VocabularyTask (vocabulary.py).
+A task of one label an example is shorter still on LabelTask (labelled.py), one of two texts and a label on
+PairTask (pairs.py), one whose labels are pieces of the vocabulary on VocabularyTask (vocabulary.py).
 """
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

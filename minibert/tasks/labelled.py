@@ -1,4 +1,4 @@
-"""One answer an example, a label of K: what classify, match and relation share.
+"""One answer an example, a label of K: what texts, pairs and relations share.
 
 A text too long for a row has several rows, windows of it; each learns the label, and the mean of their scores decides.
 """
