@@ -53,11 +53,7 @@ class Options(TaskOptions):
     """Question answering's own options."""
     answers: str = option("some", "some: a question may be without an answer, as in SQuAD 2.0; all: every one has one",
                           ("some", "all"))
-    longest: int = option(30, "most pieces of an answer", later=True)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.longest <= 10 ** 6:
-            raise MinibertError(f"--longest is {self.longest}; it must be between 1 and 1,000,000")
+    longest: int = option(30, "most pieces of an answer", least=1, most=10 ** 6, later=True)
 
 
 class QA(Task[Example, Span]):

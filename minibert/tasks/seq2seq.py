@@ -23,7 +23,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
-from minibert.tasks.base import Result, Scorer, TableOptions, coloured, filled, only_one
+from minibert.tasks.base import Result, Scorer, TableOptions, coloured, only_one, text_of
 from minibert.tasks.generate import write
 from minibert.tasks.vocabulary import VocabularyTask
 
@@ -52,17 +52,11 @@ class Options(TableOptions):
     """Writing's own options."""
     columns: str = option("source,target", "names of the columns that hold a text and what is to be written for it",
                          later=True)
-    longest: int = option(64, "most pieces that are written for one text", later=True)
+    longest: int = option(64, "most pieces that are written for one text", least=1, most=10 ** 6, later=True)
     beams: int = option(1, "beginnings that are followed side by side (1: the most probable piece each time)",
-                        later=True)
-    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided", later=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value, least, most in (("longest", self.longest, 1, 10 ** 6), ("beams", self.beams, 1, 1000),
-                                         ("length-penalty", self.length_penalty, -100, 100)):
-            if not least <= value <= most:
-                raise MinibertError(f"--{name} is {value}; it must be between {least:,} and {most:,}")
+                        least=1, most=1000, later=True)
+    length_penalty: float = option(1.0, "power of a text's length by which its log-probability is divided",
+                                   least=-100, most=100, later=True)
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,9 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     Options, About = Options, Row
 
     def read_file(self, file: Path) -> list[Example]:
-        return [Example(*(filled(text, where, "a source and its target") for text in texts), where)
-                for where, texts in read_table(file, self.options.names)]
+        wanted = "a source and its target"
+        return [Example(text_of(source, where, wanted), text_of(target, where, wanted), where)
+                for where, (source, target) in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Example:
         if not text.strip():
@@ -158,7 +153,7 @@ class Seq2Seq(VocabularyTask[Example, Written]):
 
     def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> Scores:
         """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case."""
-        gold, said = ([t.lower() for t in texts] for texts in ([e.target for e in examples],
+        gold, said = ([t.lower() for t in texts] for texts in ([e.target or "" for e in examples],
                                                                [p.text for p in predictions]))
         loss = sum(p.loss for p in predictions) / max(1, sum(p.pieces for p in predictions))
         exact = sum(words_of(g) == words_of(p) for g, p in zip(gold, said, strict=True)) / max(1, len(gold))
@@ -166,7 +161,7 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 "bleu": bleu(gold, said), "rouge": rouge(gold, said), "support": len(gold)}
 
     def collapsed(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str | None:
-        given = only_one({p.text for p in predictions}, {e.target for e in examples})
+        given = only_one({p.text for p in predictions}, {e.target or "" for e in examples})
         return given and given[:60]
 
     def report(self, scores: Scores) -> str:
