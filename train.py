@@ -29,14 +29,13 @@ from minibert.core.optim import SGD, Optimizer, decay_groups, lr_at
 from minibert.core.precision import LossScaler, refuse_not_finite
 from minibert.data.order import epoch_batches, row_generator
 from minibert.engines import ENGINES, Engine
-from minibert.engines.fast.memory import keep_memory
 from minibert.errors import MinibertError
 from minibert.options import INSTALLED
 from minibert.run.processes import ALONE, Processes, SharedScorer, join
 from minibert.run.progress import Plan, chosen_by
 from minibert.run.replay import replay_command_line
-from minibert.run.run import Run, refuse_uncoupled
-from minibert.run.start import fetch_weights, resolve_device, start_model, suited
+from minibert.run.run import Run, refuse_lonely_rows
+from minibert.run.start import fetch_weights, resolve_device, start_model, suited, suited_epochs
 from minibert.run.terminal import TRAINING, exit_code
 from minibert.run.training import Training
 from minibert.settings import TrainConfig, resolve
@@ -47,6 +46,7 @@ from minibert.use.prepare import Splits, encode_splits, read_splits
 
 HERE = Path(__file__).resolve().parent
 DATA = None if INSTALLED else Path(os.path.relpath(HERE / "data"))            # small sets written for this project
+DESCRIPTION = "Fine-tune a BERT encoder on your data for one of several tasks, and score it."
 
 
 @torch.no_grad()                                   # torch derives nothing unless the engine says so
@@ -85,20 +85,20 @@ def train(argv: list[str]) -> Path:
 def set_up(argv: list[str]) -> Training:
     """Everything before the first update: settings, data, model, optimizer, engine. Raises MinibertError."""
     # Settings: command line > --config > the task's defaults > what suits the checkpoint > defaults.
-    settings, options, chosen = resolve(argv, TASKS, DATA, __doc__.splitlines()[0])
+    settings, options, chosen = resolve(argv, TASKS, DATA, DESCRIPTION)
     task, device = TASKS[settings.task](options), resolve_device(settings.device)
     processes = join(device.type)
     chosen_by(task, settings.best)                 # refuses a score there is not before anything is read
-    refuse_uncoupled(task.coupled, settings, processes)
-    keep_memory()
+    refuse_lonely_rows(task.coupled, settings, processes)
 
     # Data and model: the task learns its labels from the data, its head has a score for each.
     examples = read_data(task, settings)
     folder = fetch_weights(settings.weights)
-    settings = suited(settings, chosen, folder, len(examples["train"]), device)
+    settings = suited(settings, chosen, folder, device)
     model, tokenizer, loaded = start_model(folder, task, settings)
     model.to(device)
     features = encode_splits(task, examples, tokenizer, settings.max_pieces, settings.overlap or 0)
+    settings = suited_epochs(settings, chosen, len(features["train"]))
 
     # Engine and optimizer: who derives the gradient says in which form AdamW reads it.
     engine = ENGINES[settings.gradients](model, settings.precision)
@@ -137,7 +137,8 @@ def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, 
                   device: torch.device, epoch: int = 1) -> list[Batch]:
     """One update's features in --accumulate parts of as nearly equal size as can be."""
     rows = task.rows([features[i] for i in numbers], lambda i: row_generator(settings.seed, epoch, int(numbers[i])))
-    cuts = [part for part in np.array_split(np.arange(len(rows)), settings.accumulate) if len(part)]
+    many = min(settings.accumulate, len(rows) or 1)                           # no part without a row
+    cuts = [part for part in np.array_split(np.arange(len(rows)), many) if len(part)]
     parts = [rows[part[0]:part[-1] + 1] for part in cuts]
     return [collate(p, settings.layout, pad, task.layout(p), device) for p in parts]
 
@@ -197,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 2 for something the user can mend (one line says what), 75 for a run that was asked to stop and is
     saved, 130 for a Ctrl-C that nothing was saved for.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     words = sys.argv[1:] if argv is None else argv
     if words and words[0].partition("=")[0] == "--replay":
         return exit_code(lambda: replay_command_line(words), TRAINING)
@@ -204,5 +206,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     sys.exit(main())

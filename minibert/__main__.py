@@ -111,7 +111,6 @@ def run_train(words: list[str]) -> int:
     assert spec is not None and spec.loader is not None
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     return program.main(words)
 
 

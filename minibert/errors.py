@@ -1,6 +1,7 @@
 """The one exception of this package."""
+import re
 
-
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")                    # what would break or hide a line
 LONGEST = 1000                                     # characters of a message: a file may hold a line of a gigabyte
 
 
@@ -8,6 +9,7 @@ class MinibertError(Exception):
     """Something the user can mend: its text is one line that says what, where and what to do."""
 
     def __str__(self) -> str:
-        text = super().__str__().replace("\n", "\\n")       # what the user typed or a file held may have line breaks
+        # what the user typed or a file held may have anything in it
+        text = UNSEEN.sub(lambda found: repr(found[0])[1:-1], super().__str__())
         half = LONGEST // 2                        # where it is stands at the beginning, what to do at the end
         return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"

@@ -101,7 +101,8 @@ class OneLineParser(argparse.ArgumentParser):
 def parse(argv: list[str], *settings: type, description: str | None = None) -> Json:
     """The options given in `argv`, by field name, for the fields of all dataclasses in `settings` and --config."""
     parser = OneLineParser(prog=PROGRAM, usage=f"{PROGRAM} [--task TASK] [options]", description=description,
-                           allow_abbrev=False)
+                           allow_abbrev=False, epilog=f"{PROGRAM} --replay RUN/broken-update-14/update.json does an "
+                           "update that went wrong once more, and says where its numbers stop being finite.")
     fields = [f for s in settings for f in dataclasses.fields(s)]
     for group, title in {**GROUPS, "task": "of this task alone"}.items():
         there = parser.add_argument_group(title)
@@ -153,18 +154,16 @@ def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
 # --------------------------------------------------------------------------------------------------------- as a file
 
 
-def read_settings(path: str, *settings: type) -> Json:
-    """The options in a TOML or JSON file. Raises MinibertError for an unknown key or a value of the wrong kind."""
-    file = Path(path)
+def read_table(file: Path) -> Json:
+    """What a TOML or JSON file says; read once, as it may be a pipe. Raises MinibertError."""
     try:
-        values = read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
+        return read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as e:                         # a number of 5,000 digits is one too
         raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
-    return checked(values, file, *settings)
 
 
 def checked(values: Mapping[str, object], file: Path, *settings: type) -> Json:
-    """Options that were read from `file`, by field name. Raises MinibertError as read_settings() does."""
+    """Options that were read from `file`, by field name. Raises MinibertError for an unknown key or a wrong value."""
     known = {name: f for s in settings for f in dataclasses.fields(s) for name in keys_of(f)}
     result: dict[str, object] = {}
     for key, value in values.items():

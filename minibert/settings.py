@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minibert.errors import MinibertError
-from minibert.options import check_bounds, option, parse, parse_before, read_settings, refuse, words_of
+from minibert.files import Json
+from minibert.options import check_bounds, checked, option, parse, parse_before, read_table, refuse, words_of
 
-MOST = 10 ** 9                                     # epochs, updates; nobody asks for more
+MOST = 10 ** 9                                     # epochs, updates, rows; nobody asks for more
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class TrainConfig:
     freeze: str = option("none", "what is not trained: none, embeddings, K (embeddings and the first K blocks) "
                                  "or encoder (all but the head)", group="model")
 
-    batch_size: int = option(32, "features an update, over all processes", least=1, group="optimization",
-                             aliases=("--train-batch-size",))
+    batch_size: int = option(32, "features an update, over all processes", least=1, most=MOST,
+                             group="optimization", aliases=("--train-batch-size",))
     accumulate: int = option(1, "micro-batches an update is split into: less memory, the same gradient", least=1,
-                             group="optimization", aliases=("--gradient-accumulation-steps",))
+                             most=MOST, group="optimization", aliases=("--gradient-accumulation-steps",))
     max_steps: int = option(0, "exactly so many updates, whatever --epochs says (0: as the epochs give)", least=0,
                             most=MOST, group="optimization")
     optimizer: str = option("adamw", "the update rule", ("adamw", "sgd"), group="optimization")
@@ -112,6 +113,8 @@ class TrainConfig:
                   "auto or off with --freeze: frozen token types cannot learn what the shapes mean"),
                  (self.evaluate != "none" or not self.patience, "patience",
                   "0 with --evaluate none: there is no score to wait for"),
+                 (not self.max_steps or not self.patience, "patience",
+                  "0 with --max-steps: exactly so many updates are made"),
                  (self.evaluate != "none" or self.best is None, "best",
                   "left out with --evaluate none: there is no score to choose by")]
         for holds, name, wanted in rules:
@@ -136,13 +139,16 @@ def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path |
     `tasks` by name; `data`: the folder whose data/TASK is read where --data names no other; None: it has to. Raises
     MinibertError.
     """
-    name = task_name(argv, tasks)
+    before = parse_before(argv, "task", "config")
+    file = Path(before.get("config", ""))
+    table = read_table(file) if "config" in before else {}
+    name = task_name(before.get("task"), table, file, tasks)
     kind = tasks[name]
+
     refuse_options_of_others(argv, name, tasks)
-    given = parse(argv, TrainConfig, kind.Options, description=description)
-    if "config" in given:
-        given = read_settings(given.pop("config"), TrainConfig, kind.Options) | given
-    given = {**kind.defaults, **given, "task": name}
+    typed = parse(argv, TrainConfig, kind.Options, description=description)
+    typed.pop("config", None)                      # it is in `table`
+    given = {**kind.defaults, **checked(table, file, TrainConfig, kind.Options), **typed, "task": name}
 
     own = {f.name for f in dataclasses.fields(kind.Options)}
     settings = TrainConfig(**{k: v for k, v in given.items() if k not in own}).check()
@@ -156,12 +162,12 @@ def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path |
     return settings, kind.Options(**{k: v for k, v in given.items() if k in own}), set(given)
 
 
-def task_name(argv: list[str], tasks: Mapping[str, type[HasOptions]]) -> str:
-    """The task asked for: on the command line, else in --config, else the default; it decides which options exist."""
-    given = parse_before(argv, "task", "config")
-    name = given.get("task")
-    if name is None and "config" in given:
-        name = read_settings(given["config"], TrainConfig, *(kind.Options for kind in tasks.values())).get("task")
+def task_name(typed: str | None, table: Json, file: Path, tasks: Mapping[str, type[HasOptions]]) -> str:
+    """The task asked for: `typed`, else in the `table` of --config, else the default; it decides which options exist.
+    """
+    name = typed
+    if name is None:
+        name = checked(table, file, TrainConfig, *(kind.Options for kind in tasks.values())).get("task")
     name = TrainConfig.task if name is None else name
     if name not in tasks:
         raise MinibertError(f"--task is {name!r}; known: {', '.join(tasks)}")

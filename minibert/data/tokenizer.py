@@ -17,6 +17,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from minibert.errors import MinibertError
+from minibert.files import write_json, written
 
 CASE_SHAPES = ("lower", "title", "upper", "mixed")
 SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
@@ -87,14 +88,18 @@ class Tokenizer:
         raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want."""
-        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want.
+
+        Each is whole or as it was before. Raises MinibertError where one cannot be written.
+        """
+        with written(folder / "tokenizer.json") as temporary:
+            temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
         settings = {"strip_accents": normalizer.get("strip_accents"),
                     "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
                     "tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
                     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", settings)
 
     @property
     def uncased(self) -> bool:

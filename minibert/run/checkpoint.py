@@ -1,4 +1,4 @@
-"""Checkpoints of a run: each is whole or not there, the newest whole one counts, and a run folder is one process's.
+"""Checkpoints of a run: each is whole or not there, and the newest whole one counts.
 
     RUN/checkpoints/update-00000123/
         model.safetensors, config.json   the weights after 123 updates, as weights.save writes them

@@ -25,6 +25,8 @@ def claim_folder(settings: TrainConfig) -> Path:
         output = Path(settings.output)
         if os.path.lexists(output) and not output.is_dir():
             raise MinibertError(f"--output {output}: is there and no folder; name another")
+        if settings.resume and not output.is_dir() and "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+            raise MinibertError(f"--output {output}: no run there to resume; mend the name, or leave out --resume")
         inside = {f.name for f in output.iterdir()} - BARELY_BEGUN if output.is_dir() else set()
         if inside and not settings.resume:
             raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "

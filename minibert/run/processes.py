@@ -4,8 +4,8 @@
 
 Nothing here averages, and nothing wraps the model. Every process holds all weights and makes the same updates; of each
 update's rows it has its share, derives the gradient *sums* of those, and one all_reduce(SUM) of one flat tensor adds
-them up. Counts are added up before, so every sum is divided by the count of the whole update. What has a form (counts,
-scores, names) travels as JSON, never as pickled objects.
+them up. Counts are added up before, so every sum is divided by the count of the whole update: the objective that
+train.accumulate() states. What has a form (counts, scores, names) travels as JSON, never as pickled objects.
 """
 import json
 import os
@@ -164,6 +164,15 @@ class Processes:
 ALONE = Processes()
 
 
+def refuse_shared_gpus() -> None:
+    """Raise MinibertError where this machine has fewer GPUs than processes; all of these find it alike."""
+    gpus, rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", rank + 1))
+    if here > gpus:
+        raise MinibertError(f"{here} processes on a machine of {gpus} GPUs: each needs one; start {gpus} "
+                            "(--nproc-per-node), or give --device cpu")
+
+
 def join(device: str) -> Processes:
     """As torchrun's environment says; alone without it. "cpu" speaks gloo, "cuda" nccl, a GPU a process."""
     try:
@@ -173,6 +182,7 @@ def join(device: str) -> Processes:
         if size < 1:
             raise ValueError("less than one process")
         if device == "cuda":
+            refuse_shared_gpus()
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         store, rank, _ = next(dist.rendezvous("env://"))
     except (KeyError, ValueError) as e:

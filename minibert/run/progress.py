@@ -31,8 +31,8 @@ class Plan:
         for name, value in (("patience", settings.patience), ("best", settings.best)):
             if value and "dev" not in scored:
                 raise MinibertError(f"--{name} is {value}; {settings.data} has no dev split to score")
-        patience = 0 if settings.max_steps else settings.patience
-        return cls(an_epoch, total, int(settings.warmup * total), scored, chosen_by(task, settings.best), patience)
+        return cls(an_epoch, total, int(settings.warmup * total), scored, chosen_by(task, settings.best),
+                   settings.patience)
 
 
 def chosen_by(task: Task, name: str | None) -> tuple[str, str]:

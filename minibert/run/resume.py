@@ -15,7 +15,7 @@ from minibert.run.checkpoint import Checkpoints, read_optimizer, size_and_sha256
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Progress, expect
 from minibert.run.replay import as_parts, broken_weight, write_update
-from minibert.run.terminal import replay_command
+from minibert.run.terminal import replay_command, resume_command
 from minibert.run.training import Training
 
 BEST = "model.safetensors"                         # of a run folder: the best model so far
@@ -99,6 +99,8 @@ class RunStore:
         The first process saves; the others go on, and wait for it where the next sum does.
         """
         def write(folder: Path) -> None:
+            if not self.last_in_memory:
+                raise MinibertError("the model holds the weights of the best epoch by now")
             self.save(folder)
             optimizer = write_optimizer(folder, self.training.optimizer)
             if self.progress.saved:
@@ -111,7 +113,7 @@ class RunStore:
         p = self.progress
         if broken := broken_weight(self.training.model):    # it would take the place of one that is worth more
             raise MinibertError(f"{broken} holds numbers that are not finite")
-        if self.processes.first and self.last_in_memory:
+        if self.processes.first:
             self.checkpoints.save(f"update-{p.step:08d}" + ("-scored" if p.scored == p.step else ""), write)
 
     def save_if_possible(self) -> None:
@@ -120,6 +122,24 @@ class RunStore:
             self.checkpoint()
         except MinibertError as e:
             self.folder.tell(f"warning: update {self.progress.step} is not saved: {e}; the run goes on")
+
+    def save_at_last(self) -> str:
+        """A checkpoint of a run that ends before its end; -> what to do now, and what is lost if it cannot be written.
+
+        Raises MinibertError where nothing is left to go on from.
+        """
+        command, step = resume_command(self.folder.path), self.progress.step
+        if not step:
+            return f"nothing is lost; {command} begins anew"
+        try:
+            self.checkpoint()
+        except MinibertError as e:
+            last = self.checkpoints.newest()
+            if last is None:
+                raise MinibertError(f"all {step} updates are lost: no checkpoint could be written ({e}); {command} "
+                                    "begins anew") from None
+            return f"update {step} is not saved ({e}): what came after {last.name} is lost; go on with {command}"
+        return f"go on with {command}"
 
     def write_down(self, step: int, batches: Sequence[Batch], said: str) -> str:
         """Leave an update that went wrong in the run folder, with the weights before it; -> what to do now."""
@@ -133,12 +153,13 @@ class RunStore:
                 if not broken:
                     self.save(folder)
             except (MinibertError, OSError) as e:      # what went wrong first is what the user must read
-                lost = f"it could not be written down ({e}); "
+                lost = str(e)
         if not broken:
             self.save_if_possible()
 
         why = (f"{broken} was not finite before it: lower --learning-rate" if broken else
-               f"{lost}look at it with {replay_command(folder / 'update.json')}, or lower --learning-rate")
+               f"it could not be written down ({lost}): lower --learning-rate" if lost else
+               f"look at it with {replay_command(folder / 'update.json')}, or lower --learning-rate")
         return f"train examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}; {why}"
 
     # ------------------------------------------------------------------------------------------------------ going on
@@ -167,8 +188,7 @@ class RunStore:
         self.progress = state["progress"]
 
         if self.finished:
-            if self.processes.first and not self.best_is_there():
-                self.bring_back(found)
+            self.processes.by_first(lambda: self.bring_back(found))
             return
         self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
         self.folder.tell(f"resumed from update {self.progress.step}")
@@ -200,7 +220,8 @@ class RunStore:
     def bring_back(self, found: Path) -> None:
         """The best model, if there was one, from a checkpoint into the run folder, and what belongs to it."""
         if self.progress.saved:
-            copy(found / "best.safetensors", self.folder.path / BEST)
+            if not self.best_is_there():
+                copy(found / "best.safetensors", self.folder.path / BEST)
             copy(found / "config.json", self.folder.path / "config.json")
             self.training.tokenizer.save(self.folder.path)
 

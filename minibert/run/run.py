@@ -18,7 +18,6 @@ from minibert.run.processes import Processes
 from minibert.run.progress import Progress
 from minibert.run.resume import RunStore
 from minibert.run.stopping import Stopped, StopRequest
-from minibert.run.terminal import resume_command
 from minibert.run.training import Training
 from minibert.scores.tables import score_at
 from minibert.settings import TrainConfig
@@ -36,7 +35,7 @@ class Run:
 
     def __init__(self, training: Training, evaluate: Callable[[str], Evaluation]):
         self.training, self.settings, self.plan = training, training.settings, training.plan
-        self.processes, self.score = training.processes, evaluate
+        self.processes, self.score_split = training.processes, evaluate
         self.stop, self.interval = StopRequest(self.processes.size > 1), Interval(self.settings.save_every)
         self.held = contextlib.ExitStack()         # what is let go at the end
 
@@ -50,7 +49,7 @@ class Run:
             if self.settings.resume:
                 self.store.resume()
             if not self.store.finished:
-                self.introduce()
+                self.processes.by_first(self.introduce)
             held.enter_context(self.stop)
             self.bar = held.enter_context(report.progress_bar(self.plan.total, self.at.step, self.processes.first))
             self.held = held.pop_all()
@@ -60,10 +59,7 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.held:
             if isinstance(error, Stopped):
-                if self.at.step:
-                    self.store.checkpoint()
-                self.folder.tell(f"stopped by {error} after update {self.at.step}; go on with "
-                                 f"{resume_command(self.folder.path)}")
+                self.folder.tell(f"stopped by {error} after update {self.at.step}; {self.store.save_at_last()}")
 
     @property
     def at(self) -> Progress:
@@ -71,10 +67,9 @@ class Run:
         return self.store.progress
 
     def introduce(self) -> None:
-        """Save every resolved setting, say what is trained on what and how."""
+        """In the first process: save every resolved setting, say what is trained on what and how."""
         self.folder.write("train.json", self.store.record)
-        if self.processes.first:
-            self.training.tokenizer.save(self.folder.path)
+        self.training.tokenizer.save(self.folder.path)
         report.introduce(self.folder, self.store.record, self.training)
 
     # ------------------------------------------------------------------------------------------------- epochs, updates
@@ -129,7 +124,7 @@ class Run:
     def evaluate(self, split: str) -> Evaluation:
         """The scores of a split; a request to stop ends it at once, as nothing has changed."""
         with self.stop.at_once():
-            return self.score(split)
+            return self.score_split(split)
 
     def score_before(self) -> None:
         """The untrained model, unless the run is resumed or --no-before."""
@@ -166,7 +161,8 @@ class Run:
         after = {split: p.best[1] if split == "dev" and p.best else self.evaluate(split).scores
                  for split in self.plan.scored}
         speed = {"seconds": p.seconds, "pieces": p.pieces, "pieces_per_second": p.pieces / p.seconds, "steps": p.step}
-        self.folder.write("metrics.json", {"before": p.before, **after, "train": speed})
+        numbers = {"before": p.before, **after, "train": speed}
+        self.processes.by_first(lambda: self.folder.write("metrics.json", numbers))
         report.summarise(self.folder, self.training, p.before, after, speed)
         return self.folder.path
 
@@ -176,7 +172,7 @@ def finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def refuse_uncoupled(coupled: bool, settings: TrainConfig, processes: Processes) -> None:
+def refuse_lonely_rows(coupled: bool, settings: TrainConfig, processes: Processes) -> None:
     """Raise MinibertError where a task whose rows share a loss (`coupled`) would not see all of an update's rows."""
     if coupled and processes.size > 1:
         raise MinibertError(f"--task {settings.task} with {processes.size} processes: each would set its rows against "

@@ -33,16 +33,18 @@ def fetch_weights(name: str) -> Path:
     return hub.fetch(name)
 
 
-def suited(settings: TrainConfig, chosen: set[str], folder: Path, examples: int, device: torch.device) -> TrainConfig:
-    """The settings with what suits the checkpoint, the number of training examples and the device, where nothing else
-    was `chosen`.
-    """
+def suited(settings: TrainConfig, chosen: set[str], folder: Path, device: torch.device) -> TrainConfig:
+    """The settings with what suits the checkpoint and the device, where nothing else was `chosen`."""
     entry = hub.recommended(folder)
     if entry and "learning_rate" not in chosen:
         settings = dataclasses.replace(settings, learning_rate=entry.learning_rate)
-    if "epochs" not in chosen and examples < FEW * settings.batch_size:
-        settings = dataclasses.replace(settings, epochs=MANY)
     return dataclasses.replace(settings, precision=resolve_precision(settings.precision, device))
+
+
+def suited_epochs(settings: TrainConfig, chosen: set[str], rows: int) -> TrainConfig:
+    """The same with the epochs that suit so many rows of training, where no others were `chosen`."""
+    few = "epochs" not in chosen and -(-rows // settings.batch_size) < FEW
+    return dataclasses.replace(settings, epochs=MANY) if few else settings
 
 
 def start_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer, weights.Report]:

@@ -87,9 +87,25 @@ def replay_command(update: Path) -> str:
 
 def complain(text: str) -> None:
     """One line on standard error, if anybody is there to read it."""
+    process = os.environ.get("RANK", "0") if several() else "0"
     with contextlib.suppress(OSError):
-        process = os.environ.get("RANK", "0")
         print(f"error: {text}" if process == "0" else f"process {process}: error: {text}", file=sys.stderr, flush=True)
+
+
+def several() -> bool:
+    """Whether a launcher has started this process beside others."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1
+
+
+def speaks(error: Exception) -> bool:
+    """Whether this process prints an error: one of the first alone is the first's; what the user can mend all the
+    processes of a machine find alike, and one of them says it.
+    """
+    if not several():
+        return True
+    rank = "RANK" if isinstance(error, Shared) else "LOCAL_RANK"
+    return not isinstance(error, MinibertError) or os.environ.get(rank, "0") == "0"
 
 
 def exit_code(work: Callable[[], object], advice: Advice) -> int:
@@ -102,7 +118,7 @@ def exit_code(work: Callable[[], object], advice: Advice) -> int:
         work()
         return 0
     except (MinibertError, OSError) as e:
-        if not isinstance(e, Shared) or os.environ.get("RANK", "0") == "0":
+        if speaks(e):
             complain(str(MinibertError(e)))        # one line, of a length that can be read
         return 2
     except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
@@ -123,6 +139,6 @@ def mendable(e: Exception, advice: Advice) -> str:
     first = (str(e) or type(e).__name__).splitlines()[0][:200]
     if isinstance(e, MemoryError) or "allocate memory" in str(e) or "out of memory" in str(e):
         return f"out of memory; {advice.memory} ({first})"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ("gloo" in str(e) or "NCCL" in str(e)):
+    if several() and ("gloo" in str(e) or "NCCL" in str(e)):
         return f"another process is gone; --resume goes on from the last checkpoint ({first})"
     return ""

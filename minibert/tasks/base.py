@@ -46,6 +46,10 @@ class TaskOptions:
     def __post_init__(self) -> None:
         check_bounds(self)
 
+    def __post_init__(self) -> None:
+        """Raises MinibertError for values that no task can have."""
+        check_bounds(self)
+
     def check_changes(self, changes: Mapping[str, object]) -> None:
         """Raises MinibertError for a change that a model trained with these options cannot be used with."""
 
@@ -56,6 +60,7 @@ class TableOptions(TaskOptions):
     columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         example = type(self).columns
         wanted = len(example.split(","))
         if len(self.names) != wanted or len(set(self.names)) != wanted or not all(self.names):

@@ -2,7 +2,12 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +18,7 @@ import train
 from minibert.core.config import HIDDEN_ACTS, BertConfig
 from minibert.core.model import ACTIVATE
 from minibert.files import read_json
-from minibert.options import GROUPS, check_bounds, option, parse, read_settings
+from minibert.options import GROUPS, check_bounds, checked, option, parse, read_table
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 
@@ -223,7 +228,7 @@ GOOD = [("epochs", 1), ("batch_size", 1), ("accumulate", 32), ("max_steps", 0), 
         ("overlap", 0), ("overlap", 128), ("learning_rate", 0.0), ("clip", 0.0), ("momentum", 0.0), ("beta1", 0.0),
         ("beta2", 0.0), ("weight_decay", 0.0), ("warmup", 0.0), ("warmup", 1.0), ("dropout", 0.0), ("dropout", None),
         ("seed", 2 ** 63 - 1), ("freeze", "none"), ("freeze", "embeddings"), ("freeze", "encoder"), ("freeze", "0"),
-        ("freeze", "11")]
+        ("freeze", "11"), ("batch_size", 10 ** 9)]
 BAD = [("epochs", 0), ("batch_size", 0), ("batch_size", -7), ("accumulate", 0), ("accumulate", 33), ("max_steps", -1),
        ("limit", -1), ("patience", -1), ("max_pieces", 7), ("overlap", -1), ("overlap", 129),
        ("learning_rate", -1e-9), ("learning_rate", NAN), ("learning_rate", INF), ("clip", -0.1), ("clip", NAN),
@@ -231,7 +236,7 @@ BAD = [("epochs", 0), ("batch_size", 0), ("batch_size", -7), ("accumulate", 0), 
        ("beta2", -0.1), ("epsilon", 0.0), ("epsilon", INF), ("weight_decay", -0.01), ("weight_decay", INF),
        ("warmup", -0.1), ("warmup", 1.1), ("warmup", NAN), ("dropout", 1.0), ("dropout", -0.1), ("dropout", NAN),
        ("seed", -1), ("seed", 2 ** 63), ("freeze", "all"), ("freeze", "-1"), ("freeze", "2.5"), ("freeze", "²"),
-       ("freeze", "")]
+       ("freeze", ""), ("batch_size", 10 ** 20)]
 
 
 @pytest.mark.parametrize("name, value", GOOD)
@@ -244,6 +249,17 @@ def test_values_at_the_edge_are_allowed(name, value):
 def test_values_that_no_run_can_have(name, value):
     with refused("--" + name.replace("_", "-") + " is " + str(value)):
         dataclasses.replace(TrainConfig(), **{"batch_size": 32, "max_pieces": 256, "overlap": 64, name: value}).check()
+
+
+def test_accumulate_has_a_bound_of_its_own():
+    with refused("--accumulate is 1000000001", "1,000,000,000"):
+        dataclasses.replace(TrainConfig(), batch_size=10 ** 9, accumulate=10 ** 9 + 1).check()
+
+
+def test_so_many_updates_and_patience_cannot_both_be_meant():
+    with refused("--patience is 2", "--max-steps"):
+        dataclasses.replace(TrainConfig(), max_steps=25, patience=2).check()
+    dataclasses.replace(TrainConfig(), max_steps=25).check()
 
 
 def test_the_smallest_window_and_its_overlap():
@@ -341,6 +357,16 @@ def test_every_field_has_help_and_a_default_of_its_own_type(kind, capsys):
         assert " ".join(f.metadata["help"].split()) in shown or "-" in f.metadata["help"]    # argparse may break at "-"
 
 
+@pytest.mark.parametrize("level", ["-O", "-OO"])
+def test_help_begins_with_a_sentence_and_ends_with_the_replay_also_without_docstrings(level):
+    shown = subprocess.run([sys.executable, level, train.__file__, "--help"], capture_output=True, text=True,
+                           timeout=60)
+    assert shown.returncode == 0 and shown.stderr == ""
+    usage, description, *_, epilog = shown.stdout.strip().split("\n\n")
+    assert description == train.DESCRIPTION and usage.startswith("usage: ")
+    assert epilog.startswith("train.py --replay ")
+
+
 def test_a_percent_sign_in_a_help_text_is_shown(capsys):
     @dataclass
     class Odd:
@@ -380,6 +406,21 @@ def test_what_other_programs_call_it_is_taken_on_the_command_line_and_in_a_file(
         read_settings(twice, TrainConfig)
 
 
+@pytest.mark.parametrize("task, options, says", [
+    ("classify", {"label_smoothing": 1.0}, "--label-smoothing is 1.0; it must be in [0, 1)"),
+    ("mlm", {"hide": NAN}, "--hide is nan; it must be between 0 and 1"),
+    ("qa", {"longest": 0}, "--longest is 0; it must be between 1 and 1,000,000"),
+    ("reply", {"temperature": INF}, "--temperature is inf; it must be above 0"),
+    ("reply", {"rerank": -1}, "--rerank is -1; it must be between 0 and 1,000,000"),
+    ("translate", {"longest": 10 ** 7}, "--longest is 10000000; it must be between 1 and 1,000,000"),
+    ("translate", {"beams": 1001}, "--beams is 1001; it must be between 1 and 1,000"),
+    ("translate", {"length_penalty": NAN}, "--length-penalty is nan; it must be between -100 and 100"),
+    ("relation", {"none": "\ud83d"}, "--none is '\\ud83d'; it must be text")], ids=lambda v: str(v)[:30])
+def test_the_options_of_a_task_keep_to_their_bounds(task, options, says):
+    with refused(says):
+        TASKS[task].Options(**options)
+
+
 @pytest.mark.parametrize("bounds, good, bad, words", [
     ({"least": 1, "most": 9}, [1, 9], [0, 10], "between 1 and 9"),
     ({"least": 0, "below": 1}, [0, 0.5], [-0.1, 1], "[0, 1)"), ({"least": 0}, [0, 7], [-1], "0 or more"),
@@ -395,6 +436,10 @@ def test_bounds(bounds, good, bad, words):
 
 
 # -------------------------------------------------------------------------------------------------------- --config
+
+
+def read_settings(file: str, kind: type) -> dict:
+    return checked(read_table(Path(file)), Path(file), kind)
 
 
 def write(folder, name, text):
@@ -510,6 +555,18 @@ def test_the_task_can_stand_in_the_file_and_the_command_line_stands_above(tmp_pa
 def test_wrong_settings_are_one_line(words, parts):
     with refused(*parts):
         settings_of(words)
+
+
+@pytest.mark.parametrize("words", [[], ["--task", "toy"]], ids=" ".join)
+def test_a_file_that_can_be_read_once_is_read_once(tmp_path, toy, words):
+    """A pipe, as in --config <(...): a second reader would find it empty."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=('task = "toy"\nseed = 444\nwheels = 6\n',), daemon=True)
+    writer.start()
+    settings, own, _ = settings_of(["--config", str(pipe), *words])
+    writer.join(5)
+    assert (settings.task, settings.seed, own.wheels) == ("toy", 444, 6)
 
 
 def test_a_wrong_task_in_the_file(tmp_path):

@@ -202,6 +202,25 @@ def test_a_saved_tokenizer_neither_cuts_nor_pads_and_is_the_same(tmp_path):
     assert (again.pad, again.unknown, again.start, again.end, again.mask) == (0, 1, 2, 3, 4)
 
 
+@pytest.mark.parametrize("full", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch, full):
+    tokenizer = from_json(tmp_path / "in", **WHEEL)
+    tokenizer.save(tmp_path / "in")
+    before = {f: f.read_bytes() for f in (tmp_path / "in").iterdir()}
+    write_text = Path.write_text
+
+    def half(file, text, *a, **k):
+        if full not in file.name:
+            return write_text(file, text, *a, **k)
+        write_text(file, text[:len(text) // 2], *a, **k)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with refused(str(tmp_path / "in" / full), "No space left", "free space"):
+        tokenizer.save(tmp_path / "in")
+    assert {f: f.read_bytes() for f in (tmp_path / "in").iterdir()} == before
+
+
 @pytest.mark.parametrize("lower, strip, chinese", SETTINGS)
 def test_a_saved_tokenizer_config_says_what_the_saved_tokenizer_json_does(tmp_path, lower, strip, chinese):
     """Other libraries build from tokenizer_config.json and correct tokenizer.json by it: the two must agree."""

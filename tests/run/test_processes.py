@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torture
+from refusing import refused
 from safetensors.torch import load_file
 from together import ENGINES, ROWS
 from torch import nn
@@ -146,6 +147,15 @@ def test_a_mistake_is_one_line_for_all_of_them(tiny_folder, tiny_data, tmp_path)
     assert done.stderr.count("holds another run") == 1
 
 
+def test_what_the_first_cannot_write_is_one_line(tiny_folder, tiny_data, tmp_path):
+    """The other waits for it, and does not say that it is gone."""
+    (tmp_path / "r" / "train.json").mkdir(parents=True)
+    done = torchrun(2, *arguments(tiny_folder, tiny_data, tmp_path / "r", "--resume"))
+    assert done.returncode != 0
+    assert [line.partition(": cannot be written")[0] for line in done.stderr.splitlines() if "error: " in line] == [
+        f"error: {tmp_path / 'r' / 'train.json'}"]
+
+
 # -------------------------------------------------------------------------------------------------------- alone
 
 
@@ -158,6 +168,18 @@ def test_alone_it_asks_nobody(monkeypatch):
     assert ALONE.any(True, False) == (True, False) and ALONE.gather([1]) == [[1]]
     with pytest.raises(MinibertError, match="no"):
         ALONE.by_first(lambda: (_ for _ in ()).throw(MinibertError("no")))
+
+
+@pytest.mark.parametrize("rank", ["0", "2"])
+@pytest.mark.parametrize("here", [{"LOCAL_WORLD_SIZE": "3"}, {}])
+def test_more_processes_than_gpus_are_refused_before_they_meet(monkeypatch, rank, here):
+    """By each of them alike, where the launcher says how many they are."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if here else int(rank))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in {"WORLD_SIZE": "3", "RANK": rank, "LOCAL_RANK": rank, **here}.items():
+        monkeypatch.setenv(name, value)
+    with refused("processes on a machine of", "--device cpu"):
+        join("cuda")
 
 
 def test_shares_are_all_of_it_once_and_differ_by_one_at_most():

@@ -112,6 +112,7 @@ def test_killed_at_any_update_it_ends_with_the_same_bits(tiny_folder, tiny_data,
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, monkeypatch, name):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r", *VARIANTS[name])
+    (tmp_path / "r").mkdir()
     total = lines(reference(name))[-1]["step"]
     for update in (6, 11, 14, 24):                 # in the first epoch, after its end, in the second and the third
         if update <= total:
@@ -128,6 +129,7 @@ def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_p
 
 def test_killed_while_an_epoch_is_scored(tiny_folder, tiny_data, tmp_path, reference, monkeypatch):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--save-every", "9")    # a save just before scoring
+    (tmp_path / "r").mkdir()
     for number in (1, 2, 3, 4):                    # 4: the test set, after all updates
         with monkeypatch.context() as m:
             m.setattr(train.Run, "evaluate", lambda self, split: kill())
@@ -212,7 +214,8 @@ def test_asked_before_the_first_update_there_is_nothing_to_save(tiny_folder, tin
     command = [*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--before"]
     monkeypatch.setattr(train, "evaluate_split", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
     assert train.main(command) == STOPPED
-    assert "stopped by SIGTERM after update 0" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "stopped by SIGTERM after update 0; nothing is lost; --resume" in said and "go on" not in said
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 
@@ -345,17 +348,23 @@ def test_a_lost_log_of_numbers_is_told(tiny_folder, tiny_data, copy, capsys):
     assert "metrics.jsonl is shorter than it was" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json", "one bit"])
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json", "one bit", "cut config.json",
+                                  "cut tokenizer.json", "cut tokenizer_config.json"])
 def test_a_model_that_was_lost_after_the_end_comes_back(tiny_folder, tiny_data, copy, reference, lost):
     command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
     train.train(command)
     said = predict.load(copy).predict(["Ada met Bruno in Oslo ."])
+    whole = {f.name: f.read_bytes() for f in copy.glob("*.json") if f.name != "train.json"}
     if lost == "one bit":
         flip(copy / "model.safetensors")
+    elif lost.startswith("cut "):
+        file = copy / lost.removeprefix("cut ")
+        os.truncate(file, file.stat().st_size // 2)
     else:
         (copy / lost).unlink()
     train.train(command)
     assert_same_run(copy, reference("fast fp32"))
+    assert {f.name: f.read_bytes() for f in copy.glob("*.json") if f.name != "train.json"} == whole
     assert predict.load(copy).predict(["Ada met Bruno in Oslo ."]) == said
 
 
@@ -505,23 +514,32 @@ def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tin
     assert not (copy / "metrics.json").exists()
 
 
-def test_asked_during_the_final_scores_the_last_weights_are_not_mistaken(tiny_folder, tiny_data, tmp_path, monkeypatch):
-    """The model then holds the best epoch's weights; the checkpoint of the last update must not."""
-    seen, evaluate, calls = scripted(monkeypatch, 0.9, 0.1, 0.1), train.evaluate_split, []
+@pytest.mark.parametrize("every, code, says", [
+    ("4", STOPPED, "update 27 is not saved (the model holds the weights of the best epoch by now): what came after "
+                   "update-00000024 is lost; go on with --resume"),
+    ("90m", 2, "all 27 updates are lost")])
+def test_asked_after_an_end_that_was_not_saved_it_says_what_is_lost(tiny_folder, tiny_data, tmp_path, monkeypatch,
+                                                                    capfd, every, code, says):
+    """The model then holds the best epoch's weights: no checkpoint of the last update may be made of them."""
+    scripted(monkeypatch, 0.9, 0.1, 0.1)
+    evaluate, finish = train.evaluate_split, train.Run.finish
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--save-every", every)
 
     def asked(*a):
-        calls.append(1)
-        if len(calls) == 4:                                                    # dev three times, then test
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*a)
 
-    monkeypatch.setattr(train, "evaluate_split", asked)
-    monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)   # the disk was full at the end
-    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == STOPPED
-    folders = list((tmp_path / "r").glob("checkpoints/update-00000027*"))
-    for folder in folders:
-        bert, _ = weights.load(folder)
-        assert all(torch.equal(t, seen[-1]["bert." + n]) for n, t in bert.state_dict().items())
+    def unsaved(run):
+        monkeypatch.setattr(resume.RunStore, "save_if_possible", lambda store: None)       # the disk is full
+        monkeypatch.setattr(train, "evaluate_split", asked)
+        return finish(run)
+
+    monkeypatch.setattr(train.Run, "finish", unsaved)
+    assert train.main(command) == code
+    said = capfd.readouterr()
+    assert says in (said.out if code == STOPPED else said.err)
+    assert ("go on with" in said.out + said.err) == (code == STOPPED)
+    assert not list((tmp_path / "r").glob("checkpoints/*update-00000027*"))
 
 
 def test_other_training_data_are_refused(tiny_folder, tiny_data, copy, tmp_path, capsys):
@@ -593,11 +611,24 @@ def test_a_finished_run_stays_as_it_is(tiny_folder, tiny_data, copy, capsys):
 
 def test_without_a_checkpoint_it_starts_anew_and_says_so(tiny_folder, tiny_data, tmp_path, reference, capsys):
     output = tmp_path / "r"
+    output.mkdir()
     command = [*arguments(tiny_folder, tiny_data, output), "--resume"]
-    train.train(command)                                   # not even a folder was there
+    train.train(command)
     assert "no whole checkpoint to resume from; starting anew" in capsys.readouterr().out
     assert_same_run(output, reference("fast fp32"))
     assert "starting anew" in (output / "log.txt").read_text()
+
+
+def test_a_name_that_is_no_folder_is_not_resumed_unless_torchrun_starts_it(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                           monkeypatch):
+    """torchrun begins and restarts with one command."""
+    command = [*arguments(tiny_folder, tiny_data, tmp_path / "typo", "--epochs", "1"), "--resume"]
+    assert train.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--output {tmp_path / 'typo'}: no run there to resume" in error
+    assert not (tmp_path / "typo").exists()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert train.main(command) == 0
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tiny_folder, tiny_data, tmp_path, capsys):
@@ -782,6 +813,18 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_update_behind(tin
     assert said.count("every tensor of the forward is finite") == 2 and "the loss is nan" in said
     assert train.main([*command, "--resume"]) == 0         # and so the run goes on
     assert train.main(["--replay", str(file)]) == 0        # and the update can still be looked at
+
+
+def test_an_update_that_cannot_be_written_down_is_not_to_be_looked_at(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                      monkeypatch):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "broken-update-2").touch()                               # no folder can have this name
+    (tmp_path / "r" / "train.json").touch()
+    poisoned(monkeypatch, 2)
+    assert train.main([*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--resume"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "could not be written down" in error[0] and "lower --learning-rate" in error[0]
+    assert "--replay" not in error[0]
 
 
 @pytest.mark.parametrize("engine", ["fast", "autograd"])

@@ -10,7 +10,9 @@ from updates import settings_of
 import train
 from minibert import __main__
 from minibert.__main__ import main
+from minibert.errors import MinibertError
 from minibert.run import report, terminal
+from minibert.run.processes import Shared
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,6 +132,34 @@ def test_predict_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys, error)
     assert main(["predict", str(tmp_path), "text"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "out of memory; give shorter texts" in said[0]
+
+
+def test_an_error_is_one_line_whatever_is_in_it():
+    odd = "a\rb\x1b[2Jc\u2028d\u2029e\x85f\x7fg\x00h\ti\nj"
+    assert str(MinibertError(odd)) == r"a\rb\x1b[2Jc\u2028d\u2029e\x85f\x7fg\x00h\ti\nj"
+    assert str(MinibertError("Łódź, 東京 — naïve")) == "Łódź, 東京 — naïve"
+
+
+@pytest.mark.parametrize("environment, error, says", [
+    ({}, MinibertError("x"), "error: x\n"), ({"RANK": "3"}, MinibertError("x"), "error: x\n"),
+    ({"RANK": "3", "WORLD_SIZE": "1"}, OSError("x"), "error: x\n"),
+    ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, MinibertError("x"), "error: x\n"),
+    ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, MinibertError("x"), ""),
+    ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, MinibertError("x"), "process 2: error: x\n"),
+    ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, Shared("x"), ""),
+    ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, OSError("x"), "process 1: error: x\n")])
+def test_of_several_processes_one_a_machine_says_what_the_user_can_mend(monkeypatch, capsys, environment, error, says):
+    """What is no user's mistake may be one process's alone, and each says its own."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def work() -> None:
+        raise error
+
+    assert terminal.exit_code(work, terminal.Advice()) == 2
+    assert capsys.readouterr().err == says
 
 
 def test_what_nobody_expects_goes_through():

@@ -23,6 +23,7 @@ from minibert.core.optim import Optimizer, lr_at
 from minibert.core.precision import LossScaler
 from minibert.errors import MinibertError
 from minibert.run.folder import RunFolder
+from minibert.run.start import suited_epochs
 from minibert.settings import TrainConfig
 from minibert.tasks import TASKS
 from minibert.tasks.ner import NER
@@ -95,6 +96,15 @@ def test_splitting_a_batch_changes_neither_gradient_nor_loss(uneven, parts):
     assert whole.keys() == split.keys() and len(whole) == 39          # 41 parameters without the pooler's two
     assert again == pytest.approx(loss, rel=1e-12)
     assert_same_gradient(split, whole)
+
+
+def test_more_parts_than_rows_are_a_row_a_part(uneven):
+    """Also so many that no list could hold them."""
+    model, task, features = uneven
+    settings = TrainConfig(batch_size=10 ** 9, accumulate=10 ** 9)
+    parts = train.micro_batches(features, np.arange(5), task, settings, 0, torch.device("cpu"))
+    assert [b.features for b in parts] == [features[i:i + 1] for i in range(5)]
+    assert train.micro_batches(features, np.arange(0), task, settings, 0, torch.device("cpu")) == []
 
 
 def test_the_objective_is_one_mean_over_all_labels(uneven):
@@ -397,6 +407,21 @@ def test_the_checkpoints_learning_rate_stands_below_the_command_line(tiny_folder
     for more, wanted in (([], 2e-4), (["--learning-rate", "1e-3"], 1e-3)):
         folder = train.train([*base, *more, "--output", str(tmp_path / str(wanted))])
         assert json.loads((folder / "train.json").read_text())["learning_rate"] == wanted
+
+
+def test_the_epochs_that_suit_are_decided_on_rows_and_not_on_texts(tiny_folder, tiny_data):
+    """60 texts in windows of 8 pieces are more rows than 100, of 24 pieces fewer."""
+    def epochs(*more: str) -> tuple[int, int]:
+        t = train.set_up(["--weights", str(tiny_folder), "--data", str(tiny_data), "--cache", "off", "--batch-size",
+                          "1", *more])
+        return t.settings.epochs, len(t.features["train"])
+
+    few, rows = epochs("--max-pieces", "24", "--overlap", "6")
+    assert few == 8 and rows < 100
+    many, rows = epochs("--max-pieces", "8", "--overlap", "4")
+    assert many == TrainConfig.epochs and rows >= 100
+    assert epochs("--max-pieces", "24", "--overlap", "6", "--epochs", "2")[0] == 2
+    assert [suited_epochs(TrainConfig(batch_size=2), set(), n).epochs for n in (198, 199)] == [8, TrainConfig.epochs]
 
 
 def test_unnamed_runs_take_the_next_free_name(tiny_folder, tiny_data, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ from minibert.core.config import BertConfig  # noqa: E402
 from minibert.data.cache import Cache  # noqa: E402
 from minibert.data.tokenizer import Tokenizer  # noqa: E402
 from minibert.errors import MinibertError  # noqa: E402
-from minibert.options import read_settings  # noqa: E402
+from minibert.options import checked, read_table  # noqa: E402
 from minibert.run import checkpoint  # noqa: E402
 from minibert.run.folder import RunFolder  # noqa: E402
 from minibert.run.replay import read_update  # noqa: E402
@@ -447,7 +447,7 @@ def settings_readers(folder: Path) -> list[Reader]:
             settings_of(json.loads((place / "words").read_text()))
 
     def config_file(name: str) -> Callable[[Path], object]:
-        return lambda place: read_settings(str(place / name), TrainConfig, NER.Options)
+        return lambda place: checked(read_table(place / name), place / name, TrainConfig, NER.Options)
 
     return [Reader("command line", b'["--epochs", "3"]', lambda good: COMMANDS, "words", read_words),
             Reader("--config in JSON", good, of(JSON), "x.json", config_file("x.json")),

@@ -42,6 +42,8 @@ class Job:
     every: int
 
     def command(self, output: Path) -> list[str]:
+        """One for the first start and for every other; it makes the folder that --resume wants to see."""
+        output.mkdir(parents=True, exist_ok=True)
         return [sys.executable, str(ROOT / "train.py"), *self.arguments, "--save-every", str(self.every), "--resume",
                 "--output", str(output)]
 

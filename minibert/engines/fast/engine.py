@@ -35,7 +35,7 @@ from minibert.core.optim import AdamW
 from minibert.core.precision import autocast
 from minibert.engines.fast.adamw import FusedAdamW
 from minibert.engines.fast.kernels import Kernels, ScoringKernels
-from minibert.engines.fast.memory import Heap
+from minibert.engines.fast.memory import Heap, keep_memory
 
 THREADS = ThreadPoolExecutor(torch.get_num_threads())
 SHORT = torch.bfloat16                             # as wide as fp32 in range, so it needs no loss scale
@@ -48,6 +48,7 @@ class Fast:
 
     def __init__(self, model: Model, precision: str):
         self.model, self.precision, self.heap = model, precision, Heap()
+        keep_memory()
         self.kit = kit_of(model, Kernels)(model, precision)
 
     @torch.no_grad()
