@@ -44,9 +44,6 @@ class TaskOptions:
     """A task's own options: each field is made by options.option(), which knows its bounds."""
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-
-    def __post_init__(self) -> None:
         """Raises MinibertError for values that no task can have."""
         check_bounds(self)
 
@@ -66,7 +63,6 @@ class TableOptions(TaskOptions):
         if len(self.names) != wanted or len(set(self.names)) != wanted or not all(self.names):
             raise MinibertError(f"--columns is {self.columns!r}; it must be {wanted} different names with commas "
                                 f"between, such as {example}")
-        super().__post_init__()
 
     @property
     def names(self) -> list[str]:
