@@ -43,6 +43,7 @@ lint: .venv/ready           ## ruff and mypy; strict where the mathematics is, s
 wheel: .venv/ready          ## dist/minibert-VERSION-py3-none-any.whl; tried in an environment of its own
 	rm -rf build dist/minibert-*.whl
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 	$(BIN)/python -m pytest tests/wheel
 
 .venv/ready: pyproject.toml constraints.txt

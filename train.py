@@ -3,10 +3,11 @@
     python train.py --task ner                          # gradients on torch's fused kernels
     python train.py --task ner --gradients by-hand      # the learner's command: every operation is its formula
 
-Both run the chain of minibert/core/byhand.py, so its labelled lines ([BLK-1] and the like) are what runs. Those of
-core/ops.py run in the head and the loss always, in the blocks with --gradients by-hand; by default fused kernels of
-torch, proved equal to them, stand in there (minibert/engines/fast/kernels.py). --gradients autograd runs core/model.py
-and leaves the gradient to torch.
+Block by block both run minibert/core/byhand.py, so its labelled lines ([BLK-1], [BLK-2]) are what runs; by default
+the walk over the blocks, and the last of them on the rows that the head reads, are minibert/engines/fast/engine.py's.
+Labelled lines of core/ops.py run in the head and the loss always, in the blocks with --gradients by-hand; by default
+fused kernels of torch, proved equal to them, stand in there (minibert/engines/fast/kernels.py). --gradients autograd
+runs core/model.py and leaves the gradient to torch.
 """
 import math
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from minibert.core import coupled
-from minibert.core.adversarial import Gradient, derivation
+from minibert.core.adversarial import AddGradient, derivation
 from minibert.core.batch import Batch, Feature, collate
 from minibert.core.dropout import DropoutMasks
 from minibert.core.model import Model
@@ -52,7 +53,7 @@ DESCRIPTION = "Fine-tune a BERT encoder on your data for one of several tasks, a
 def train(argv: list[str]) -> Path:
     """One run, from the command line's words to the run folder it returns; raises Stopped if it was asked to stop."""
     t = set_up(argv)
-    settings, rows = t.settings, t.features["train"]
+    settings, features = t.settings, t.features["train"]
     derive = derivation(t.model, settings.adversarial, t.processes.first)
 
     def evaluate(split: str) -> Evaluation:
@@ -64,12 +65,12 @@ def train(argv: list[str]) -> Path:
         run.score_before()
 
         for epoch in run.epochs_left():
-            order = epoch_batches(rows.lengths, settings.batch_size, settings.seed, epoch)
+            order = epoch_batches(features.lengths, settings.batch_size, settings.seed, epoch)
 
             for numbers in run.batches_left(order):
                 step = run.at.step + 1
-                batches = micro_batches(rows, t.processes.share(numbers), t.task, settings, t.tokenizer.pad, t.device,
-                                        epoch)
+                batches = micro_batches(features, t.processes.share(numbers), t.task, settings, t.tokenizer.pad,
+                                        t.device, epoch)
                 gradient = partial(accumulate, t.engine, t.task, batches, settings.seed, step, t.processes)
                 rate = lr_at(step, t.plan.total, t.plan.warmup, settings.learning_rate)
 
@@ -142,7 +143,7 @@ def micro_batches(features: Sequence[Feature], numbers: np.ndarray, task: Task, 
     return [collate(p, settings.layout, pad, task.layout(p), device) for p in parts]
 
 
-def one_update(gradient: Gradient, optimizer: Optimizer, scaler: LossScaler, rate: float, clip: float,
+def one_update(gradient: AddGradient, optimizer: Optimizer, scaler: LossScaler, rate: float, clip: float,
                ) -> tuple[float, float]:
     """One step of the optimizer -> (loss, gradient norm); gradient(scale) adds scale · gradient to every parameter's.
 
@@ -168,13 +169,12 @@ def accumulate(engine: Engine, task: Task, batches: Sequence[Batch], seed: int, 
     """Add the gradient of scale · objective to every parameter, one micro-batch at a time; -> the objective.
 
     The objective is Σ over terms of (sum of losses / count), both over all micro-batches of all processes: one mean
-    over the labelled words of the whole update, however it is split. What was in .grad before is of this process; what
-    is there after is the sum over all of them.
+    over the labelled words of the whole update, however it is split.
     """
     masks = [DropoutMasks(seed, step, i, processes.rank) for i in range(len(batches))]
-    losses: Sequence[Loss] = [task] * len(batches)  # who says what each micro-batch loses
+    criteria: Sequence[Loss] = [task] * len(batches)  # who says what each micro-batch loses
     if task.coupled and len(batches) > 1:
-        losses = coupled.known_losses(engine.model, task, batches, masks, engine.precision)
+        criteria = coupled.known_losses(engine.model, task, batches, masks, engine.precision)
 
     # All counts first: the mean of the micro-batches' means would be another objective.
     counts: dict[str, float] = {}
@@ -184,7 +184,9 @@ def accumulate(engine: Engine, task: Task, batches: Sequence[Batch], seed: int, 
     counts = processes.sum_counts(counts)
     factors = {term: scale / (count or 1.0) for term, count in counts.items()}  # [ACC-1] 0/1 for a term without labels
 
-    sums = [engine(loss, batch, mask, factors) for loss, batch, mask in zip(losses, batches, masks, strict=True)]
+    # Each engine multiplies the gradient of its sums by `factors`; what is divided below is only reported.
+    sums = [engine(criterion, batch, mask, factors)
+            for criterion, batch, mask in zip(criteria, batches, masks, strict=True)]
     processes.sum_gradients(engine.model)
 
     # only now are numbers asked for: a GPU has had all its work by then

@@ -252,10 +252,20 @@ def holds_head_of(folder: Path, task: Any) -> bool:
         (read_labels(folder), read_outputs(folder), kind) == (task.labels, task.outputs, task.problem_type))
 
 
+@torch.no_grad()
 def load_into(folder: Path, model: Model) -> None:
-    """Replace the weights of `model` by those in `folder`, which was saved from a model of the same kind."""
-    bert, _ = load(folder, model.head)
-    model.bert.load_state_dict(bert.state_dict())
+    """Replace the weights of `model` by those in `folder`, which was saved from a model of the same kind.
+
+    All of them, those too that an adaptation added, or none: MinibertError for one that is missing or does not fit.
+    """
+    found = {name: (file, stored) for name, file, stored in read_tensors(Path(folder))}
+    wanted = {name.removeprefix("bert."): tensor for name, tensor in named_tensors(model.bert, model.head).items()}
+    if missing := [name for name in wanted if name not in found]:
+        raise MinibertError(f"{folder}: {missing[0]} missing; this folder was saved from a model of another kind")
+
+    read = {name: read_weight(name, *found[name], tuple(tensor.shape)) for name, tensor in wanted.items()}
+    for name, tensor in wanted.items():
+        tensor.copy_(read[name])
 
 
 def load_bert(folder: str | Path) -> Bert:
@@ -273,6 +283,15 @@ def random_bert(config: BertConfig, seed: int = 0, pooler: bool = True) -> Bert:
 # ------------------------------------------------------------------------------------------------------ saving
 
 
+def named_tensors(bert: Bert, head: nn.Module | None = None) -> dict[str, Tensor]:
+    """{name in a file: tensor} of a model: the published names, and "added." before ours of what nobody published."""
+    state = bert.state_dict()
+    table = {n.ours: "bert." + n.published for n in name_table(bert.config, bert.pooler is not None)}
+    tensors = {published: state[ours] for ours, published in table.items()}
+    tensors |= {f"added.{ours}": tensor for ours, tensor in state.items() if ours not in table}
+    return tensors | (dict(head.state_dict()) if head is not None else {})
+
+
 def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: Json | None = None) -> None:
     """model.safetensors and config.json under the published names; the usual libraries open the folder.
 
@@ -280,10 +299,7 @@ def save(folder: Path, bert: Bert, head: nn.Module | None = None, extra: Json | 
     Each file is written beside its name, flushed and renamed, so that a crash leaves the old file or the new one.
     """
     folder = Path(folder)
-    state = bert.state_dict()
-    tensors = {"bert." + n.published: state[n.ours] for n in name_table(bert.config, bert.pooler is not None)}
-    tensors |= dict(head.state_dict()) if head is not None else {}
-    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in named_tensors(bert, head).items()}
     write_tensors(folder / "model.safetensors", tensors)
     values, extra = bert.config.to_dict(), extra or {}
     own = values.pop("minibert", {}) | extra.get("minibert", {})

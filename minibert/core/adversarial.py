@@ -9,10 +9,10 @@ import torch
 
 from minibert.core.model import Model
 
-Gradient = Callable[[float], float]                # adds scale · gradient of an update's objective; -> the objective
+AddGradient = Callable[[float], float]             # adds scale · gradient of an update's objective; -> the objective
 
 
-def derivation(model: Model, length: float, first: bool) -> Callable[[Gradient, float], float]:
+def derivation(model: Model, length: float, first: bool) -> Callable[[AddGradient, float], float]:
     """How an update takes its gradient, derive(gradient, scale) -> objective: as it is, or with a step of this length.
 
     `first`: this process speaks for all.
@@ -22,7 +22,7 @@ def derivation(model: Model, length: float, first: bool) -> Callable[[Gradient, 
     return lambda gradient, scale: gradient(scale)
 
 
-def adversarial(model: Model, length: float, first: bool, gradient: Gradient, scale: float) -> float:
+def adversarial(model: Model, length: float, first: bool, gradient: AddGradient, scale: float) -> float:
     """Half the gradient here and half of it where the word vectors are a step further uphill; -> the objective here.
 
     The step has the direction of the first gradient. What gradient() finds in .grad is of this process, what it leaves

@@ -1,8 +1,8 @@
 """The whole network on gradients derived by hand: forward with caches, backward through them, no autograd.
 
-A block is written once, here, on a kit of operations: by their formulas (kit.py) or on fused kernels
-(engines/fast/kernels.py). The backward reads the forward from its last line to its first: docs/09, on one page.
-Gradients of one parameter add up, so a tensor may be used in several places.
+A block is written once, here, on a kit of operations: `Formulas` (kit.py) or its subclass `Kernels`, fused kernels
+(engines/fast/kernels.py), so `kit: Formulas` may be either. The backward reads the forward from its last line to its
+first: docs/09, on one page. Gradients of one parameter add up, so a tensor may be used in several places.
 """
 from collections.abc import Mapping
 

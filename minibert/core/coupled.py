@@ -38,7 +38,7 @@ class KnownLoss:
 
 
 @torch.no_grad()
-def known_losses(model: Model, loss: Loss, batches: Sequence[Batch], masks: Sequence[Masks], precision: str,
+def known_losses(model: Model, criterion: Loss, batches: Sequence[Batch], masks: Sequence[Masks], precision: str,
                  ) -> list[KnownLoss]:
     """The first pass over the micro-batches of an update, with the dropout masks that the second will have."""
     scores = []
@@ -47,7 +47,7 @@ def known_losses(model: Model, loss: Loss, batches: Sequence[Batch], masks: Sequ
             scores.append(model(batch, mask))
 
     whole, together = torch.cat(scores), joined(batches)
-    sums, dwhole = loss.loss(whole, together), loss.loss_backward(whole, together)
+    sums, dwhole = criterion.loss(whole, together), criterion.loss_backward(whole, together)
 
     cuts = [len(s) for s in scores]
     split = {term: dterm.split(cuts) for term, dterm in dwhole.items()}

@@ -4,8 +4,8 @@ Plain tensor formulas: no autograd, no backward kernel of torch. The gradient of
 summed loss by w, in the shape of w. A label in brackets marks the line that is this equation of docs/, where
 notation.md lists them all. The cache holds what the backward needs and nothing else.
 
-B rows, T columns of a row, P pieces of a batch, A heads, H hidden, D = H/A, F feed-forward, V vocabulary, K labels,
-M labelled pieces; m numbers into a linear map and n out of it.
+B rows, T columns of a row, S keys (here T), P pieces of a batch, A heads, H hidden, D = H/A, F feed-forward,
+V vocabulary, K labels, M labelled pieces; m numbers into a linear map and n out of it.
 """
 import math
 from collections.abc import Callable
@@ -183,9 +183,9 @@ def attend_backward(dout: Tensor, cache: AttentionCache) -> tuple[Tensor, Tensor
     ddropped = dout @ v.mT                                                    # [ATT-7]
 
     ds = softmax_backward(dropout_backward(ddropped, mask), p)                # a hidden key has p = 0, so ds = 0
-    ds = ds / math.sqrt(q.shape[-1])                                          # [ATT-8]
-    dq = ds @ k                                                               # [ATT-9]
-    dk = ds.mT @ q                                                            # [ATT-10]
+    du = ds / math.sqrt(q.shape[-1])                                          # [ATT-8]
+    dq = du @ k                                                               # [ATT-9]
+    dk = du.mT @ q                                                            # [ATT-10]
     return dq, dk, dv
 
 

@@ -27,11 +27,11 @@ class Engine(Protocol):
     def __init__(self, model: Model, precision: str):
         """`precision`: fp32, bf16 or fp16."""
 
-    def __call__(self, loss: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
+    def __call__(self, criterion: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
                  ) -> dict[str, Tensor]:
         """Add the gradient of Σ factor · sum of losses to every parameter's .grad; -> {term: sum of losses}.
 
-        Outside any autocast.
+        `criterion` says what the scores lose: the task, or a coupled.KnownLoss. Outside any autocast.
         """
 
 

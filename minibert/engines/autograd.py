@@ -20,12 +20,12 @@ class Autograd:
         self.model, self.precision = model, precision
 
     @torch.enable_grad()
-    def __call__(self, loss: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
+    def __call__(self, criterion: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
                  ) -> dict[str, Tensor]:
         """Add the gradient of Σ factor · sum of losses to every parameter's; -> the sums."""
         with autocast(self.precision, batch.ids.device):
             scores = self.model(batch, masks)
-        sums = loss.loss(scores, batch)
+        sums = criterion.loss(scores, batch)
 
         objective: Tensor = sum(factors[term] * sums[term] for term in sums)  # [AMP-1]
         objective.backward()

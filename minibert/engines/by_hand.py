@@ -19,11 +19,11 @@ class ByHand:
     def __init__(self, model: Model, precision: str):
         self.model, self.precision = model, precision
 
-    def __call__(self, loss: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
+    def __call__(self, criterion: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
                  ) -> dict[str, Tensor]:
         """Add the gradient of Σ factor · sum of losses to every parameter's; -> the sums."""
         with autocast(self.precision, batch.ids.device):
-            sums, gradients = reached_gradients(self.model, batch, masks, loss, factors)
+            sums, gradients = reached_gradients(self.model, batch, masks, criterion, factors)
         for name, p in self.model.named_parameters():
             if name in gradients:
                 p.grad = gradients[name] if p.grad is None else p.grad.add_(gradients[name])  # [ACC-4]

@@ -1,7 +1,7 @@
 """What a task is: all that the loop, the engines and the command line ask of one, with a default for each member.
 
-A task of one label an example is shorter still on LabelTask (labelled.py), one whose labels are pieces of the
-vocabulary on VocabularyTask (vocabulary.py).
+A task of one label an example is shorter still on LabelTask (labelled.py), one of two texts and a label on
+PairTask (pairs.py), one whose labels are pieces of the vocabulary on VocabularyTask (vocabulary.py).
 """
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """A task's own options: each field is made by options.option()."""
+    """A task's own options: each field is made by options.option(), which knows its bounds."""
 
     def __post_init__(self) -> None:
         """Raises MinibertError for values that no task can have."""
@@ -99,7 +99,7 @@ class Task(Generic[Example, Prediction]):
         self.options: Any = options                # an instance of Options, which is the task's own
         self.labels = list(labels)                 # [K] names, by number
         self.notices: list[str] = []               # what reading found worth telling, in words
-        self.tokenizer: Tokenizer | None = None    # the one that encoded
+        self.tokenizer: Tokenizer                  # the one that encoded, from then on
 
     @property
     def outputs(self) -> list[str]:
@@ -213,7 +213,8 @@ class Task(Generic[Example, Prediction]):
 
     def report(self, scores: Scores) -> str:
         """What score() gave as text, here a number a line."""
-        return "\n".join(f"{name:14}{value:12,.3f}" for name, value in scores.items())
+        return "\n".join(f"{name.replace('_', ' '):14}{value:12,{'' if isinstance(value, int) else '.3f'}}"
+                         for name, value in scores.items())
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """The scores that an epoch can be chosen by, a line each, and as they were `before`."""
@@ -246,17 +247,10 @@ def only_one(given: set[str], there: set[str]) -> str | None:
     return next(iter(given)) if len(given) == 1 and len(there) > 1 else None
 
 
-def text_of(value: object, where: str) -> str:
-    """A value of a table that must be a text. Raises MinibertError for another."""
-    if not isinstance(value, str):
-        raise MinibertError(f"{where}: the text is {value!r}, not a string")
-    return value
-
-
-def filled(value: object, where: str, wanted: str) -> str:
-    """The same of a text that must not be empty."""
-    if not isinstance(value, str) or not value.strip():
-        raise MinibertError(f"{where}: {str(value)[:60]!r} is no text; expected {wanted}")
+def text_of(value: object, where: str, wanted: str = "") -> str:
+    """A value of a table that must be a text, not an empty one where it is `wanted`. Raises MinibertError."""
+    if not isinstance(value, str) or (wanted and not value.strip()):
+        raise MinibertError(f"{where}: the text is {repr(value)[:60]}; expected {wanted or 'a string'}")
     return value
 
 

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
-from minibert.data.rows import word_features
 from minibert.data.tables import read_table
-from minibert.data.text import words_of
-from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import label_scores
@@ -83,9 +80,7 @@ class Classify(LabelTask[Example]):
     def read_labels(self, value: object, where: str) -> tuple[str, ...]:
         """One label; with --choice several a JSON list, or names with | between, perhaps none."""
         if self.options.choice != "several":
-            if isinstance(value, bool | int | str) and str(value).strip():
-                return (str(value).strip(),)
-            raise MinibertError(f"{where}: the label is {value!r}; expected one name (--choice several takes lists)")
+            return (self.read_label(value, where),)
 
         names = value.split("|") if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
@@ -126,18 +121,11 @@ class Classify(LabelTask[Example]):
                                 f"{len(self.labels)} labels")
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
-    def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
-               overlap: int) -> list[Feature]:
-        """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
-        words = words_of(example.text)
-        windows = word_features(number, tokenizer.pieces([words])[0], tokenizer, max_pieces, overlap, [0] * len(words))
-        return self.read_at_cls(number, windows, *self.numbers(example.labels))
-
-    def numbers(self, labels: tuple[str, ...]) -> tuple[int, Holding | None]:
+    def numbers(self, example: Example) -> tuple[int, Holding | None]:
         """(the class, -1 if train never saw it; with --choice several the labels that hold)."""
-        known = [self.number(label) for label in labels if label in self.labels]
+        known = [self.number(label) for label in example.labels if label in self.labels]
         if self.options.choice == "several":
-            return 0 if len(known) == len(labels) else -1, Holding(np.array(known, np.int64))
+            return 0 if len(known) == len(example.labels) else -1, Holding(np.array(known, np.int64))
         return known[0] if known else -1, None
 
     def targets_of(self, batch: Batch, like: Tensor) -> Tensor:

@@ -1,22 +1,36 @@
-"""One answer an example, a label of K: what classify, match and relation share.
+"""One answer an example, a label of K: what texts, pairs and relations share.
 
 A text too long for a row has several rows, windows of it; each learns the label, and the mean of their scores decides.
 """
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from minibert.core.batch import Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PooledHead
-from minibert.data.rows import PairRow
+from minibert.data.rows import PairRow, word_features
+from minibert.data.text import words_of
+from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
 from minibert.scores.tables import Scores, averages, compared
-from minibert.tasks.base import Example, Result, Task, only_one
+from minibert.tasks.base import Result, Task, only_one
 from minibert.tasks.probabilities import mean_scores, softmax
+
+
+class Located(Protocol):
+    """What every example of such a task has."""
+
+    @property
+    def where(self) -> str:
+        """file:line, or "text"."""
+
+
+Example = TypeVar("Example", bound=Located)
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,27 @@ class Answer:
 
 
 class LabelTask(Task[Example, Answer]):
-    """A task of one label an example, read at [CLS]; an example has `text` and `label`, which is None in raw text."""
+    """A task of one label an example, read at [CLS].
+
+    An example has `text`, `label` (None: not known, as in raw text) and `where`, file:line or "text". One without a
+    text has its own encode() and shown(), one with other labels its own right().
+    """
     defaults = {"epochs": 8}
     also_best = {"macro_f1": "max", "weighted_f1": "max"}
     architecture = "BertForSequenceClassification"
     problem_type: str | None = "single_label_classification"
     unit = "texts"
+    fixed: tuple[str, ...] = ()                    # all labels there may be, in the order of the scores; (): any names
 
-    def right(self, example: Example) -> tuple[str, ...]:
+    def read_label(self, value: object, where: str) -> Any:
+        """A label of a table as text. Raises MinibertError for what is no name, or none of those that are `fixed`."""
+        label = str(value).strip() if isinstance(value, bool | int | str) else ""
+        if not label or (self.fixed and label not in self.fixed):
+            wanted = f"one of {', '.join(self.fixed)}" if self.fixed else "a name"
+            raise MinibertError(f"{where}: the label is {value!r}; expected {wanted}")
+        return label
+
+    def right(self, example: Any) -> tuple[str, ...]:
         """The labels of an example: one."""
         return (example.label,)
 
@@ -52,8 +79,8 @@ class LabelTask(Task[Example, Answer]):
         return (prediction.label,)
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
-        """The labels of train, sorted. Raises MinibertError for fewer than two."""
-        self.labels = sorted({label for e in splits["train"] for label in self.right(e)})
+        """The labels of train, sorted, or those that are fixed. Raises MinibertError for fewer than two."""
+        self.labels = list(self.fixed) or sorted({label for e in splits["train"] for label in self.right(e)})
         self.refuse_labels(len(self.labels) < 2, "at least two", splits)
         self.note_unseen(splits)
 
@@ -70,12 +97,25 @@ class LabelTask(Task[Example, Answer]):
             self.notices += unseen(split, there, self.labels, "labels", self.unit)
 
     def number(self, label: str | None) -> int:
-        """Of a label; -1 for one that train never saw: no loss."""
-        return self.labels.index(label) if label in self.labels else -1
+        """Of a label; -1 for one that is not known, or that train never saw: no loss."""
+        return self.labels.index(label) if label is not None and label in self.labels else -1
 
-    def read_at_cls(self, number: int, rows: Iterable[Feature | PairRow], label: int,
-                    about: object = None) -> list[Feature]:
+    def numbers(self, example: Example) -> tuple[int, object]:
+        """(number() of an example's label, what its features are `about`)."""
+        label, = self.right(example)
+        return self.number(label), None
+
+    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int,
+               overlap: int) -> list[Feature]:
+        """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
+        words = words_of(example.text)
+        pieces, = tokenizer.pieces([words])
+        rows = word_features(number, pieces, tokenizer, max_pieces, overlap, [0] * len(words))
+        return self.read_at_cls(number, rows, example)
+
+    def read_at_cls(self, number: int, rows: Iterable[Feature | PairRow], example: Example) -> list[Feature]:
         """The rows of example `number`, each read at its [CLS]."""
+        label, about = self.numbers(example)
         return [Feature(number, row.ids, row.types, np.zeros(1, np.int64), np.array([label]), about) for row in rows]
 
     def head(self, config: BertConfig) -> Head:
@@ -89,7 +129,7 @@ class LabelTask(Task[Example, Answer]):
 
     def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
         gold, guess = [self.right(e) for e in examples], [self.chosen(p) for p in predictions]
-        table = confusion([g for g, in gold], [g for g, in guess], self.labels)
+        table = confusion([y for y, *_ in gold], [y for y, *_ in guess], self.labels)
         return {**label_scores(gold, guess, self.labels), "confusion": table}
 
     def report(self, scores: Scores) -> str:
@@ -108,7 +148,7 @@ class LabelTask(Task[Example, Answer]):
         given = {" and ".join(self.chosen(p)) for p in predictions}
         return only_one(given, {" and ".join(self.right(e)) for e in examples}) or None
 
-    def shown(self, example: Example) -> Result:
+    def shown(self, example: Any) -> Result:
         """What of an example stands in a result."""
         return {"text": example.text}
 

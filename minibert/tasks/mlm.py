@@ -68,24 +68,24 @@ class Options(TaskOptions):
 
 
 class TextLines(Sequence[str]):
-    """The first `count` lines of a file that are not empty, read when asked for."""
+    """The first `total` lines of a file that are not empty, read when asked for."""
 
-    def __init__(self, file: Path, count: int):
-        self.file, self.count = file, count
+    def __init__(self, file: Path, total: int):
+        self.file, self.total = file, total
 
     def __len__(self) -> int:
-        return self.count
+        return self.total
 
     def __getitem__(self, i: int | slice) -> "str | TextLines":
         if isinstance(i, slice):
             if i.start or (i.step or 1) != 1:
                 raise IndexError("only the first lines can be taken")
-            return TextLines(self.file, len(range(self.count)[i]))
-        return next(itertools.islice((line for line in self.lines() if line), range(self.count)[i], None))
+            return TextLines(self.file, len(range(self.total)[i]))
+        return next(itertools.islice((line for line in self.lines() if line), range(self.total)[i], None))
 
     def lines(self) -> Iterator[str]:
         """The lines without blanks at their ends; of several empty ones one, which parts two documents."""
-        left, before = self.count, ""
+        left, before = self.total, ""
         for line in read_lines(self.file):
             line = line.strip()
             if line or before:
@@ -96,7 +96,7 @@ class TextLines(Sequence[str]):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the cache keeps."""
-        return {"count": np.array([self.count])}
+        return {"count": np.array([self.total])}
 
     @classmethod
     def from_arrays(cls, file: Path, arrays: dict[str, np.ndarray]) -> "TextLines":
@@ -198,7 +198,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         y, first = batch.labels, firsts(batch)
         return {"pieces": y.index_fill(0, first, -1), "next": torch.full_like(y, -1).index_copy(0, first, y[first])}
 
-    def infer(self, score: Scorer, examples: Sequence[str], features: Sequence[Feature]) -> list[Hits | Filling]:
+    def infer(self, score: Scorer, examples: Sequence[str], features: Sequence[Feature]) -> Sequence[Hits | Filling]:
         """Of raw text decode(); of a file's rows hits(), the same pieces hidden every time."""
         if not isinstance(examples, TextLines):
             return self.decode(examples, features, score(features))
@@ -218,7 +218,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
             best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]) if len(z) else 0)
             for begin, numbers, ps in zip(f.about.begins.tolist(), best.indices.tolist(), best.values.tolist(),
                                           strict=True):
-                found[f.example].masks[begin] = [(self.tokenizer.backend.id_to_token(n), p)
+                found[f.example].masks[begin] = [(str(self.tokenizer.backend.id_to_token(n)), p)
                                                  for n, p in zip(numbers, ps, strict=True)]
         return found
 
@@ -234,11 +234,6 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def collapsed(self, predictions: Sequence[Hits], examples: Sequence[str]) -> str | None:
         given = set().union(*(p.guesses for p in predictions))
         return self.tokenizer.backend.id_to_token(given.pop()) if len(given) == 1 else None
-
-    def report(self, scores: Scores) -> str:
-        text = (f"perplexity    {scores['perplexity']:12,.2f}\nloss a piece  {scores['loss_a_piece']:12.3f}\n"
-                f"accuracy      {scores['accuracy']:12.3f}\nhidden        {scores['support']:12,}")
-        return text + (f"\nhalves        {scores['next_sentence']:12.3f}" if "next_sentence" in scores else "")
 
     def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
@@ -305,10 +300,10 @@ def packed(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         left = np.concatenate([left, block], 1)
         n = left.shape[1] // room
         full, left = left[:, :n * room].reshape(2, n, room), left[:, n * room:]
-        yield as_rows(*full, tokenizer, number)
+        yield as_rows(full, tokenizer, number)
         number += n
     if left.shape[1]:
-        yield as_rows(*left[:, None], tokenizer, number)
+        yield as_rows(left[:, None], tokenizer, number)
 
 
 def stream(examples: TextLines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -349,9 +344,9 @@ def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.insert(pieces, np.cumsum(counts)[gaps], np.array([[tokenizer.end], [0]]), axis=1)
 
 
-def as_rows(ids: np.ndarray, shapes: np.ndarray, tokenizer: Tokenizer, number: int) -> Features:
-    """int64 [n,C] pieces and case shapes -> n features [CLS] pieces [SEP], numbered from `number`."""
-    n, C = ids.shape
+def as_rows(pieces: np.ndarray, tokenizer: Tokenizer, number: int) -> Features:
+    """int64 [2,n,C] pieces and case shapes -> n features [CLS] pieces [SEP], numbered from `number`."""
+    (ids, shapes), (_, n, C) = pieces, pieces.shape
     whole = np.full((n, C + 2), tokenizer.end, np.int64)
     whole[:, 0], whole[:, 1:-1] = tokenizer.start, ids
     types = np.zeros((n, C + 2), np.int64)

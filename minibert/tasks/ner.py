@@ -19,8 +19,9 @@ from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores, compared
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
+from minibert.tasks import conll
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
-from minibert.tasks.conll import SUFFIXES, Example, Examples, begins_wrongly, has_documents, read_examples
+from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, has_documents, read_examples
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
@@ -42,9 +43,9 @@ class NER(Task[Example, list[str]]):
                                "tags.weighted_f1"], "max")
     unit = "words"
     suffixes = SUFFIXES
-    Options, Examples, About = Options, Examples, WordNumbers
+    Options, Examples, About = Options, conll.Examples, WordNumbers
 
-    def read(self, path: Path) -> dict[str, Examples]:
+    def read(self, path: Path) -> dict[str, conll.Examples]:
         """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
         files = self.files(path)
         documents = self.options.context == "document"
@@ -61,7 +62,7 @@ class NER(Task[Example, list[str]]):
             self.notices.append("no -DOCSTART- lines: every sentence stands alone")
         return {split: examples.in_iob2(scheme) for split, examples in splits.items()}
 
-    def learn_labels(self, splits: Mapping[str, Examples]) -> None:
+    def learn_labels(self, splits: Mapping[str, conll.Examples]) -> None:
         """O, and B-X and I-X of every type X in train."""
         types = sorted({t[2:] for t in splits["train"].count_tags() if t != "O"})
         if not types:
@@ -70,7 +71,7 @@ class NER(Task[Example, list[str]]):
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 
-    def note_unseen(self, splits: Mapping[str, Examples]) -> None:
+    def note_unseen(self, splits: Mapping[str, conll.Examples]) -> None:
         for split, examples in splits.items():
             self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
 
@@ -87,7 +88,7 @@ class NER(Task[Example, list[str]]):
         labels = [index.get(t, -1) for t in example.tags] or [-1] * len(example.words)
         return word_features(number, tokenizer.pieces([example.words])[0], tokenizer, max_pieces, overlap, labels)
 
-    def encode_many(self, examples: Examples, tokenizer: Tokenizer, max_pieces: int,
+    def encode_many(self, examples: conll.Examples, tokenizer: Tokenizer, max_pieces: int,
                     overlap: int) -> Iterator[Features]:
         """encode() of them all, in parts."""
         index = {label: i for i, label in enumerate(self.labels)}
@@ -102,7 +103,7 @@ class NER(Task[Example, list[str]]):
             table[feature.example][feature.about.words] = rows
 
         path = best_valid_path if self.options.decoding == "valid" else best_tags
-        return [[self.labels[k] for sentence in e.cut(t) for k in path(np.array(sentence), self.labels)]
+        return [[self.labels[k] for sentence in e.cut(list(t)) for k in path(np.array(sentence), self.labels)]
                 for e, t in zip(examples, table, strict=True)]
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:

@@ -21,7 +21,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import relation_report, relation_scores
 from minibert.scores.tables import Scores, compared
-from minibert.tasks.base import Result, TableOptions, coloured
+from minibert.tasks.base import Result, TableOptions, coloured, text_of
 from minibert.tasks.labelled import Answer, LabelTask
 
 MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
@@ -40,7 +40,6 @@ class Example:
 @dataclass(frozen=True)
 class Options(TableOptions):
     """Relation extraction's own options."""
-    columns: str = option("text,label", "names of the columns that hold the marked text and its relation", later=True)
     none: str = option("Other", "the label of pairs without a relation: it is learnt, but left out of the score",
                       later=True)
 
@@ -58,17 +57,10 @@ class Relation(LabelTask[Example]):
 
     def read_file(self, file: Path) -> list[Example]:
         """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it; errors have file:line."""
-        return [marked(text, label, where) for text, label, where in self.read_rows(file)]
-
-    def read_rows(self, file: Path) -> Iterator[tuple[str, str, str]]:
-        """(marked text, label, "file:line"). Raises MinibertError with file:line."""
         if file.suffix.lower() == ".txt":
-            yield from read_semeval(file)
-            return
-        for where, (text, label) in read_table(file, self.options.names):
-            if not isinstance(text, str) or not isinstance(label, str) or not label.strip():
-                raise MinibertError(f"{where}: the text is {text!r}, the label {label!r}; expected two texts")
-            yield text, label.strip(), where
+            return [marked(text, label, where) for text, label, where in read_semeval(file)]
+        return [marked(text_of(text, where), self.read_label(label, where), where)
+                for where, (text, label) in read_table(file, self.options.names)]
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """The labels of train, sorted; whether the one for no relation is among them."""

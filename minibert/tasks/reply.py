@@ -34,7 +34,6 @@ from minibert.tasks.base import (
     Task,
     TaskOptions,
     coloured,
-    filled,
     only_one,
     text_of,
 )
@@ -115,8 +114,9 @@ class Reply(Task[Example, Ranking]):
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
     def read_file(self, file: Path) -> list[Example]:
-        return [Example(*(filled(text, where, "a question and its answer") for text in texts), (), where)
-                for where, texts in read_table(file, self.options.names)]
+        wanted = "a question and its answer"
+        return [Example(text_of(question, where, wanted), text_of(answer, where, wanted), (), where)
+                for where, (question, answer) in read_table(file, self.options.names)]
 
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
@@ -134,12 +134,12 @@ class Reply(Task[Example, Ranking]):
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """There are none; two answers at least must differ, and all right answers of a question are remembered."""
-        if len({text_number(e.answer) for e in splits["train"]}) < 2:
+        if len({text_number(e.answer or "") for e in splits["train"]}) < 2:
             raise MinibertError(f"{splits['train'][0].where}: all training questions have the same answer; expected at "
                                 "least two (is --limit too small?)")
         self.right = {}
         for example in splits["train"]:
-            self.right.setdefault(text_number(example.question), set()).add(text_number(example.answer))
+            self.right.setdefault(text_number(example.question), set()).add(text_number(example.answer or ""))
 
     def example(self, text: str) -> Example:
         """Raw text, "question ||| answer ||| answer ...", or a question alone where read_candidates() gave answers."""
@@ -248,6 +248,7 @@ class Reply(Task[Example, Ranking]):
 
         def answer(i: int, n: int) -> Feature:
             if self.from_index(examples[i]):
+                assert self.index is not None          # encode() made it
                 return self.index.features[n]
             return known[owner(examples, i), text_number(rankings[i].answers[n])]
 
@@ -284,11 +285,12 @@ class Reply(Task[Example, Ranking]):
             return np.stack([known[who, text_number(text)] for text in answers])
 
         everyone = distinct(e.answer for e in examples if e.answer)
-        shared = table(EVERYONE, everyone) if everyone else None
+        shared = table(EVERYONE, everyone) if everyone else np.zeros((0, 0))   # nobody's
 
         rankings = []
         for i, example in enumerate(examples):
             if self.from_index(example):
+                assert self.index is not None and self.index.vectors is not None   # infer() made them
                 answers, vectors = example.candidates, self.index.vectors
             elif example.candidates:
                 answers, vectors = example.candidates, table(i, example.candidates)
@@ -302,7 +304,7 @@ class Reply(Task[Example, Ranking]):
         """ranking_scores, and of the vectors alone; every answer of an equal question is right."""
         right: dict[int, set[int]] = defaultdict(set)
         for example in examples:
-            right[text_number(example.question)].add(text_number(example.answer))
+            right[text_number(example.question)].add(text_number(example.answer or ""))
 
         def places_of(order: Callable[[Ranking], np.ndarray]) -> list[int]:
             return [1 + next(i for i, n in enumerate(order(p))
@@ -313,7 +315,7 @@ class Reply(Task[Example, Ranking]):
                 "vectors": ranking_scores(places_of(lambda p: np.argsort(-p.near, kind="stable")))}
 
     def collapsed(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> str | None:
-        return only_one({p.answers[p.order[0]] for p in predictions}, {e.answer for e in examples})
+        return only_one({p.answers[p.order[0]] for p in predictions}, {e.answer or "" for e in examples})
 
     def report(self, scores: Scores) -> str:
         rows = {"vectors alone": scores["vectors"], **({"read together": scores} if self.options.rerank else {})}

@@ -23,7 +23,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
-from minibert.tasks.base import Result, Scorer, TableOptions, coloured, filled, only_one
+from minibert.tasks.base import Result, Scorer, TableOptions, coloured, only_one, text_of
 from minibert.tasks.generate import write
 from minibert.tasks.vocabulary import VocabularyTask
 
@@ -77,8 +77,9 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     Options, About = Options, Row
 
     def read_file(self, file: Path) -> list[Example]:
-        return [Example(*(filled(text, where, "a source and its target") for text in texts), where)
-                for where, texts in read_table(file, self.options.names)]
+        wanted = "a source and its target"
+        return [Example(text_of(source, where, wanted), text_of(target, where, wanted), where)
+                for where, (source, target) in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Example:
         if not text.strip():
@@ -152,7 +153,7 @@ class Seq2Seq(VocabularyTask[Example, Written]):
 
     def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> Scores:
         """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case."""
-        gold, said = ([t.lower() for t in texts] for texts in ([e.target for e in examples],
+        gold, said = ([t.lower() for t in texts] for texts in ([e.target or "" for e in examples],
                                                                [p.text for p in predictions]))
         loss = sum(p.loss for p in predictions) / max(1, sum(p.pieces for p in predictions))
         exact = sum(words_of(g) == words_of(p) for g, p in zip(gold, said, strict=True)) / max(1, len(gold))
@@ -160,7 +161,7 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 "bleu": bleu(gold, said), "rouge": rouge(gold, said), "support": len(gold)}
 
     def collapsed(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str | None:
-        given = only_one({p.text for p in predictions}, {e.target for e in examples})
+        given = only_one({p.text for p in predictions}, {e.target or "" for e in examples})
         return given and given[:60]
 
     def report(self, scores: Scores) -> str:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 import trajectory
 from bytorch import Untouched, by_autograd
 from differences import check_gradient
+from refusing import refused
 from tiny import shake
 from torch import Tensor, nn
 
+from minibert.checkpoints import weights
 from minibert.core import ops
 from minibert.core.batch import collate
 from minibert.core.dropout import DropoutMasks, draw
@@ -41,15 +43,16 @@ class LowRankLayer:
         out = super().linear_forward(maps, x)
         for f, part in zip(maps, out.split([f.out_features for f in maps], 1), strict=True):
             if isinstance(f, LowRank):
-                part += x @ f.a.T @ f.b.T
+                part += x @ f.a.to(x.dtype).T @ f.b.to(x.dtype).T
         return out
 
     def linear_backward(self, maps, dout, x, gradients):
         dx = super().linear_backward(maps, dout, x, gradients)
         for f, df in zip(maps, dout.split([f.out_features for f in maps], 1), strict=True):
             if isinstance(f, LowRank):
-                gradients.add((f.b, df.T @ (x @ f.a.T)), (f.a, (df @ f.b).T @ x))
-                dx = dx + df @ f.b @ f.a
+                a, b = f.a.to(x.dtype), f.b.to(x.dtype)
+                gradients.add((f.b, df.T @ (x @ a.T)), (f.a, (df @ b).T @ x))
+                dx = dx + df @ b @ a
         return dx
 
 
@@ -65,7 +68,7 @@ class LongerAttention(Attention):
     def lengthened(self, k, v, allowed, mask):
         """[B,A,T,D] twice -> [B,A,n+T,D] twice; the further keys are always seen and never dropped."""
         n = self.more.shape[1]
-        more = self.heads(self.more)[:, None].expand(-1, len(k), -1, -1, -1)   # [2,B,A,n,D]
+        more = self.heads(self.more.to(k.dtype))[:, None].expand(-1, len(k), -1, -1, -1)   # [2,B,A,n,D]
         seen = None if allowed is None else F.pad(allowed, (n, 0), value=True)
         return torch.cat([more[0], k], 2), torch.cat([more[1], v], 2), seen, mask if mask is None else F.pad(
             mask, (n, 0), value=1.0)
@@ -125,10 +128,10 @@ def adapted(model: Model, toy: str) -> Model:
     return model
 
 
-def by_engine(name: str, model: Model, batch, masks) -> dict[str, Tensor]:
+def by_engine(name: str, model: Model, batch, masks, precision: str = "fp32") -> dict[str, Tensor]:
     for p in model.parameters():
         p.grad = None
-    ENGINES[name](model, "fp32")(Untouched(), batch, masks, {"words": 1.0})
+    ENGINES[name](model, precision)(Untouched(), batch, masks, {"words": 1.0})
     return {n: p.grad.to_dense() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -151,6 +154,19 @@ def test_all_engines_give_the_gradient_of_the_adapted_network(batch_and_model, t
     with torch.no_grad():
         scores = model(batch)
     assert float((Scorer(model, "fp32")(batch) - scores).norm()) <= 1e-12 * float(scores.norm())
+
+
+@pytest.mark.parametrize("toy", ["low rank", "longer", "both"])
+def test_in_16_bits_the_gradients_are_near_those_of_float64(batch_and_model, toy):
+    """A number in bf16 has 8 bits, so one rounding is up to 0.4 %; a gradient comes through some dozens of them."""
+    model, batch = adapted(batch_and_model[0], toy), batch_and_model[1]
+    _, wanted = by_autograd(model, batch)
+    model.float()
+    for engine in ENGINES:
+        found = by_engine(engine, model, batch, None, "bf16")
+        for name in (n for n in wanted if n.endswith((".a", ".b", ".more"))):
+            off = float((found[name].double() - wanted[name]).norm() / wanted[name].norm())
+            assert 1e-4 < off < 0.05, (engine, name, off)                      # not 0: it really was bf16
 
 
 @pytest.mark.parametrize("toy", ["low rank", "longer"])
@@ -183,3 +199,29 @@ def test_an_adapter_learns_alone(batch_and_model, engine):
         optimizer.step()
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
     assert all(torch.equal(p, before[n]) is not n.endswith((".a", ".b")) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("toy", ["low rank", "longer"])
+def test_what_an_adaptation_adds_is_saved_and_loaded(batch_and_model, tmp_path, toy):
+    """Under its own name beside the published ones; another library passes over it, and here it may not be missing."""
+    model, batch = batch_and_model
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "adapted").mkdir()
+    weights.save(tmp_path / "plain", model.bert, model.head)
+    adapted(model, toy).float()
+    weights.save(tmp_path / "adapted", model.bert, model.head)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    new = {n for n in before if n.endswith((".a", ".b", ".more"))}
+    names = {name for name, _, _ in weights.read_tensors(tmp_path / "adapted")}
+    assert new and {f"added.{n.removeprefix('bert.')}" for n in new} <= names
+
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(-1.5)
+    weights.load_into(tmp_path / "adapted", model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    with refused(str(tmp_path / "plain"), "added.blocks.1", "missing"):
+        weights.load_into(tmp_path / "plain", model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())          # nothing half-loaded
+    bert, report = weights.load(tmp_path / "adapted")
+    assert len(report.ignored) and torch.equal(bert.embeddings.word.weight, model.bert.embeddings.word.weight)

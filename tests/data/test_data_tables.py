@@ -83,6 +83,7 @@ def read(name: str) -> Splits:
 def told(name: str) -> list[str]:
     """The cells of a set in the table of data/README.md: examples of train, dev, test; longest text; labels."""
     row = re.search(rf"(?m)^\| {name} \| (.*) \|$", (DATA / "README.md").read_text("utf-8"))
+    assert row, f"data/README.md has no row of {name} in its table: | {name} | train | dev | test | words | labels |"
     return [cell.strip() for cell in row[1].split("|")]
 
 
@@ -151,12 +152,14 @@ def test_texts_are_clean(name):
 @pytest.mark.parametrize("name", SETS)
 def test_the_page_of_the_data_tells_of_them(name):
     text = (DATA / "README.md").read_text("utf-8")
+    assert f"## {name}/" in text, f"data/README.md has no section ## {name}/ that says how the set was written"
     part = text.split(f"## {name}/")[1].split("\n## ")[0]
     assert all(size in part for size in told(name)[:3]) and "written" in part.lower()
 
 
 def test_every_folder_of_data_is_checked():
-    assert {p.name for p in DATA.iterdir() if p.is_dir()} == {*SETS, "ner"}
+    there = {p.name for p in DATA.iterdir() if p.is_dir()}
+    assert there == {*SETS, "ner"}, f"data/ and SETS, which reads it, differ by {there ^ {*SETS, 'ner'}}"
 
 
 def test_each_check_can_fail():

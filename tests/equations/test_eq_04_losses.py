@@ -571,7 +571,8 @@ def text_batch(task: Classify, labels: list[str | None]):
     """A row a label; None: train never saw it."""
     one, rows = np.zeros(1, np.int64), []
     for i, label in enumerate(labels):
-        number, targets = task.numbers(("unseen",) if label is None else tuple(filter(None, label.split("|"))))
+        number, targets = task.numbers(
+            Example("", ("unseen",) if label is None else tuple(filter(None, label.split("|"))), "f:1"))
         rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), one, np.array([number]), targets))
     return collate(rows)
 

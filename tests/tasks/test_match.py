@@ -14,7 +14,8 @@ from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.data.rows import pair_rows
 from minibert.tasks.labelled import Answer
-from minibert.tasks.match import Example, Match, Number
+from minibert.tasks.match import Match, Number
+from minibert.tasks.pairs import Pair
 from minibert.use.predict import load
 
 PAIRS = ("first,second,label\nwhere is my card,has the card been sent,same\nwhere is my card,block the card,different\n"
@@ -27,7 +28,7 @@ def task(**options) -> Match:
 
 def learnt(labels: list, **options) -> Match:
     found = task(**options)
-    found.learn_labels({"train": [Example("x", "y", y, "f:1") for y in labels]})
+    found.learn_labels({"train": [Pair("x", "y", y, "f:1") for y in labels]})
     return found
 
 
@@ -38,7 +39,7 @@ def test_a_folder_is_read_with_its_lines(tmp_path):
     (tmp_path / "train.csv").write_text(PAIRS)
     examples = task().read(tmp_path)["train"]
     assert len(examples) == 4
-    assert examples[1] == Example("where is my card", "block the card", "different", f"{tmp_path}/train.csv:3")
+    assert examples[1] == Pair("where is my card", "block the card", "different", f"{tmp_path}/train.csv:3")
 
 
 def test_other_columns_and_numbers(tmp_path):
@@ -79,14 +80,14 @@ def test_nothing_to_tell_apart(labels, options):
 
 def test_labels_that_train_never_saw_are_told_and_numbers_never():
     found = learnt(["b", "a"])
-    dev = [Example("x", "y", "c", "f:1"), Example("x", "y", "a", "f:2")]
+    dev = [Pair("x", "y", "c", "f:1"), Pair("x", "y", "a", "f:2")]
     found.note_unseen({"dev": dev})
     assert found.labels == ["a", "b"]
     assert found.notices == ["dev has labels that train never saw, which count as missed: c (1 pairs)"]
     scores = found.score([Answer({"a": 0.9, "b": 0.1})] * 2, dev)
     assert scores["accuracy"] == 0.5 and scores["confusion"] == [[1, 0], [0, 0]]
     number = learnt([1.0, 2.0], answer="score")
-    number.note_unseen({"dev": [Example("x", "y", 7.0, "f:1")]})
+    number.note_unseen({"dev": [Pair("x", "y", 7.0, "f:1")]})
     assert number.notices == [] and number.labels == number.outputs == ["score"]
 
 
@@ -115,7 +116,7 @@ def texts(tokenizer, first: int, second: int):
 
 
 def test_a_pair_is_one_row_told_apart_by_types(tokenizer):
-    row, = learnt(["a", "b"]).encode(5, Example("Ada met Bruno", "the rain.", "b", ""), tokenizer, 24, 6)
+    row, = learnt(["a", "b"]).encode(5, Pair("Ada met Bruno", "the rain.", "b", ""), tokenizer, 24, 6)
     assert [tokenizer.backend.id_to_token(i) for i in row.ids] == [
         "[CLS]", "ada", "met", "bruno", "[SEP]", "the", "rain", ".", "[SEP]"]
     assert row.types.tolist() == [0] * 5 + [1] * 4
@@ -153,7 +154,7 @@ def test_every_piece_of_both_texts_meets_every_of_the_other(tokenizer, first, se
 
 
 def test_no_label_no_loss(tokenizer):
-    row, = learnt(["a", "b"]).encode(0, Example("ada", "rain", "c", ""), tokenizer, 24, 6)
+    row, = learnt(["a", "b"]).encode(0, Pair("ada", "rain", "c", ""), tokenizer, 24, 6)
     assert row.labels.tolist() == [-1]
 
 
@@ -164,7 +165,7 @@ def batch_of(found: Match, labels: list):
     """A row a label; None: not known."""
     rows = []
     for i, label in enumerate(labels):
-        number, target = found.numbers(label)
+        number, target = found.numbers(Pair("x", "y", label, "f:1"))
         rows.append(Feature(i, np.array([2, 5 + i, 3]), np.zeros(3, np.int64), np.zeros(1, np.int64),
                             np.array([number]), target))
     return collate(rows)
@@ -239,12 +240,12 @@ def test_correlations_are_numpys(seed):
 
 def test_predictions_that_collapsed():
     found, number = learnt(["a", "b"]), learnt([1.0, 2.0], answer="score")
-    pair = [Example("", "", y, "") for y in "ab"]
+    pair = [Pair("", "", y, "") for y in "ab"]
     one, other = Answer({"a": 0.9, "b": 0.1}), Answer({"a": 0.1, "b": 0.9})
     assert found.collapsed([one] * 2, pair) == "a"
     assert found.collapsed([one] * 2, pair[:1] * 2) is None
     assert found.collapsed([one, other], pair) is None
-    pair = [Example("", "", y, "") for y in (1.0, 2.0)]
+    pair = [Pair("", "", y, "") for y in (1.0, 2.0)]
     assert number.collapsed([Number(1.50001), Number(1.50002)], pair) == "1.5"
     assert number.collapsed([Number(1.5), Number(1.6)], pair) is None
 

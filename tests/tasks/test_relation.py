@@ -79,11 +79,12 @@ def test_a_file_without_sentences(tmp_path, text):
         task().read(tmp_path)
 
 
-@pytest.mark.parametrize("row", ['{"text": 5, "label": "a"}', '{"text": "a", "label": null}',
-                                 '{"text": "a", "label": " "}'])
-def test_rows_that_are_none(tmp_path, row):
+@pytest.mark.parametrize("row, wanted", [('{"text": 5, "label": "a"}', "expected a string"),
+                                         ('{"text": "a", "label": null}', "expected a name"),
+                                         ('{"text": "a", "label": " "}', "expected a name")])
+def test_rows_that_are_none(tmp_path, row, wanted):
     (tmp_path / "dev.jsonl").write_text(row + "\n")
-    with refused(f"{tmp_path}/dev.jsonl:1", "expected two texts"):
+    with refused(f"{tmp_path}/dev.jsonl:1", wanted):
         task().read(tmp_path)
 
 

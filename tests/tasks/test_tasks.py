@@ -59,9 +59,10 @@ def test_it_is_a_task_and_has_its_small_data(name, tiny_config):
     task = kind(kind.Options())
     assert isinstance(task, Task) and isinstance(kind(kind.Options(), ["a", "b"]).head(tiny_config), Head)
     assert kind.name == name and "learning_rate" not in kind.defaults
+    assert (DATA / name).is_dir(), f"a task has small data of its own: data/{name} with train, dev and test"
     splits = task.read(DATA / name)
     least = {"train": 200, "dev": 50, "test": 50}
-    assert all(len(splits[split]) >= least[split] for split in least)
+    assert all(len(splits[split]) >= least[split] for split in least), f"data/{name}: expected {least} examples or more"
 
 
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)

@@ -29,7 +29,8 @@ MENTIONED = re.compile(rf"\[({LABEL})\]")
 ON_A_LINE = re.compile(rf"#.*\[({LABEL})\]")
 IN_A_NAME = re.compile(r"_([A-Z]+)_([0-9]+)(?=_|$)")
 EXERCISE = re.compile(r"(?m)^\| (\d+) \| `(\S+)` `(\S+)` \|.*\| `(.+)` \|$")     # number, file, function, command
-BEGIN, END = "<!-- {}: written by tests/tools/crossrefs.py -->", "<!-- end of {} -->"
+BEGIN, END = "<!-- {}: written by {} -->", "<!-- end of {} -->"
+WRITER = "tests/tools/crossrefs.py"
 
 
 @dataclass
@@ -75,7 +76,8 @@ def sort_key(label: str) -> tuple[str, int]:
 
 def scan_chapter(name: str, text: str, found: Found) -> None:
     """Definitions of one page: each followed by exactly one display; references to labels are checked at the end."""
-    text = re.sub(rf"{re.escape(BEGIN.format('labels'))}.*?{re.escape(END.format('labels'))}", "", text, flags=re.S)
+    index = re.escape(BEGIN.format("labels", WRITER)) + ".*?" + re.escape(END.format("labels"))
+    text = re.sub(index, "", text, flags=re.S)
     waiting = None
     for number, block in enumerate(re.split(r"(?m)^\$\$\n(.*?)^\$\$$", text, flags=re.S)):
         if number % 2 == 0 and re.search(r"\$\$|^\s*(```|~~~)\s*math|\\\[", block, flags=re.M):
@@ -219,9 +221,9 @@ def generated(found: Found, root: Path = ROOT) -> dict[Path, str]:
     return {page: with_part(page.read_text("utf-8"), *part) for page, part in pages.items()}
 
 
-def with_part(page: str, name: str, text: str) -> str:
+def with_part(page: str, name: str, text: str, writer: str = WRITER) -> str:
     """The page with the part of this name written anew."""
-    begin, end = BEGIN.format(name), END.format(name)
+    begin, end = BEGIN.format(name, writer), END.format(name)
     return page.split(begin)[0] + f"{begin}\n\n{text}\n\n{end}" + page.split(end)[1]
 
 

@@ -2,7 +2,8 @@
 
     python tests/tools/reading.py              # stops and lines of the path; files, lines and labels that each engine
                                                # executes
-    python tests/tools/reading.py --write      # the same, and the table of docs/00-map.md anew
+    python tests/tools/reading.py --write      # the same, and what pages say of it anew: the table of docs/00-map.md,
+                                               # at the head of each chapter which of its labels run
 """
 import ast
 import contextlib
@@ -10,6 +11,7 @@ import io
 import re
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from crossrefs import ROOT, definition, scan
+from crossrefs import ROOT, definition, scan, sort_key, with_part
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]                    # as pytest has it
 
@@ -25,7 +27,7 @@ ENGINES = ("by-hand", "fast", "autograd")
 STOP = re.compile(r"(?m)^\| (\d+) \| (.+?) \| (.*?) \| (.+?) \| (.+?) \|$")    # number, code, chapter, minutes, command
 PART = re.compile(r"`([\w/]+\.py)`(?: `([\w.]+)`(?: to `([\w.]+)`)?)?")        # file, first function, last function
 CHAPTER = re.compile(r"\(docs/(\d\d-[\w-]+\.md)\)")
-BEGIN, END = "<!-- engines: written by tests/tools/reading.py -->", "<!-- end of engines -->"
+WRITER = "tests/tools/reading.py"
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,42 @@ def engine_table(runs: dict[str, dict[str, set[int]]], root: Path = ROOT) -> str
     return "\n".join([*head, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
-def with_table(page: str, table: str) -> str:
-    """The page with the table written anew."""
-    return f"{page.split(BEGIN)[0]}{BEGIN}\n\n{table}\n\n{END}{page.split(END)[1]}"
+def labels_sentence(chapter: str, run: set[str], root: Path = ROOT) -> str:
+    """Which of a chapter's labels are on lines that were executed, on other lines of the program, on lines of tests."""
+    found = scan(root)
+    mine = sorted((label for label, page in found.docs.items() if page == chapter), key=sort_key)
+    tested = {label for label in mine if found.lines[label][0].startswith("tests")}
+    rest = [label for label in mine if label not in run | tested]
+    parts = [f"Of the labelled lines of this page a small run of `--task ner --gradients by-hand` executes "
+             f"{joined([label for label in mine if label in run]) or 'none'}."]
+    if rest:
+        parts.append(f"Lines for other tasks, settings, engines or texts, and textbook forms: {joined(rest)}.")
+    if tested:
+        parts.append(f"Lines of tests alone: {joined(sorted(tested, key=sort_key))}.")
+    return textwrap.fill(" ".join(parts), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def joined(labels: list[str]) -> str:
+    """[LN-1] to [LN-3], [GELU-2]: three neighbours or more as their ends."""
+    stretches: list[list[str]] = []
+    for label in labels:
+        family, number = sort_key(label)
+        if stretches and sort_key(stretches[-1][-1]) == (family, number - 1):
+            stretches[-1].append(label)
+        else:
+            stretches.append([label])
+    return ", ".join(f"[{s[0]}] to [{s[-1]}]" if len(s) > 2 else ", ".join(f"[{label}]" for label in s)
+                     for s in stretches)
+
+
+def generated(runs: dict[str, dict[str, set[int]]], root: Path = ROOT) -> dict[Path, str]:
+    """The pages of which a part is written here, as they should be."""
+    docs = root / "docs"
+    by_hand = set().union(*labels_run(runs["by-hand"], root).values())
+    parts = {page: ("labels that run", labels_sentence(page.name, by_hand, root))
+             for page in sorted(docs.glob("[01][0-9]-*.md")) if page.name != "00-map.md"}
+    parts[docs / "00-map.md"] = "engines", engine_table(runs, root)
+    return {page: with_part(page.read_text("utf-8"), *part, WRITER) for page, part in parts.items()}
 
 
 def main() -> None:
@@ -178,9 +213,9 @@ def main() -> None:
     for engine, found in runs.items():
         print(f"\n{engine}: {' '.join(sorted(set().union(*labels_run(found).values())))}")
 
-    page = ROOT / "docs" / "00-map.md"
     if "--write" in sys.argv[1:]:
-        page.write_text(with_table(page.read_text("utf-8"), table), encoding="utf-8")
+        for page, text in generated(runs).items():
+            page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

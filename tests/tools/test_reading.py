@@ -1,11 +1,12 @@
 """What is to be read stays short, the reading order is one, and pages say truly which engine executes their lines."""
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 import reading
-from reading import ROOT, Part, read_lines, stops, with_table
+from reading import ROOT, Part, read_lines, stops
 
 README = (ROOT / "README.md").read_text("utf-8")
 CHAPTERS = sorted((ROOT / "docs").glob("[01][0-9]-*.md"))
@@ -58,20 +59,29 @@ def test_chapter_09_shows_the_block_as_it_is():
     assert len(shown) > 25 and [line for line in shown if line not in code] == []
 
 
-def test_the_map_counts_what_each_engine_executes(tmp_path):
+def test_the_map_and_the_chapters_say_what_each_engine_executes():
     """In a process of its own, so that every thread is one that is traced."""
-    script = "import reading; print(reading.engine_table({e: reading.executed(e) for e in reading.ENGINES}))"
+    script = """import json, reading
+runs = {engine: reading.executed(engine) for engine in reading.ENGINES}
+stale = [page.name for page, text in reading.generated(runs).items() if page.read_text("utf-8") != text]
+print(json.dumps([reading.engine_table(runs), stale]))
+"""
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "tests" / "tools", capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    page = (ROOT / "docs" / "00-map.md").read_text("utf-8")
-    assert with_table(page, ran.stdout.strip()) == page, "python tests/tools/reading.py --write"
+    table, stale = json.loads(ran.stdout)
+    assert stale == [], "python tests/tools/reading.py --write"
 
     counts = {row[0].strip("`"): [int(n) for n in row[1:]] for row in
-              (re.findall(r"[^| ]+", line) for line in ran.stdout.splitlines()[2:])}
+              (re.findall(r"[^| ]+", line) for line in table.splitlines()[2:])}
     total, by_hand, fast, autograd = counts["minibert/core/ops.py"]
     assert (f"Of the {total} labelled lines of `core/ops.py` a run of `--task ner` executes {by_hand} with `by-hand`, "
             f"{fast} with `fast` and {autograd} with `autograd`") in " ".join(README.split())
     assert counts["minibert/core/byhand.py"][1:] == [2, 2, 0] and counts["minibert/core/kit.py"][1:] == [2, 0, 0]
+
+
+def test_labels_are_told_by_stretches():
+    labels = ["ATT-1", "ATT-3", "ATT-4", "ATT-5", "LIN-1", "LIN-2"]
+    assert reading.joined(labels) == "[ATT-1], [ATT-3] to [ATT-5], [LIN-1], [LIN-2]" and reading.joined([]) == ""
 
 
 def test_parts_are_counted_and_a_part_that_is_not_there_is_an_error(tmp_path):

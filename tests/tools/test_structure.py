@@ -360,7 +360,7 @@ def bases_of(node: ast.ClassDef) -> list[str]:
 
 
 # classes that tasks and heads are derived from, by name
-SHARED = {name: node for module in ("tasks.base", "tasks.labelled", "tasks.vocabulary", "core.heads")
+SHARED = {name: node for module in ("tasks.base", "tasks.labelled", "tasks.pairs", "tasks.vocabulary", "core.heads")
           for name, node in dict(public(TREES[module])).items()}
 
 

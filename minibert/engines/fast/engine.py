@@ -52,7 +52,7 @@ class Fast:
         self.kit = kit_of(model, Kernels)(model, precision)
 
     @torch.no_grad()
-    def __call__(self, loss: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
+    def __call__(self, criterion: Loss, batch: Batch, masks: Masks | None, factors: Mapping[str, float],
                  ) -> dict[str, Tensor]:
         """Add the gradient of Σ factor · sum of losses to every parameter's .grad; -> the sums.
 
@@ -69,7 +69,7 @@ class Fast:
         hidden, caches = bert_forward(kit, model.bert, batch, masks, rows)
         with autocast(self.precision, hidden.device):
             scores, head_cache = model.head.forward_by_hand(hidden, read, masks)
-            sums, dscores = loss_and_gradient(loss, scores, read, factors)
+            sums, dscores = loss_and_gradient(criterion, scores, read, factors)
             dhidden, pairs = model.head.backward_by_hand(dscores.to(scores.dtype), head_cache)
         gradients.add(*pairs)
 
@@ -221,6 +221,7 @@ class MasksAhead:
     """The encoder's masks of a micro-batch, drawn before its forward in threads: numpy draws without Python's lock."""
 
     def __init__(self, masks: Masks, bert: Bert, batch: Batch, dtype: torch.dtype):
+        self.masks = masks
         e, (B, T), stream = bert.embeddings, batch.layout.shape, (len(batch.ids), bert.config.hidden_size)
         like = e.word.weight.new_empty(0, dtype=dtype)
         asked: list[tuple[int, tuple[int, ...], float, Tensor]] = [(0, stream, e.p, e.word.weight)]
@@ -231,20 +232,20 @@ class MasksAhead:
         self.drawn = {site: mask for (site, *_), mask in zip(asked, drawn, strict=True) if mask is not None}
 
     def __call__(self, site: int, shape: Iterable[int], p: float, like: Tensor) -> Tensor:
-        """Each of them once."""
-        return self.drawn.pop(site)
+        """Each of them once; that of a site which is no block's, such as an adaptation's, when it is asked for."""
+        return self.drawn.pop(site) if site in self.drawn else self.masks(site, shape, p, like)
 
 
 # --------------------------------------------------------------------------------------------------------- the loss
 
 
-def loss_and_gradient(loss: Loss, scores: Tensor, batch: Batch, factors: Mapping[str, float],
+def loss_and_gradient(criterion: Loss, scores: Tensor, batch: Batch, factors: Mapping[str, float],
                       ) -> tuple[dict[str, Tensor], Tensor]:
     """-> ({term: sum of losses}, the gradient of Σ factor · sum by the scores)."""
-    if (labels := loss.terms(batch)) is not None:
+    if (labels := criterion.terms(batch)) is not None:
         return cross_entropy(scores, labels, factors)
-    sums = loss.loss(scores, batch)
-    parts = [factors[term] * dterm for term, dterm in loss.loss_backward(scores, batch).items()]
+    sums = criterion.loss(scores, batch)
+    parts = [factors[term] * dterm for term, dterm in criterion.loss_backward(scores, batch).items()]
     return sums, sum(parts[1:], parts[0])
 
 

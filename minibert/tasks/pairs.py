@@ -1,0 +1,69 @@
+"""Two texts and their label: what every task of a pair shares, whatever the two are to each other.
+
+Both stand in one row, [CLS] first [SEP] second [SEP], told apart by their token types, and are read from the pooled
+state of [CLS].
+"""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minibert.core.batch import Feature
+from minibert.data.rows import pair_rows
+from minibert.data.tables import BAR, read_table
+from minibert.data.text import words_of
+from minibert.data.tokenizer import Tokenizer
+from minibert.errors import MinibertError
+from minibert.options import option
+from minibert.tasks.base import Result, TableOptions, coloured, text_of
+from minibert.tasks.labelled import LabelTask, three_best
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts and what they are to each other; None: not known."""
+    first: str
+    second: str
+    label: Any                                     # a text, or what the task's read_label() makes of one
+    where: str                                     # file:line
+
+
+@dataclass(frozen=True)
+class PairOptions(TableOptions):
+    """Options of a task that reads pairs."""
+    columns: str = option("first,second,label", "names of the columns that hold the two texts and their label",
+                          later=True)
+
+
+class PairTask(LabelTask[Pair]):
+    """A task of one label a pair, from tables of three columns or raw texts with ||| between."""
+    unit = "pairs"
+    texts = ("first", "second")                    # what the two are called in a result
+    Options = PairOptions
+
+    def read_file(self, file: Path) -> list[Pair]:
+        return [Pair(text_of(first, where), text_of(second, where), self.read_label(label, where), where)
+                for where, (first, second, label) in read_table(file, self.options.names)]
+
+    def example(self, text: str) -> Pair:
+        first, bar, second = (part.strip() for part in text.partition(BAR))
+        if not first or not second or BAR in second:
+            raise MinibertError(f"{text[:60]!r}: expected two texts with {BAR} between")
+        return Pair(first, second, None, "text")
+
+    def encode(self, number: int, example: Pair, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
+        """[CLS] first [SEP] second [SEP], read at [CLS]; of texts too long for a row, each window with each."""
+        first, second = tokenizer.pieces([words_of(example.first), words_of(example.second)])
+        return self.read_at_cls(number, pair_rows(first, second, tokenizer, max_pieces, overlap), example)
+
+    def shown(self, example: Pair) -> Result:
+        first, second = self.texts
+        return {first: example.first, second: example.second}
+
+    def render(self, result: Result, colour: bool) -> str:
+        """What is said of the two, then the two."""
+        first, second = self.texts
+        return f"{coloured(self.said(result), colour)}\n  {result[first]}\n  {result[second]}"
+
+    def said(self, result: Result) -> str:
+        """The answer in a result as text."""
+        return three_best(result["probabilities"])
