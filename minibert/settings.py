@@ -113,8 +113,6 @@ class TrainConfig:
                   "auto or off with --freeze: frozen token types cannot learn what the shapes mean"),
                  (self.evaluate != "none" or not self.patience, "patience",
                   "0 with --evaluate none: there is no score to wait for"),
-                 (not self.max_steps or not self.patience, "patience",
-                  "0 with --max-steps: exactly so many updates are made"),
                  (self.evaluate != "none" or self.best is None, "best",
                   "left out with --evaluate none: there is no score to choose by")]
         for holds, name, wanted in rules:
@@ -152,6 +150,8 @@ def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path |
 
     own = {f.name for f in dataclasses.fields(kind.Options)}
     settings = TrainConfig(**{k: v for k, v in given.items() if k not in own}).check()
+    if settings.max_steps and settings.patience:   # not in check(): there are runs that had both
+        refuse(settings, "patience", "0 with --max-steps: exactly so many updates are made")
     if settings.overlap is None:
         settings = dataclasses.replace(settings, overlap=settings.max_pieces // 4)
     if settings.data is None:

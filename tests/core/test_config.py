@@ -257,9 +257,11 @@ def test_accumulate_has_a_bound_of_its_own():
 
 
 def test_so_many_updates_and_patience_cannot_both_be_meant():
+    """Of a run folder that has both it is no fault: there were such runs."""
     with refused("--patience is 2", "--max-steps"):
-        dataclasses.replace(TrainConfig(), max_steps=25, patience=2).check()
-    dataclasses.replace(TrainConfig(), max_steps=25).check()
+        settings_of(["--max-steps", "25", "--patience", "2"])
+    assert settings_of(["--max-steps", "25"])[0].max_steps == 25
+    dataclasses.replace(TrainConfig(), max_steps=25, patience=2).check()
 
 
 def test_the_smallest_window_and_its_overlap():
