@@ -221,7 +221,9 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, int], str]:
             if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):
                 raise ValueError(f"commit {info.sha!r}")
             licence = info.card_data and info.card_data.license or "licence not stated"
-            files = {str(f.rfilename): int(f.size or 0) for f in info.siblings or ()}
+            if info.siblings is None:
+                raise ValueError("no files")
+            files = {str(f.rfilename): int(f.size or 0) for f in info.siblings}
             answer.set_result((str(info.sha), files, _line(licence)))
         except Exception as e:                     # a listing may hold anything
             answer.set_exception(e)

@@ -57,12 +57,12 @@ class TableOptions(TaskOptions):
     columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         example = type(self).columns
         wanted = len(example.split(","))
         if len(self.names) != wanted or len(set(self.names)) != wanted or not all(self.names):
             raise MinibertError(f"--columns is {self.columns!r}; it must be {wanted} different names with commas "
                                 f"between, such as {example}")
+        super().__post_init__()
 
     @property
     def names(self) -> list[str]:
