@@ -53,7 +53,7 @@ class Match(PairTask):
     def read_label(self, value: object, where: str) -> Any:
         """A name, or with --answer score a finite number."""
         if not self.numeric:
-            return super().read_label(value, where)
+            return super().read_label(str(value) if isinstance(value, float) else value, where)
         if not isinstance(value, int | float | str) or not str(value).strip():
             raise MinibertError(f"{where}: the label is {value!r}; expected a number")
 

@@ -45,9 +45,10 @@ class PairTask(LabelTask[Pair]):
                 for where, (first, second, label) in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Pair:
-        first, bar, second = (part.strip() for part in text.partition(BAR))
-        if not first or not second or BAR in second:
+        texts = [part.strip() for part in text.split(BAR)]
+        if len(texts) != 2:
             raise MinibertError(f"{text[:60]!r}: expected two texts with {BAR} between")
+        first, second = texts
         return Pair(first, second, None, "text")
 
     def encode(self, number: int, example: Pair, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
