@@ -262,9 +262,10 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for compare.json and compare.png (default: "
                                                     "benchmarks/results for a whole run)")
     options = parser.parse_args(argv)
-    for name, least in (("rounds", 2), ("updates", 1), ("warm_up", 1)):
-        if getattr(options, name) < least:
-            raise MinibertError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {least}")
+    for name, value, least in (("rounds", options.rounds, 2), ("updates", options.updates, 1),
+                               ("warm-up", options.warm_up, 1)):
+        if value < least:
+            raise MinibertError(f"--{name} is {value}; it must be at least {least}")
     try:
         options.memory_updates = few, more = [int(x) for x in options.memory_updates.split(",")]
         if not 1 <= few < more:

@@ -23,9 +23,7 @@ from minibert.data.order import row_generator  # noqa: E402
 
 def labels(task: Any, features: Sequence[Any]) -> Iterator[np.ndarray]:
     """The pieces of each row that a score is asked for; the pick of a [CLS] asks for none."""
-    for i in range(len(features)):
-        f = features[i]
-        f = task.hidden(f, row_generator(0, 0, i)) if hasattr(task, "hidden") else f
+    for f in task.rows(features, lambda i: row_generator(0, 0, i)):
         yield f.labels[f.picks > 0]
 
 
@@ -39,7 +37,8 @@ def main() -> int:
     splits = {split: model.encode_examples(examples) for split, examples in model.task.read(options.data).items()}
     counts = np.ones(model.tokenizer.size)
     for f in splits["train"]:
-        counts += np.bincount(f.ids[1:-1] if hasattr(model.task, "hidden") else f.labels, minlength=len(counts))
+        written = f.labels[f.picks > 0]            # none where the text itself is to be found again
+        counts += np.bincount(written if len(written) else f.ids[1:-1], minlength=len(counts))
     logs = np.log(counts / counts.sum())
     for split in (s for s in splits if s != "train"):
         pieces = np.concatenate([*labels(model.task, splits[split])])

@@ -313,9 +313,9 @@ def probes(tree: ast.AST) -> list[int]:
     return lines
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_no_member_of_a_task_a_head_or_options_is_looked_for(module):
-    assert probes(TREES[module]) == []
+@pytest.mark.parametrize("file", [*PROGRAM, *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda f: f.name)
+def test_no_member_of_a_task_a_head_or_options_is_looked_for(file):
+    assert probes(ast.parse(file.read_text("utf-8"))) == []
 
 
 @pytest.mark.parametrize("module", [m for m in TREES if m.startswith("tasks.") or m == "core.heads"])
