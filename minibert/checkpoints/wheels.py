@@ -44,6 +44,6 @@ def unpack(file: Path, folder: str, names: Collection[str], limit: int, target: 
             for name, member in members.items():   # no more than the declared size is read, whose checksum must hold
                 with archive.open(member) as source, open(target / name, "wb") as out:
                     shutil.copyfileobj(source, out)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, OSError, RuntimeError,
-            ValueError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError,
+            RuntimeError) as e:                    # among the last: what zipfile says of a way to pack it does not know
         raise MinibertError(f"{file.name} could not be unpacked ({type(e).__name__}: {e})") from e

@@ -19,7 +19,10 @@ from minibert.core.ops import Cache, Pair
 
 
 class Head(nn.Module):
-    """Hidden states [P,H] of a batch -> scores of its picks; the base of all heads."""
+    """Hidden states [P,H] of a batch -> scores of its picks; the base of all heads.
+
+    One that has forward() alone can learn with --gradients autograd; the other engines need the pair by hand.
+    """
     uses_pooler = False                            # so a checkpoint without a pooler gets a new one
     one_a_row = False                              # scores [B,K], one for each feature whatever it picks
     wide = False                                   # a score for each of V pieces: the batch may have more picks, which

@@ -3,6 +3,7 @@
 Both optimizers move θ by −η·direction − ηλθ, both terms at the old θ (Loshchilov & Hutter 2019, Decoupled Weight
 Decay Regularization). With plain SGD that is the same as an L2 term in the loss; with momentum or Adam it is not.
 """
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ State = dict[str, Any]                             # what a rule remembers of a 
 Params = Iterable[nn.Parameter] | Iterable[Group]
 
 
-class Optimizer:
+class Optimizer(ABC):
     """What both optimizers share: groups of parameters with their own settings, and a state a parameter.
 
     `params`: parameters, or groups {"params": [...], and any of the settings to override}. A parameter without a
@@ -51,12 +52,13 @@ class Optimizer:
                     for part in in_slices(p, g, state):
                         self.update(*part, group)
 
+    @abstractmethod
     def begin(self, p: Tensor, state: State, group: Group) -> None:
         """Once an update and parameter: make what `state` needs, count."""
 
+    @abstractmethod
     def update(self, p: Tensor, g: Tensor, state: State, group: Group) -> None:
         """The rule: move `p` in place, given its gradient `g` and the tensors of its state, all of one shape."""
-        raise NotImplementedError                  # the two rules below are the only ones
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -3,6 +3,7 @@
 A task of one label an example is shorter still on LabelTask (labelled.py), one of two texts and a label on
 PairTask (pairs.py), one whose labels are pieces of the vocabulary on VocabularyTask (vocabulary.py).
 """
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class TableOptions(TaskOptions):
         return [name.strip() for name in self.columns.split(",")]
 
 
-class Task(Generic[Example, Prediction]):
+class Task(ABC, Generic[Example, Prediction]):
     """One task. An instance knows its options and, once read from data or a run folder, its labels.
 
     The members come in the order in which a run asks for them: files to examples, examples to features, scores to a
@@ -117,16 +118,16 @@ class Task(Generic[Example, Prediction]):
         return {split: self.read_file(file) for split, file in self.files(path).items()}
 
     def read_file(self, file: Path) -> Sequence[Example]:
-        """The examples of one file. Raises MinibertError with file:line."""
+        """The examples of one file; a task with a read() of its own needs none. Raises MinibertError with file:line."""
         raise NotImplementedError
 
     def read_candidates(self, file: Path) -> None:
         """Take what raw texts choose from out of a file (--answers). Raises MinibertError where a task has no such."""
         raise MinibertError(f"--answers {file}: a model of --task {self.name} chooses no replies; leave it out")
 
+    @abstractmethod
     def example(self, text: str) -> Example:
         """An example without labels from raw text. Raises MinibertError for a text that is none."""
-        raise NotImplementedError
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Take the labels from the training examples, then note_unseen()."""
@@ -145,14 +146,14 @@ class Task(Generic[Example, Prediction]):
 
     # ------------------------------------------------------------------------------------------ examples -> features
 
+    @abstractmethod
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
         """Example `number` as features; what becomes of a long text is the task's to say: most make windows of it."""
-        raise NotImplementedError
 
     def encode_many(self, examples: Sequence[Example], tokenizer: Tokenizer, max_pieces: int,
                     overlap: int) -> Iterator[Features]:
-        """encode() of a whole sequence of class `Examples`, in parts."""
+        """encode() of a whole sequence of class `Examples`, in parts; a task without such a class needs none."""
         raise NotImplementedError
 
     def note_rows(self, split: str, features: Features) -> None:
@@ -200,16 +201,16 @@ class Task(Generic[Example, Prediction]):
         """One prediction an example. A task that has to look at a model more than once has its own."""
         return self.decode(examples, features, score(features))
 
+    @abstractmethod
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Prediction]:
         """The scores [M,K] of every feature -> one prediction an example, at text level."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------ predictions -> what is said
 
+    @abstractmethod
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Scores:
         """Nested dict of numbers."""
-        raise NotImplementedError
 
     def report(self, scores: Scores) -> str:
         """What score() gave as text, here a number a line."""
@@ -228,9 +229,9 @@ class Task(Generic[Example, Prediction]):
         """The one label that everything was given, if the examples have more than one; None otherwise."""
         return None
 
+    @abstractmethod
     def result(self, example: Example, prediction: Prediction) -> Result:
         """A prediction for raw text, ready for JSON, with character offsets."""
-        raise NotImplementedError
 
     def render(self, result: Result, colour: bool) -> str:
         """A result as text for a person, here a line a member."""

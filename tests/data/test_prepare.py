@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from incomplete import incomplete
 from refusing import refused
 
 import train
@@ -243,6 +244,7 @@ def test_small_data_and_off_keep_nothing(data, tmp_path, tiny_folder, monkeypatc
     assert entries(tmp_path / "c") == {"examples": 1, "features": 1}
 
 
+@incomplete
 class Plain(Task):
     """NER's files and features, of examples that are no arrays."""
     name, About = "plain", WordNumbers

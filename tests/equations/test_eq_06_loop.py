@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from incomplete import incomplete
 from torch import nn
 from updates import accumulate, build_model, derive, one_update
 
@@ -340,6 +341,7 @@ class Line(nn.Module):
         return self.w * batch.ids
 
 
+@incomplete
 class Terms(Task):
     """The loss of a score is the score, or its square, in terms that a batch names; counts are given."""
 

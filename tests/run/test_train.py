@@ -19,7 +19,7 @@ from minibert.checkpoints.weights import random_bert
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
 from minibert.core.model import Model, initialise
-from minibert.core.optim import Optimizer, lr_at
+from minibert.core.optim import SGD, lr_at
 from minibert.core.precision import LossScaler
 from minibert.errors import MinibertError
 from minibert.run.folder import RunFolder
@@ -171,7 +171,7 @@ def without_dropout(model: Model) -> Model:
 # -------------------------------------------------------------------------------------------------- order of steps
 
 
-class Recorder(Optimizer):
+class Recorder(SGD):
     """An optimizer that only notes what it was asked."""
 
     def __init__(self, params):

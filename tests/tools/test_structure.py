@@ -279,7 +279,7 @@ WITHOUT_DEFAULT = {"encode", "decode", "score", "example", "result"}
 
 
 def raising_members() -> set[str]:
-    """Members of Task whose default is that there is none."""
+    """Members of Task that some tasks need and others do not."""
     body = next(n for n in TREES["tasks.base"].body if isinstance(n, ast.ClassDef) and n.name == "Task").body
     return {f.name for f in body if isinstance(f, ast.FunctionDef) and any(
         isinstance(n, ast.Raise) and dotted(n.exc) == "NotImplementedError" for n in f.body)}
@@ -287,7 +287,13 @@ def raising_members() -> set[str]:
 
 def test_every_other_member_of_a_task_has_a_default():
     """read_file() and encode_many() have none either, where read() is a task's own or examples are no arrays."""
-    assert raising_members() == WITHOUT_DEFAULT | {"read_file", "encode_many"}
+    assert Task.__abstractmethods__ == WITHOUT_DEFAULT and raising_members() == {"read_file", "encode_many"}
+
+
+def test_a_task_that_lacks_a_member_cannot_be_made():
+    lacking = type("Lacking", (Task,), {name: getattr(TASKS["ner"], name) for name in WITHOUT_DEFAULT - {"score"}})
+    with pytest.raises(TypeError, match="without an implementation for abstract method 'score'|method score"):
+        lacking(TaskOptions())
 
 
 # ------------------------------------------------------------------------------ nobody asks an object what it can do
