@@ -108,12 +108,6 @@ def test_labels_that_train_never_saw_are_told_and_count_as_missed():
 # ---------------------------------------------------------------------------------------------- rows and windows
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
-
-
 def test_a_short_text_is_one_row_read_at_cls(tokenizer):
     found = learnt(["a", "b"])
     row, = found.encode(5, Example("Ada met Bruno.", ("b",), "f:1"), tokenizer, 24, 6)

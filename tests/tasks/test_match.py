@@ -9,8 +9,6 @@ from refusing import refused
 
 import train
 from minibert import metrics
-from minibert.checkpoints import weights
-from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.data.rows import pair_rows
 from minibert.tasks.labelled import Answer
@@ -98,12 +96,6 @@ def test_raw_text_that_is_no_pair(text):
 
 
 # ---------------------------------------------------------------------------------------------- pairs in rows
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
 
 
 def texts(tokenizer, first: int, second: int):
@@ -202,12 +194,7 @@ class Row:
         self.example = example
 
 
-def test_the_mean_of_the_windows_decides():
-    found = learnt(["a", "b"])
-    scores = [np.array([[0.0, math.log(3)]]), np.array([[math.log(9), math.log(3)]]), np.array([[0.0, math.log(3)]])]
-    one, two = found.decode([None, None], [Row(0), Row(0), Row(1)], scores)
-    assert one.probabilities == pytest.approx({"a": 0.5, "b": 0.5})
-    assert two.probabilities == pytest.approx({"a": 0.25, "b": 0.75})
+def test_the_mean_score_of_the_windows_decides_a_number_too():
     number = learnt([1.0, 2.0], answer="score")
     assert number.decode([None], [Row(0), Row(0)], [np.array([[1.0]]), np.array([[4.0]])]) == [Number(2.5)]
 

@@ -32,12 +32,6 @@ def task(**options) -> MLM:
     return MLM(MLM.Options(**options))
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
-
-
 @pytest.fixture
 def lines(tmp_path) -> TextLines:
     (tmp_path / "train.txt").write_text(TEXT)

@@ -12,7 +12,6 @@ from refusing import refused
 import minibert
 import train
 from minibert.checkpoints import weights
-from minibert.checkpoints.weights import read_tokenizer
 from minibert.core import byhand
 from minibert.core.batch import Feature, collate
 from minibert.core.heads import NextSentenceHead, firsts
@@ -25,12 +24,6 @@ from minibert.tasks.mlm import MLM, Hits, hits
 from minibert.tasks.next_sentence import FOLLOWS, OTHER, halves, partners, stretches
 
 WORDS = "ada bruno clara oslo lima cairo the met rain old left visited".split()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
 
 
 def task() -> MLM:

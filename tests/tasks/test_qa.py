@@ -11,7 +11,6 @@ from updates import settings_of
 
 from minibert.__main__ import one_by_one
 from minibert.checkpoints import weights
-from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.run.start import start_model
 from minibert.scores import texts as textscores
@@ -33,12 +32,6 @@ def squad(*questions: dict, context: str = TEXT) -> str:
 def asked(number: str, text: str | None, start: int = 0, **more) -> dict:
     answers = [] if text is None else [{"text": text, "answer_start": start}]
     return {"id": number, "question": "who met ada ?", "answers": answers, **more}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
 
 
 # ----------------------------------------------------------------------------------------------------- reading

@@ -15,8 +15,6 @@ import minibert
 import train
 from minibert import metrics
 from minibert.__main__ import main
-from minibert.checkpoints import weights
-from minibert.checkpoints.weights import read_tokenizer
 from minibert.core import coupled, ops
 from minibert.core.batch import Batch, Feature, collate
 from minibert.data.order import row_generator
@@ -49,12 +47,6 @@ def write(folder, rows=PAIRS, names=("train", "dev", "test")):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as f:
             csv.writer(f).writerows([("question", "answer"), *rows])
     return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
 
 
 def features(tokenizer, pairs=PAIRS, max_pieces=24) -> list[Feature]:

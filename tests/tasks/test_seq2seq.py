@@ -12,7 +12,6 @@ import minibert
 import train
 from minibert.__main__ import main
 from minibert.checkpoints import weights
-from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.core.heads import WordHead
 from minibert.core.model import Model
@@ -28,12 +27,6 @@ PAIRS = [("ada met bruno", "bruno left oslo today"), ("the rain left lima", "tod
 
 def task(**options) -> Translate:
     return Translate(Translate.Options(**options))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    bert, _ = weights.load(tiny_folder)
-    return read_tokenizer(tiny_folder, bert)
 
 
 def features(tokenizer, pairs=PAIRS, max_pieces=30, **options) -> tuple[Translate, list[Feature]]:
