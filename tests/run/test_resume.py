@@ -59,6 +59,14 @@ def kill() -> None:
     raise Killed
 
 
+def killed_at(update: int, command: list[str]) -> None:
+    """Train until the beginning of that update."""
+    with pytest.MonkeyPatch.context() as m:
+        at_update(m, update, kill)
+        with pytest.raises(Killed):
+            train.train(command)
+
+
 def lines(folder: Path) -> list[dict]:
     """metrics.jsonl without the clock."""
     read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -95,13 +103,9 @@ def reference(tiny_folder, tiny_data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("update", range(1, UPDATES + 1))
-def test_killed_at_any_update_it_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, monkeypatch,
-                                                         capsys, update):
+def test_killed_at_any_update_it_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, capsys, update):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r")
-    with monkeypatch.context() as m:
-        at_update(m, update, kill)
-        with pytest.raises(Killed):
-            train.train(command)
+    killed_at(update, command)
     capsys.readouterr()
     train.train([*command, "--resume"])
     saved = (update - 1) // 4 * 4
@@ -110,16 +114,13 @@ def test_killed_at_any_update_it_ends_with_the_same_bits(tiny_folder, tiny_data,
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, monkeypatch, name):
+def test_every_kind_of_run_ends_with_the_same_bits(tiny_folder, tiny_data, tmp_path, reference, name):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r", *VARIANTS[name])
     (tmp_path / "r").mkdir()
     total = lines(reference(name))[-1]["step"]
     for update in (6, 11, 14, 24):                 # in the first epoch, after its end, in the second and the third
         if update <= total:
-            with monkeypatch.context() as m:
-                at_update(m, update, kill)
-                with pytest.raises(Killed):
-                    train.train([*command, "--resume"])
+            killed_at(update, [*command, "--resume"])
     train.train([*command, "--resume"])
     if name == "without dev":
         assert torture.same_weights(tmp_path / "r", reference(name)) and lines(tmp_path / "r") == lines(reference(name))
@@ -144,13 +145,9 @@ def test_killed_while_an_epoch_is_scored(tiny_folder, tiny_data, tmp_path, refer
     assert_same_run(tmp_path / "r", reference("fast fp32"))
 
 
-def test_a_damaged_checkpoint_costs_updates_and_nothing_else(tiny_folder, tiny_data, tmp_path, reference, monkeypatch,
-                                                             capsys):
+def test_a_damaged_checkpoint_costs_updates_and_nothing_else(tiny_folder, tiny_data, tmp_path, reference, capsys):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r")
-    with monkeypatch.context() as m:
-        at_update(m, 15, kill)
-        with pytest.raises(Killed):
-            train.train(command)
+    killed_at(15, command)
     file = tmp_path / "r" / "checkpoints" / "update-00000012" / "optimizer.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -165,10 +162,7 @@ def test_a_damaged_checkpoint_costs_updates_and_nothing_else(tiny_folder, tiny_d
 
 def test_the_best_model_comes_back_with_the_checkpoint(tiny_folder, tiny_data, tmp_path, monkeypatch):
     seen, command = scripted(monkeypatch, 0.9, 0.1, 0.1), arguments(tiny_folder, tiny_data, tmp_path / "r")
-    with monkeypatch.context() as m:
-        at_update(m, 17, kill)
-        with pytest.raises(Killed):
-            train.train(command)
+    killed_at(17, command)
     (tmp_path / "r" / "model.safetensors").unlink()
     train.train([*command, "--resume"])
     bert, _ = weights.load(tmp_path / "r")
@@ -294,10 +288,7 @@ sys.exit(train.main(sys.argv[1:]))
 def halfway(tiny_folder, tiny_data, tmp_path_factory) -> Path:
     """A run killed at update 11, its newest checkpoint at 8. Copy it."""
     output = tmp_path_factory.mktemp("halfway") / "r"
-    with pytest.MonkeyPatch.context() as m:
-        at_update(m, 11, kill)
-        with pytest.raises(Killed):
-            train.train(arguments(tiny_folder, tiny_data, output))
+    killed_at(11, arguments(tiny_folder, tiny_data, output))
     return output
 
 
@@ -446,13 +437,10 @@ def test_a_log_on_a_full_disk_is_named(tiny_folder, tiny_data, tmp_path, monkeyp
     assert f"error: {file}: cannot be written (No space left on device)" in capsys.readouterr().err
 
 
-def test_an_epochs_loss_is_whole_after_a_kill(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
+def test_an_epochs_loss_is_whole_after_a_kill(tiny_folder, tiny_data, tmp_path, capsys):
     """The mean over all updates of the epoch, those before the kill included."""
     command = arguments(tiny_folder, tiny_data, tmp_path / "r")
-    with monkeypatch.context() as m:
-        at_update(m, 7, kill)
-        with pytest.raises(Killed):
-            train.train(command)
+    killed_at(7, command)
     train.train([*command, "--resume"])
     said = re.search(r"epoch 1: loss ([\d.]+),", capsys.readouterr().out)[1]
     first = [line["loss"] for line in lines(tmp_path / "r") if line["step"] <= 9 and "loss" in line]
@@ -467,12 +455,9 @@ def test_a_run_that_was_killed_before_it_began_can_begin(tiny_folder, tiny_data,
     assert train.main([*arguments(tiny_folder, tiny_data, tmp_path / "r"), "--resume", "--max-steps", "2"]) == 0
 
 
-def test_one_bit_of_the_best_model_costs_one_checkpoint(tiny_folder, tiny_data, tmp_path, capsys, monkeypatch):
+def test_one_bit_of_the_best_model_costs_one_checkpoint(tiny_folder, tiny_data, tmp_path, capsys):
     command = arguments(tiny_folder, tiny_data, tmp_path / "r")
-    with monkeypatch.context() as m:
-        at_update(m, 18, kill)
-        with pytest.raises(Killed):
-            train.train(command)
+    killed_at(18, command)
     flip(tmp_path / "r" / "checkpoints" / "update-00000016" / "best.safetensors")
     train.train([*command, "--resume"])
     assert "resumed from update 12\n" in capsys.readouterr().out
@@ -487,10 +472,7 @@ def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, t
     (tmp_path / "b").mkdir()
     said = []
     for update in (11, 20, 25, 29, 36):
-        with monkeypatch.context() as m:
-            at_update(m, update, kill)
-            with pytest.raises(Killed):
-                train.train([*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
+        killed_at(update, [*arguments(tiny_folder, tiny_data, tmp_path / "b", *more), "--resume"])
         said.append(capsys.readouterr().out)
     with monkeypatch.context() as m:                       # and once in the final scores
         m.setattr(resume.RunStore, "go_back_to_best", lambda self: kill())
@@ -507,12 +489,9 @@ def test_patience_that_is_decided_late_survives_a_kill(tiny_folder, tiny_data, t
         json.loads, (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) if "seconds" in line)
 
 
-def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tiny_data, copy, monkeypatch):
+def test_scores_of_an_older_end_do_not_stay_while_a_run_goes_on(tiny_folder, tiny_data, copy):
     train.train([*arguments(tiny_folder, tiny_data, copy), "--resume"])
-    with monkeypatch.context() as m:
-        at_update(m, 30, kill)
-        with pytest.raises(Killed):
-            train.train([*arguments(tiny_folder, tiny_data, copy), "--resume", "--epochs", "5"])
+    killed_at(30, [*arguments(tiny_folder, tiny_data, copy), "--resume", "--epochs", "5"])
     assert not (copy / "metrics.json").exists()
 
 
@@ -652,10 +631,7 @@ def test_without_a_name_the_last_run_goes_on(tiny_folder, tiny_data, tmp_path, m
     command = arguments(tiny_folder, tiny_data, "x")
     del command[4:6]
     train.train([*command, "--max-steps", "3"])
-    with monkeypatch.context() as m:
-        at_update(m, 6, kill)
-        with pytest.raises(Killed):
-            train.train(command)
+    killed_at(6, command)
     assert train.train([*command, "--resume"]) == Path("runs/ner-2")
     assert "resumed from update 4" in capsys.readouterr().out and not Path("runs/ner-3").exists()
 
