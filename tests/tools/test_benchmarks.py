@@ -310,35 +310,60 @@ def test_its_updates_are_those_of_train(tiny_folder, tiny_data, tmp_path):
 # ---------------------------------------------------------------------------------------------------- old beside new
 
 
-def test_old_beside_new(tiny_folder, tiny_data, tmp_path, monkeypatch):
-    """This checkout beside itself; the order is reversed every other time."""
+def old_new_bench(tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options):
+    """This checkout beside itself, and the sides in the order in which they begin and are asked to score."""
     monkeypatch.setattr(old_new.minibert, "fetch", lambda *_: tiny_folder)
-    options = SimpleNamespace(data=tiny_data, rounds=2, updates=2, warm_up=1, minibert="--max-pieces 24")
-    bench, started, asked = old_new.OldNew(options, ROOT, tmp_path), [], []
-    start, ask = bench.start, workers.Worker.ask
-    monkeypatch.setattr(bench, "start", lambda side, precision: started.append(side) or start(side, precision))
-    monkeypatch.setattr(workers.Worker, "ask", lambda worker, job, **arguments: asked.append(
-        (worker.name, job)) or ask(worker, job, **arguments))
-    bench.rates("fp32")
-    assert [(name, job) for name, job in asked if job == "updates"] == [
-        (f"{side} fp32", "updates") for side in ("new", "old", "old", "new")]
-    options.rounds = 1
-    bench.fresh("fp32")
-    assert started == [0, 1, 1, 0, 0, 1]
-    assert list(bench.values) == ["training fp32, pieces/s", "scoring fp32, pieces/s",
-                                  "start to first update fp32, s", "peak memory fp32, MB"]
+    given = {"data": tiny_data, "rounds": 2, "updates": 3, "warm_up": 2, "minibert": "--max-pieces 24", **options}
+    bench, order = old_new.OldNew(SimpleNamespace(**given), ROOT, tmp_path), []
+    run, ask = bench.run, workers.Worker.ask
+    monkeypatch.setattr(bench, "run", lambda side, *more: order.append(("new", "old")[side]) or run(side, *more))
+    monkeypatch.setattr(workers.Worker, "ask", lambda worker, job, **arguments: order.append(
+        worker.name.split()[0] if arguments.get("every") == 1 else "") or ask(worker, job, **arguments))
+    return bench, order
+
+
+def test_old_beside_new(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    """The order is reversed every other time; the first run of each counts in nothing."""
+    bench, order = old_new_bench(tiny_folder, tiny_data, tmp_path, monkeypatch)
+    bench.training("fp32")
+    assert order == ["old", "new", "new", "old", "old", "new"]
+    order.clear()
+    bench.scoring("fp32")
+    assert [side for side in order if side] == ["new", "old", "old", "new"]
+    assert list(bench.values) == ["training fp32, pieces/s", "besides the updates fp32, s", "peak memory fp32, MB",
+                                  "updates fp32 at their best, s", "scoring fp32, pieces/s"]
     for what, (new, old) in bench.values.items():
-        assert len(new) == len(old) == (2 if "pieces" in what else 1) and min(new + old) > 0, what
+        assert len(new) == len(old) == (1 if "best" in what else 2) and min(new + old) > 0, what
     assert bench.values["peak memory fp32, MB"][0][0] > 50
+    assert not list(tmp_path.glob("run-*/model.safetensors"))
+
+
+def test_old_beside_new_on_paper(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    """Two rounds of one update to warm up and two that count: 1 + 2 s at best of (1, 3) and (4, 2), 12 / 4 pieces/s."""
+    bench, _ = old_new_bench(tiny_folder, tiny_data, tmp_path, monkeypatch, warm_up=1, updates=2)
+    left_out, first = old_new.TrainingRun([9, 9, 9], [9] * 3, 99, 9), old_new.TrainingRun([7, 1, 3], [5, 4, 8], 20, 64)
+    rounds = iter([left_out] * 2 + [first] * 2 + [old_new.TrainingRun([7, 4, 2], [5, 4, 8], 20, 64)] * 2)
+    monkeypatch.setattr(bench, "run", lambda side, precision: next(rounds))
+    bench.training("bf16")
+    assert bench.values["updates bf16 at their best, s"] == ([3], [3])
+    assert bench.values["training bf16, pieces/s"] == ([3, 2], [3, 2])
+    assert bench.values["besides the updates bf16, s"] == ([9, 7], [9, 7])
+
+
+def test_a_run_that_fails_beside_another_is_one_line(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    bench, _ = old_new_bench(tiny_folder, tiny_data, tmp_path, monkeypatch, minibert="--max-pieces 0")
+    with pytest.raises(MinibertError, match=r"train\.py: error: --max-pieces is 0") as e:
+        bench.run(1, "fp32")
+    assert len(str(e.value).splitlines()) == 1
 
 
 def test_old_beside_new_in_words(tmp_path, monkeypatch, capsys):
     """Ratios 2 and 1/2 of two rounds: the median 1.25 is of them, that of the medians would be 1."""
-    def rates(bench, precision):
+    def training(bench, precision):
         bench.values[f"training {precision}, pieces/s"] = [20.0, 30.0], [10.0, 60.0]
     monkeypatch.setattr(old_new.minibert, "fetch", lambda *_: tmp_path)
-    monkeypatch.setattr(old_new.OldNew, "rates", rates)
-    monkeypatch.setattr(old_new.OldNew, "fresh", lambda bench, precision: None)
+    monkeypatch.setattr(old_new.OldNew, "training", training)
+    monkeypatch.setattr(old_new.OldNew, "scoring", lambda bench, precision: None)
     assert old_new.main(["--old", str(ROOT)]) == 0
     bf16, fp32 = capsys.readouterr().out.splitlines()
     assert bf16.split() == ("training bf16, pieces/s new 25.00 old 35.00 new / old 1.250 (0.500 to 2.000)").split()
