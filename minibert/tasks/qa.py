@@ -70,7 +70,7 @@ class QA(Task[Example, Span]):
         super().__init__(options, labels or ["start", "end"])
 
     def read_file(self, file: Path) -> list[Example]:
-        return list(read_squad(file))
+        return read_squad(file)
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """There are none to learn; --answers must suit the questions."""
@@ -182,10 +182,8 @@ def window(number: int, row: PairRow, starts: np.ndarray, ends: np.ndarray, answ
     """One row as a feature: the answer is learnt where all of it is there, elsewhere that there is none."""
     begin, stop = row.second
     places = np.arange(begin, stop) + len(row.ids) - 1 - stop                 # [CLS] question [SEP] stand before
-    labels = np.zeros(1 + stop - begin, np.int64)
-    if answer is None:
-        labels[:] = -1
-    else:
+    labels = np.full(1 + stop - begin, -1 if answer is None else 0)
+    if answer is not None:
         there = begin <= answer[0] and answer[1] < stop
         first, last = (answer[0] - begin + 1, answer[1] - begin + 1) if there else (0, 0)
         labels[first] += STARTS
