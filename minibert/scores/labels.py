@@ -30,9 +30,8 @@ def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     order = [*(label for label in labels if label in there | found), *sorted((there | found).keys() - set(labels))]
     per_class = {label: row_of(correct[label], found[label], there[label]) for label in order}
     micro = row_of(correct.total(), found.total(), there.total())
-    scores = {"accuracy": ratio(sum(right == guess for right, guess in pairs), len(pairs)),
-              "support": there.total(), **averaged(per_class, micro)}
-    return {**scores, "per_class": per_class}
+    return {"accuracy": ratio(sum(right == guess for right, guess in pairs), len(pairs)), "support": there.total(),
+            **averaged(per_class, micro), "per_class": per_class}
 
 
 def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) -> Scores:
@@ -76,9 +75,7 @@ def label_report(scores: Scores) -> str:
 
 def relation_report(scores: Scores) -> str:
     """The table of `relation_scores`: one line a relation, then the averages."""
-    averages = {f"{kind} avg": {**{c: scores[f"{kind}_{c}"] for c in COLUMNS}, "support": scores["support"]}
-                for kind in ("micro", "macro")}
-    return table(scores["relations"], averages)
+    return table(scores["relations"], averages(scores, ("micro", "macro")))
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
