@@ -107,7 +107,8 @@ class NER(Task[Example, list[str]]):
                 for e, t in zip(examples, table, strict=True)]
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:
-        gold, guess = sentences(predictions, examples)
+        gold = [s for e in examples for s in e.cut(e.tags)]                    # entities never cross sentences
+        guess = [s for e, p in zip(examples, predictions, strict=True) for s in e.cut(p)]
         tags = tag_scores(gold, guess)
         return {"entity": entity_scores(gold, guess),
                 "tags": {k: tags[k] for k in ("micro_f1", "macro_f1", "weighted_f1", "per_tag")},
@@ -141,13 +142,6 @@ class NER(Task[Example, list[str]]):
             spans.append(f"{e['type']} {e['start']}-{e['end']} {e['text']}")
             at = e["end"]
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
-
-
-def sentences(predictions: Sequence[list[str]], examples: Sequence[Example]) -> tuple[list[list[str]], list[list[str]]]:
-    """Gold and predicted tags, a list a sentence: entities never cross sentences."""
-    gold = [s for e in examples for s in e.cut(e.tags)]
-    guess = [s for e, p in zip(examples, predictions, strict=True) for s in e.cut(p)]
-    return gold, guess
 
 
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
