@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -121,12 +122,8 @@ def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, l
 
 
 def encodable(value: object) -> bool:
-    """Whether all texts in a JSON value can be written as UTF-8."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether all texts in a JSON value can be written as UTF-8, which has no halves of surrogate pairs."""
+    return not re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
 
 
 def read_bars(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

@@ -45,11 +45,10 @@ class PairTask(LabelTask[Pair]):
                 for where, (first, second, label) in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Pair:
-        texts = [part.strip() for part in text.split(BAR)]
-        if len(texts) != 2:
+        first, bar, second = text.partition(BAR)
+        if not bar or BAR in second:
             raise MinibertError(f"{text[:60]!r}: expected two texts with {BAR} between")
-        first, second = texts
-        return Pair(first, second, None, "text")
+        return Pair(first.strip(), second.strip(), None, "text")
 
     def encode(self, number: int, example: Pair, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] first [SEP] second [SEP], read at [CLS]; of texts too long for a row, each window with each."""
