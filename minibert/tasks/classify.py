@@ -160,10 +160,8 @@ class Classify(LabelTask[Example]):
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,outputs] -> the gradient of the sum by them."""
         z, keep = ops.at_least_fp32(scores), (batch.labels >= 0)[:, None]
-        targets = self.targets_of(batch, z)
-        if self.options.choice == "one":
-            return {"texts": ops.soft_cross_entropy_backward(1.0, (z, targets * keep))}
-        return {"texts": ops.bce_backward(1.0, (z, targets)) * keep}
+        backward = ops.soft_cross_entropy_backward if self.options.choice == "one" else ops.bce_backward
+        return {"texts": backward(1.0, (z, self.targets_of(batch, z))) * keep}
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Answer]:
