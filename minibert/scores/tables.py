@@ -1,5 +1,5 @@
 """Counts -> precision, recall, F1; their averages; text tables of them."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, float]
@@ -55,9 +55,9 @@ def table(*groups: Mapping[str, Row], before: Mapping[str, Row] | None = None, g
     return "\n".join(lines)
 
 
-def compared(rows: Mapping[str, Row], before: Mapping[str, Row]) -> str:
-    """table() of one group, with F1 as it was."""
-    return table(rows, before=before, gaps=False)
+def compared(rows: Callable[[Scores], Mapping[str, Row]], scores: Scores, before: Scores | None) -> str:
+    """The rows() of scores as a table, with F1 as it was `before`."""
+    return table(rows(scores), before=before and rows(before), gaps=False)
 
 
 def averages(scores: Scores, kinds: Sequence[str] = ("micro", "macro", "weighted")) -> dict[str, Row]:

@@ -141,7 +141,7 @@ class LabelTask(Task[Example, Answer]):
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """A line a class, where they are not too many, and the averages."""
         few = len(scores["per_class"]) <= 20
-        return compared(*({**(s["per_class"] if few else {}), **averages(s)} if s else {} for s in (scores, before)))
+        return compared(lambda s: {**(s["per_class"] if few else {}), **averages(s)}, scores, before)
 
     def collapsed(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> str | None:
         """None for no label of several too: that is where they start."""

@@ -119,7 +119,7 @@ class NER(Task[Example, list[str]]):
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """Entities, a line a type."""
-        return compared(*({**s["entity"]["types"], "all": s["entity"]} if s else {} for s in (scores, before)))
+        return compared(lambda s: {**s["entity"]["types"], "all": s["entity"]}, scores, before)
 
     def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
         return only_one({tag for tags in predictions for tag in tags}, {tag for e in examples for tag in e.tags})

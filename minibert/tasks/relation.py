@@ -104,7 +104,7 @@ class Relation(LabelTask[Example]):
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """A line a relation."""
-        return compared(*(s["relation"]["relations"] if s else {} for s in (scores, before)))
+        return compared(lambda s: s["relation"]["relations"], scores, before)
 
     def shown(self, example: Example) -> Result:
         spans = {name: {"text": example.text[a:b], "start": a, "end": b}
