@@ -2,12 +2,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, table
+from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, side_by_side, table
 
 
-def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]],
-                 labels: Sequence[str]) -> Scores:
+def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]) -> Scores:
     """Scores of texts that have one label each, or any number of them.
 
     `accuracy` is the share of texts whose labels are exactly right. `per_class` has a row for each label on either
@@ -22,10 +20,8 @@ def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     >>> scores["per_class"]["a"]["recall"], list(scores["per_class"])
     (0.5, ['a', 'b', 'c'])
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold texts but {len(predicted)} predicted ones")
-    there, found = (Counter(label for text in side for label in set(text)) for side in (gold, predicted))
-    pairs = [(set(right), set(guess)) for right, guess in zip(gold, predicted, strict=True)]
+    pairs = [(set(right), set(guess)) for right, guess in side_by_side(gold, predicted, "texts")]
+    there, found = (Counter(label for pair in pairs for label in pair[side]) for side in (0, 1))
     correct = Counter(label for right, guess in pairs for label in right & guess)
     order = [*(label for label in labels if label in there | found), *sorted((there | found).keys() - set(labels))]
     per_class = {label: row_of(correct[label], found[label], there[label]) for label in order}
@@ -47,10 +43,9 @@ def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) ->
     >>> scores["macro_f1"], scores["micro_f1"], scores["relations"]["A"]["recall"]
     (0.25, 0.4, 0.5)
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold relations but {len(predicted)} predicted ones")
+    pairs = side_by_side(gold, predicted, "relations")
+    correct = Counter(g.split("(")[0] for g, p in pairs if g == p != none)
     there, found = (Counter(label.split("(")[0] for label in side if label != none) for side in (gold, predicted))
-    correct = Counter(g.split("(")[0] for g, p in zip(gold, predicted, strict=True) if g == p != none)
     rows = {name: row_of(correct[name], found[name], there[name]) for name in sorted(there | found)}
     whole = row_of(correct.total(), found.total(), there.total())
     return {**{f"macro_{c}": ratio(sum(row[c] for row in rows.values()), len(rows)) for c in COLUMNS},

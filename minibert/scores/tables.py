@@ -1,10 +1,20 @@
 """Counts -> precision, recall, F1; their averages; text tables of them."""
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from minibert.errors import MinibertError
+
+Thing = TypeVar("Thing")
 Row = dict[str, float]
 Scores = dict[str, Any]                            # numbers, and dictionaries of them by name
 COLUMNS = ("precision", "recall", "f1")
+
+
+def side_by_side(gold: Sequence[Thing], predicted: Sequence[Thing], things: str) -> list[tuple[Thing, Thing]]:
+    """Each right answer with the predicted one. Raises MinibertError where there are not as many of both."""
+    if len(gold) != len(predicted):
+        raise MinibertError(f"{len(gold)} gold {things} but {len(predicted)} predicted ones")
+    return list(zip(gold, predicted, strict=True))
 
 
 def ratio(part: float, whole: float) -> float:

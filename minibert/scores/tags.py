@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import cast
 
 from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, Row, Scores, averaged, averages, ratio, row_of, table
+from minibert.scores.tables import COLUMNS, Row, Scores, averaged, averages, ratio, row_of, side_by_side, table
 
 Tags = Sequence[str]
 TagLists = Sequence[Tags] | Tags                  # sentences of tags, or tags alone
@@ -145,10 +145,7 @@ def _sentences(gold: TagLists, predicted: TagLists) -> list[tuple[Tags, Tags]]:
     """Pairs of sentences of equal length; a flat list of tags counts as one sentence."""
     gold, predicted = ([cast(Tags, side)] if len(side) and isinstance(side[0], str) else side
                        for side in (gold, predicted))
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold sentences but {len(predicted)} predicted ones")
-
-    pairs = list(zip(gold, predicted, strict=True))
+    pairs = side_by_side(gold, predicted, "sentences")
     for number, (right, guess) in enumerate(pairs, 1):
         if len(right) != len(guess):
             raise MinibertError(f"sentence {number} has {len(right)} gold but {len(guess)} predicted tags")

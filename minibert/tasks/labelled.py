@@ -105,8 +105,7 @@ class LabelTask(Task[Example, Answer]):
         label, = self.right(example)
         return self.number(label), None
 
-    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int,
-               overlap: int) -> list[Feature]:
+    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
         words = words_of(example.text)
         pieces, = tokenizer.pieces([words])

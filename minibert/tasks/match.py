@@ -99,8 +99,7 @@ class Likeness(Match):
         right = torch.tensor([f.about.score for f in batch.features], dtype=torch.float64)
         return z * known, right.to(z)[:, None] * known
 
-    def decode(self, examples: Sequence[Pair], features: Sequence[Feature],
-               scores: Sequence[np.ndarray]) -> list[Any]:
+    def decode(self, examples: Sequence[Pair], features: Sequence[Feature], scores: Sequence[np.ndarray]) -> list[Any]:
         """The mean of the scores [1,1] of each example's windows."""
         return [Number(score) for score, in mean_scores(len(examples), 1, features, scores).tolist()]
 
