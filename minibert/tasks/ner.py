@@ -155,11 +155,10 @@ def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     Words are taken as independent given the text, so the sum of their log-softmax is the joint log-probability.
     """
     after = np.array([[0.0 if b[:2] != "I-" or a[2:] == b[2:] else -np.inf for b in labels] for a in labels])  # [K,K]
-    first = np.array([-np.inf if b.startswith("I-") else 0.0 for b in labels])
     top = scores.max(-1, keepdims=True)
     logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
 
-    best, back = logs[0] + first, []
+    best, back = logs[0] + after[labels.index("O")], []                       # a sentence begins as if O stood before
     for row in logs[1:]:
         through = best[:, None] + after                                      # [K before, K now]
         back.append(through.argmax(0))

@@ -160,9 +160,8 @@ def edges(context: str, pieces: Pieces, tokenizer: Tokenizer) -> tuple[np.ndarra
 
     A piece that continues another (##s) begins no answer, and what it continues ends none.
     """
-    words = split_words(context)
-    spans = np.array([(words[w][0] + a, words[w][0] + b) for w, (a, b) in zip(pieces.words, pieces.spans, strict=True)],
-                     np.int64).reshape(-1, 2)
+    begins = np.array([a for a, _ in split_words(context)], np.int64)[pieces.words]
+    spans = begins[:, None] + np.array(pieces.spans, np.int64).reshape(-1, 2)
     inside = np.append(tokenizer.continuing[pieces.ids], False)
     return np.where(inside[:-1], NOWHERE, spans[:, 0]), np.where(inside[1:], NOWHERE, spans[:, 1])
 
