@@ -36,8 +36,8 @@ def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str,
 
 
 def _pearson(xs: Sequence[float], ys: Sequence[float]) -> float:
-    n = len(xs)
-    dx, dy = ([v - sum(values) / n for v in values] for values in (xs, ys))
+    sides = [(values, ratio(sum(values), len(values))) for values in (xs, ys)]
+    dx, dy = ([v - mean for v in values] for values, mean in sides)
     size = math.sqrt(sum(a * a for a in dx)) * math.sqrt(sum(b * b for b in dy))
     return ratio(sum(a * b for a, b in zip(dx, dy, strict=True)), size)
 
