@@ -56,13 +56,11 @@ class PairTask(LabelTask[Pair]):
         return self.read_at_cls(number, pair_rows(first, second, tokenizer, max_pieces, overlap), example)
 
     def shown(self, example: Pair) -> Result:
-        first, second = self.texts
-        return {first: example.first, second: example.second}
+        return dict(zip(self.texts, (example.first, example.second), strict=True))
 
     def render(self, result: Result, colour: bool) -> str:
         """What is said of the two, then the two."""
-        first, second = self.texts
-        return f"{coloured(self.said(result), colour)}\n  {result[first]}\n  {result[second]}"
+        return "\n  ".join([coloured(self.said(result), colour), *(result[text] for text in self.texts)])
 
     def said(self, result: Result) -> str:
         """The answer in a result as text."""

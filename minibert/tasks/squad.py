@@ -87,8 +87,7 @@ def read_answer(answer: object, context: str, where: str) -> tuple[str, int]:
     if not text.strip() or there != text:
         raise MinibertError(f"{where}: the answer {text[:40]!r} is not at character {start}, where the text has "
                             f"{there[:40]!r}; answer_start counts characters from 0")
-    blank = len(text) - len(text.lstrip())
-    return text.strip(), start + blank
+    return text.strip(), start + len(text) - len(text.lstrip())
 
 
 def member(holder: object, name: str, kind: type[Kind], where: str) -> Kind:
