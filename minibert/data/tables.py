@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -68,11 +69,10 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequen
         ".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".txt": read_bars}
     if (suffix := file.suffix.lower()) not in kinds:
         raise MinibertError(f"{file}: no table by its suffix {suffix!r}; convert it to one of {', '.join(kinds)}")
-    empty = True
+    line = 0                                       # no row yet
     for line, values in kinds[suffix](file, columns):
-        empty = False
         yield f"{file}:{line}", values
-    if empty:
+    if not line:
         raise MinibertError(f"{file}: no rows in it; expected the columns {', '.join(columns)}")
 
 
@@ -80,33 +80,25 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
     """Rows of .csv (quotes as in RFC 4180: a field in quotes may hold commas and line ends) and of .tsv (no quotes)."""
     quoted = file.suffix.lower() == ".csv"
     form = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows = csv.reader(read_lines(file), **form)
-    advice = '; a field with commas or quotes stands in quotes, as "She said ""no"""' if quoted else ""
-    places: list[int] = []
+    rows, line = csv.reader(read_lines(file), **form), 1
     names: list[str] = []
 
-    while True:
-        line = rows.line_num + 1                   # a row may have several
-        try:
-            row = next(rows, None)
-        except csv.Error as e:
-            raise MinibertError(f"{file}:{line}: does not parse ({e}){advice}") from None
-        if row is None:
-            return
-        if not row:
-            continue
-
-        if not names:
-            names = [name.strip() for name in row]
-            if missing := [name for name in columns if names.count(name) != 1]:
-                raise MinibertError(f"{file}:{line}: the first line must name the column {missing[0]!r} once; it names "
-                                    f"{', '.join(map(repr, names))}; say with --columns which are meant")
-            places = [names.index(name) for name in columns]
-            continue
-
-        if len(row) != len(names):
-            raise MinibertError(f"{file}:{line}: {len(row)} fields, but the first line names {len(names)}")
-        yield line, [row[i] for i in places]
+    try:
+        for row in rows:
+            if row and not names:
+                names = [name.strip() for name in row]
+                if missing := [name for name in columns if names.count(name) != 1]:
+                    raise MinibertError(f"{file}:{line}: the first line must name the column {missing[0]!r} once; it "
+                                        f"names {', '.join(map(repr, names))}; say with --columns which are meant")
+                places = [names.index(name) for name in columns]
+            elif row:
+                if len(row) != len(names):
+                    raise MinibertError(f"{file}:{line}: {len(row)} fields, but the first line names {len(names)}")
+                yield line, [row[i] for i in places]
+            line = rows.line_num + 1               # where the next row begins: a row may have several lines
+    except csv.Error as e:
+        advice = '; a field with commas or quotes stands in quotes, as "She said ""no"""' if quoted else ""
+        raise MinibertError(f"{file}:{line}: does not parse ({e}){advice}") from None
 
 
 def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
@@ -130,12 +122,8 @@ def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, l
 
 
 def encodable(value: object) -> bool:
-    """Whether all texts in a JSON value can be written as UTF-8."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether all texts in a JSON value can be written as UTF-8, which has no halves of surrogate pairs."""
+    return not re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
 
 
 def read_bars(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

@@ -2,12 +2,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, table
+from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, side_by_side, table
 
 
-def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]],
-                 labels: Sequence[str]) -> Scores:
+def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]) -> Scores:
     """Scores of texts that have one label each, or any number of them.
 
     `accuracy` is the share of texts whose labels are exactly right. `per_class` has a row for each label on either
@@ -22,17 +20,14 @@ def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     >>> scores["per_class"]["a"]["recall"], list(scores["per_class"])
     (0.5, ['a', 'b', 'c'])
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold texts but {len(predicted)} predicted ones")
-    there, found = (Counter(label for text in side for label in set(text)) for side in (gold, predicted))
-    pairs = [(set(right), set(guess)) for right, guess in zip(gold, predicted, strict=True)]
+    pairs = [(set(right), set(guess)) for right, guess in side_by_side(gold, predicted, "texts")]
+    there, found = (Counter(label for pair in pairs for label in pair[side]) for side in (0, 1))
     correct = Counter(label for right, guess in pairs for label in right & guess)
     order = [*(label for label in labels if label in there | found), *sorted((there | found).keys() - set(labels))]
     per_class = {label: row_of(correct[label], found[label], there[label]) for label in order}
     micro = row_of(correct.total(), found.total(), there.total())
-    scores = {"accuracy": ratio(sum(right == guess for right, guess in pairs), len(pairs)),
-              "support": there.total(), **averaged(per_class, micro)}
-    return {**scores, "per_class": per_class}
+    return {"accuracy": ratio(sum(right == guess for right, guess in pairs), len(pairs)), "support": there.total(),
+            **averaged(per_class, micro), "per_class": per_class}
 
 
 def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) -> Scores:
@@ -48,10 +43,9 @@ def relation_scores(gold: Sequence[str], predicted: Sequence[str], none: str) ->
     >>> scores["macro_f1"], scores["micro_f1"], scores["relations"]["A"]["recall"]
     (0.25, 0.4, 0.5)
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold relations but {len(predicted)} predicted ones")
+    pairs = side_by_side(gold, predicted, "relations")
+    correct = Counter(g.split("(")[0] for g, p in pairs if g == p != none)
     there, found = (Counter(label.split("(")[0] for label in side if label != none) for side in (gold, predicted))
-    correct = Counter(g.split("(")[0] for g, p in zip(gold, predicted, strict=True) if g == p != none)
     rows = {name: row_of(correct[name], found[name], there[name]) for name in sorted(there | found)}
     whole = row_of(correct.total(), found.total(), there.total())
     return {**{f"macro_{c}": ratio(sum(row[c] for row in rows.values()), len(rows)) for c in COLUMNS},
@@ -76,9 +70,7 @@ def label_report(scores: Scores) -> str:
 
 def relation_report(scores: Scores) -> str:
     """The table of `relation_scores`: one line a relation, then the averages."""
-    averages = {f"{kind} avg": {**{c: scores[f"{kind}_{c}"] for c in COLUMNS}, "support": scores["support"]}
-                for kind in ("micro", "macro")}
-    return table(scores["relations"], averages)
+    return table(scores["relations"], averages(scores, ("micro", "macro")))
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:

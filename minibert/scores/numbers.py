@@ -3,8 +3,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from minibert.errors import MinibertError
-from minibert.scores.tables import ratio
+from minibert.scores.tables import ratio, side_by_side
 
 
 def ranking_scores(places: Sequence[int]) -> dict[str, float]:
@@ -31,16 +30,14 @@ def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str,
     >>> round(scores["pearson"], 3), round(scores["spearman"], 3), scores["mse"]
     (0.945, 1.0, 3.0)
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold numbers but {len(predicted)} predicted ones")
-    mse = ratio(sum((g - p) ** 2 for g, p in zip(gold, predicted, strict=True)), len(gold))
+    mse = ratio(sum((g - p) ** 2 for g, p in side_by_side(gold, predicted, "numbers")), len(gold))
     return {"pearson": _pearson(gold, predicted), "spearman": _pearson(_ranks(gold), _ranks(predicted)), "mse": mse,
             "support": len(gold)}
 
 
 def _pearson(xs: Sequence[float], ys: Sequence[float]) -> float:
-    n = len(xs)
-    dx, dy = ([v - sum(values) / n for v in values] for values in (xs, ys))
+    sides = [(values, ratio(sum(values), len(values))) for values in (xs, ys)]
+    dx, dy = ([v - mean for v in values] for values, mean in sides)
     size = math.sqrt(sum(a * a for a in dx)) * math.sqrt(sum(b * b for b in dy))
     return ratio(sum(a * b for a, b in zip(dx, dy, strict=True)), size)
 

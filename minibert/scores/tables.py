@@ -1,10 +1,20 @@
 """Counts -> precision, recall, F1; their averages; text tables of them."""
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from minibert.errors import MinibertError
+
+Thing = TypeVar("Thing")
 Row = dict[str, float]
 Scores = dict[str, Any]                            # numbers, and dictionaries of them by name
 COLUMNS = ("precision", "recall", "f1")
+
+
+def side_by_side(gold: Sequence[Thing], predicted: Sequence[Thing], things: str) -> list[tuple[Thing, Thing]]:
+    """Each right answer with the predicted one. Raises MinibertError where there are not as many of both."""
+    if len(gold) != len(predicted):
+        raise MinibertError(f"{len(gold)} gold {things} but {len(predicted)} predicted ones")
+    return list(zip(gold, predicted, strict=True))
 
 
 def ratio(part: float, whole: float) -> float:
@@ -41,31 +51,26 @@ def score_at(scores: Scores, path: str) -> float:
 # ---- tables
 
 
-def table(*groups: Mapping[str, Row]) -> str:
-    """Text with a heading and one line a row; an empty line before each group."""
-    width = max(len(name) for group in groups for name in group)
-    lines = [f"{'':{width}}  {'precision':>9}  {'recall':>9}  {'f1-score':>9}  {'support':>9}"]
-    for group in filter(None, groups):
-        lines.append("")
-        for name, row in group.items():
-            numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
-            lines.append(f"{name:{width}}  {numbers}  {row['support']:9d}")
-    return "\n".join(lines)
-
-
-def compared(rows: Mapping[str, Row], before: Mapping[str, Row]) -> str:
-    """Text with a line a row: precision, recall, F1; and F1 as it was, where `before` has rows."""
-    width = max(map(len, rows))
+def table(*groups: Mapping[str, Row], before: Mapping[str, Row] | None = None, gaps: bool = True) -> str:
+    """Text with a heading and one line a row, an empty one before each group; and F1 as it was, if any was `before`."""
+    width = max((len(name) for group in groups for name in group), default=0)
     lines = [f"{'':{width}}  {'precision':>9}  {'recall':>9}  {'f1-score':>9}"
              + f"  {'f1 before':>9}" * bool(before) + f"  {'support':>9}"]
-    for name, row in rows.items():
-        was = f"  {before.get(name, {}).get('f1', 0.0):9.3f}" * bool(before)
-        numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
-        lines.append(f"{name:{width}}  {numbers}{was}  {row['support']:9d}")
+    for group in filter(None, groups):
+        lines += [""] * gaps
+        for name, row in group.items():
+            numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
+            was = f"  {before.get(name, {}).get('f1', 0.0):9.3f}" if before else ""
+            lines.append(f"{name:{width}}  {numbers}{was}  {row['support']:9d}")
     return "\n".join(lines)
 
 
-def averages(scores: Scores) -> dict[str, Row]:
-    """The rows of the three averages below a table, from what averaged() gave."""
+def compared(rows: Callable[[Scores], Mapping[str, Row]], scores: Scores, before: Scores | None) -> str:
+    """The rows() of scores as a table, with F1 as it was `before`."""
+    return table(rows(scores), before=before and rows(before), gaps=False)
+
+
+def averages(scores: Scores, kinds: Sequence[str] = ("micro", "macro", "weighted")) -> dict[str, Row]:
+    """The rows of averages below a table, from what averaged() gave."""
     return {f"{kind} avg": {**{column: scores[f"{kind}_{column}"] for column in COLUMNS}, "support": scores["support"]}
-            for kind in ("micro", "macro", "weighted")}
+            for kind in kinds}

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import cast
 
 from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, Row, Scores, averaged, averages, ratio, row_of, table
+from minibert.scores.tables import COLUMNS, Row, Scores, averaged, averages, ratio, row_of, side_by_side, table
 
 Tags = Sequence[str]
 TagLists = Sequence[Tags] | Tags                  # sentences of tags, or tags alone
@@ -25,13 +25,7 @@ PREFIXES_OF = {"IOB1": "BIO", "IOB2": "BIO", "BIOES": "BIOES"}
 
 # The whole boundary rule: an entity whose last word so far has the prefix on the left goes on when the next
 # word has the same type and one of the prefixes on the right. Any other word that is not O begins an entity.
-GOES_ON = {
-    "B": "IE",
-    "I": "IE",
-    "E": "",
-    "S": "",
-    "O": "",
-}
+GOES_ON = {"B": "IE", "I": "IE", "E": "", "S": "", "O": ""}
 
 
 # ---- tags and entities
@@ -149,14 +143,9 @@ def invalid_starts(tags: Tags) -> int:
 
 def _sentences(gold: TagLists, predicted: TagLists) -> list[tuple[Tags, Tags]]:
     """Pairs of sentences of equal length; a flat list of tags counts as one sentence."""
-    if len(gold) and isinstance(gold[0], str):
-        gold = [cast(Tags, gold)]
-    if len(predicted) and isinstance(predicted[0], str):
-        predicted = [cast(Tags, predicted)]
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold sentences but {len(predicted)} predicted ones")
-
-    pairs = list(zip(gold, predicted, strict=True))
+    gold, predicted = ([cast(Tags, side)] if len(side) and isinstance(side[0], str) else side
+                       for side in (gold, predicted))
+    pairs = side_by_side(gold, predicted, "sentences")
     for number, (right, guess) in enumerate(pairs, 1):
         if len(right) != len(guess):
             raise MinibertError(f"sentence {number} has {len(right)} gold but {len(guess)} predicted tags")
@@ -178,9 +167,7 @@ def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Scores:
     >>> scores["types"]["PER"]
     {'precision': 0.0, 'recall': 0.0, 'f1': 0.0, 'support': 1}
     """
-    correct: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    there: Counter[str] = Counter()
+    correct, found, there = Counter[str](), Counter[str](), Counter[str]()
     for right, guess in _sentences(gold, predicted):
         of_gold, of_guess = entities(right), entities(guess)
         there.update(kind for kind, _, _ in of_gold)
@@ -209,16 +196,15 @@ def tag_scores(gold: TagLists, predicted: TagLists) -> Scores:
     >>> [round(scores[name], 3) for name in ("micro_f1", "macro_f1", "weighted_f1", "macro_precision")]
     [0.75, 0.733, 0.733, 0.833]
     """
-    sentences = _sentences(gold, predicted)
-    words = [pair for right, guess in sentences for pair in zip(right, guess, strict=True)]
+    words = [pair for right, guess in _sentences(gold, predicted) for pair in zip(right, guess, strict=True)]
     there, found = Counter(right for right, _ in words), Counter(guess for _, guess in words)
     correct = Counter(right for right, guess in words if right == guess)
     order = sorted(there | found, key=_place_in_table)
     per_tag = {tag: row_of(correct[tag], found[tag], there[tag]) for tag in order}
 
     accuracy = ratio(correct.total(), len(words))                            # [SCORE-5]
-    scores = {"accuracy": accuracy, "support": len(words), **averaged(per_tag, dict.fromkeys(COLUMNS, accuracy))}
-    return {**scores, "per_tag": per_tag}
+    return {"accuracy": accuracy, "support": len(words), **averaged(per_tag, dict.fromkeys(COLUMNS, accuracy)),
+            "per_tag": per_tag}
 
 
 def tag_report(gold: TagLists, predicted: TagLists) -> str:

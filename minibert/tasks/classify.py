@@ -88,7 +88,6 @@ class Classify(LabelTask[Example]):
         return tuple(sorted({str(name).strip() for name in names} - {""}))
 
     def right(self, example: Example) -> tuple[str, ...]:
-        """The labels of a text."""
         return example.labels
 
     def example(self, text: str) -> Example:
@@ -131,19 +130,17 @@ class Classify(LabelTask[Example]):
     def targets_of(self, batch: Batch, like: Tensor) -> Tensor:
         """[M,outputs]: what each row asks of its scores, smoothed and weighted, in the format of `like`."""
         y = batch.labels.clamp(min=0)
-        if self.options.choice == "one":
-            hard = nn.functional.one_hot(y, len(self.labels)).to(like.dtype)
-        elif self.options.choice == "yes-no":
-            hard = y[:, None].to(like.dtype)
-        else:
+        if self.options.choice == "several":
             hard = torch.zeros_like(like)
             for row, feature in zip(hard, batch.features, strict=True):
                 row[torch.from_numpy(feature.about.labels)] = 1.0
+        else:                                      # of no and yes the second alone has a score
+            hard = nn.functional.one_hot(y, len(self.labels))[:, -len(self.outputs):].to(like.dtype)
 
         K = len(self.labels) if self.options.choice == "one" else 2            # what a sigmoid chooses from: yes or no
         s = self.options.label_smoothing
         targets = (1 - s) * hard + s / K                                      # [SOFT-3]
-        return targets * self.weights.to(like)[y][:, None] if self.options.choice == "one" else targets
+        return targets * self.weights.to(like)[y][:, None]
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Rows with a known label, by the weight of their class; with sigmoids decisions."""
@@ -163,10 +160,8 @@ class Classify(LabelTask[Example]):
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,outputs] -> the gradient of the sum by them."""
         z, keep = ops.at_least_fp32(scores), (batch.labels >= 0)[:, None]
-        targets = self.targets_of(batch, z)
-        if self.options.choice == "one":
-            return {"texts": ops.soft_cross_entropy_backward(1.0, (z, targets * keep))}
-        return {"texts": ops.bce_backward(1.0, (z, targets)) * keep}
+        backward = ops.soft_cross_entropy_backward if self.options.choice == "one" else ops.bce_backward
+        return {"texts": backward(1.0, (z, self.targets_of(batch, z))) * keep}
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Answer]:

@@ -84,29 +84,27 @@ class Examples(Sequence[Example]):
         there = sorted(np.flatnonzero(counts), key=lambda k: int((tags == k).argmax()))
         return {self.names[int(k)]: int(counts[k]) for k in there}
 
-    def before(self) -> np.ndarray:
-        """[W] the tag before each, len(names) where a sentence begins."""
+    def neighbours(self) -> np.ndarray:
+        """int32 [W]: (tag before) · (len(names) + 1) + tag; len(names) stands for the O before a sentence."""
         before = np.roll(self.tags.astype(np.int32), 1)
         before[self.sentence_ends[:-1]] = len(self.names)
-        return before
+        return before * (len(self.names) + 1) + self.tags
 
     def count_neighbours(self) -> Counter[tuple[str, str]]:
         """{(tag before, tag): words}; "O" stands before the first word of a sentence. Examples of whole files only."""
-        names = [*self.names, "O"]
-        counts = np.bincount(self.before() * len(names) + self.tags)
+        names, counts = [*self.names, "O"], np.bincount(self.neighbours())
         result: Counter[tuple[str, str]] = Counter()
-        for cell in np.flatnonzero(counts).tolist():
-            result[names[cell // len(names)], names[cell % len(names)]] += int(counts[cell])
+        for pair in np.flatnonzero(counts).tolist():
+            result[names[pair // len(names)], names[pair % len(names)]] += int(counts[pair])
         return result
 
     def in_iob2(self, scheme: str) -> "Examples":
         """The same with tags in IOB2: what a tag becomes depends on nothing but the one before it."""
-        old, new = [*self.names, "O"], Numbering()
-        table = np.zeros((len(old), len(old)), np.int64)
-        for before, tag in self.count_neighbours():
-            converted = new[to_iob2([before, tag], scheme)[1]]
-            table[[i for i, name in enumerate(old) if name == before], old.index(tag)] = converted
-        return dataclasses.replace(self, names=new.words(), tags=narrow(table)[self.before(), self.tags])
+        names, pairs, new = [*self.names, "O"], self.neighbours(), Numbering()
+        table = np.zeros(len(names) ** 2, np.int64)
+        for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+            table[pair] = new[to_iob2([names[pair // len(names)], names[pair % len(names)]], scheme)[1]]
+        return dataclasses.replace(self, names=new.words(), tags=narrow(table)[pairs])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the cache keeps: everything but the name of the file."""
@@ -121,12 +119,10 @@ class Examples(Sequence[Example]):
         """
         words, names = (Words(arrays[f"{x}.letters"], arrays[f"{x}.ends"]) for x in ("words", "names"))
         found = cls(file, words, names, **{name: arrays[name] for name in ARRAYS})
-        for ends, count, total in ((words.ends, len(words), len(words.letters)),
-                                   (names.ends, len(names), len(names.letters)),
-                                   (found.sentence_ends, len(found.sentence_ends) - 1, len(found.numbers)),
-                                   (found.sentence_ends, len(found.sentence_ends) - 1, len(found.tags)),
-                                   (found.example_ends, len(found), len(found.sentence_ends) - 1)):
-            check_ends(ends, count, total)
+        check_ends(found.example_ends, len(found), len(found.sentence_ends) - 1)
+        for ends, cells in ((words.ends, words.letters), (names.ends, names.letters),
+                            (found.sentence_ends, found.numbers), (found.sentence_ends, found.tags)):
+            check_ends(ends, len(ends) - 1, len(cells))
         for values, count in ((found.numbers, len(words)), (found.tags, len(names))):
             if len(values) and not 0 <= values.min() <= values.max() < count:
                 raise ValueError(f"numbers outside of 0 to {count - 1}")
@@ -184,7 +180,7 @@ def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
     """(number of its document, sentence) of every sentence of a file."""
     document, current = 0, None
     parsed: dict[str, tuple[str, str]] = {}                                   # lines come again and again
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(itertools.chain(read_lines(file), [""]), 1):  # an empty line ends the last one
         if line not in parsed:
             text = line.strip(" \t\n")
             if not text or text.startswith("-DOCSTART-"):
@@ -201,8 +197,6 @@ def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
         word, tag = parsed[line]
         current.words.append(word)
         current.tags.append(tag)
-    if current is not None:
-        yield document, current
 
 
 def columns(line: str, where: str) -> tuple[str, str]:

@@ -105,8 +105,7 @@ class LabelTask(Task[Example, Answer]):
         label, = self.right(example)
         return self.number(label), None
 
-    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int,
-               overlap: int) -> list[Feature]:
+    def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
         words = words_of(example.text)
         pieces, = tokenizer.pieces([words])
@@ -141,7 +140,7 @@ class LabelTask(Task[Example, Answer]):
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """A line a class, where they are not too many, and the averages."""
         few = len(scores["per_class"]) <= 20
-        return compared(*({**(s["per_class"] if few else {}), **averages(s)} if s else {} for s in (scores, before)))
+        return compared(lambda s: {**(s["per_class"] if few else {}), **averages(s)}, scores, before)
 
     def collapsed(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> str | None:
         """None for no label of several too: that is where they start."""

@@ -38,22 +38,27 @@ class Options(PairOptions):
 
 
 class Match(PairTask):
-    """The task; see base.Task for what each member is."""
+    """The task; see base.Task for what each member is. With --answer score it is a Likeness."""
     name = "match"
     trial = f"How do I get a new card? {BAR} My card is gone, please send me another one."
     Options, About = Options, Number
 
-    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
-        super().__init__(options, labels)
-        self.numeric = self.options.answer == "score"
-        if self.numeric:
-            self.best, self.also_best = ("pearson", "max"), {"spearman": "max", "mse": "min"}
-            self.problem_type = "regression"
+    def __new__(cls, options: TaskOptions, labels: Sequence[str] = ()) -> "Match":
+        assert isinstance(options, Options)
+        return super().__new__(Likeness if options.answer == "score" else cls)
 
     def read_label(self, value: object, where: str) -> Any:
-        """A name, or with --answer score a finite number."""
-        if not self.numeric:
-            return super().read_label(str(value) if isinstance(value, float) else value, where)
+        """A name; a number may be one too."""
+        return super().read_label(str(value) if isinstance(value, float) else value, where)
+
+
+class Likeness(Match):
+    """The same with finite numbers for labels, of which one is guessed."""
+    best, also_best = ("pearson", "max"), {"spearman": "max", "mse": "min"}
+    problem_type = "regression"
+    report, summary = Task.report, Task.summary
+
+    def read_label(self, value: object, where: str) -> float:
         if not isinstance(value, int | float | str) or not str(value).strip():
             raise MinibertError(f"{where}: the label is {value!r}; expected a number")
 
@@ -68,30 +73,23 @@ class Match(PairTask):
         return number
 
     def learn_labels(self, splits: Mapping[str, Sequence[Pair]]) -> None:
-        """The labels of train, sorted; of numbers there must be several, and their one score is called so."""
+        """There must be several numbers; their one score is called so."""
         super().learn_labels(splits)
-        self.labels = ["score"] if self.numeric else self.labels
+        self.labels = ["score"]
 
     def note_unseen(self, splits: Mapping[str, Sequence[Pair]]) -> None:
-        if not self.numeric:
-            super().note_unseen(splits)
+        """Of numbers none is."""
 
-    def numbers(self, example: Pair) -> tuple[int, Number | None]:
-        """(the class, -1: not known, no loss; with --answer score the score)."""
-        if not self.numeric:
-            return self.number(example.label), None
+    def numbers(self, example: Pair) -> tuple[int, Number]:
+        """(0, or -1: not known, no loss; the score)."""
         return -1 if example.label is None else 0, Number(float(example.label or 0.0))
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,K] -> the sum of −log softmax at the label; [M,1] -> the sum of squared errors."""
-        if not self.numeric:
-            return super().loss(scores, batch)
+        """Scores [M,1] -> the sum of squared errors."""
         return {"pairs": ops.mse_forward(*self.known(scores, batch))[0]}
 
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Scores [M,K] -> the gradient of the sum by them."""
-        if not self.numeric:
-            return super().loss_backward(scores, batch)
+        """Scores [M,1] -> the gradient of the sum by them."""
         _, cache = ops.mse_forward(*self.known(scores, batch))
         return {"pairs": ops.mse_backward(1.0, cache)}
 
@@ -101,34 +99,19 @@ class Match(PairTask):
         right = torch.tensor([f.about.score for f in batch.features], dtype=torch.float64)
         return z * known, right.to(z)[:, None] * known
 
-    def decode(self, examples: Sequence[Pair], features: Sequence[Feature],
-               scores: Sequence[np.ndarray]) -> list[Any]:
-        if not self.numeric:
-            return super().decode(examples, features, scores)
+    def decode(self, examples: Sequence[Pair], features: Sequence[Feature], scores: Sequence[np.ndarray]) -> list[Any]:
+        """The mean of the scores [1,1] of each example's windows."""
         return [Number(score) for score, in mean_scores(len(examples), 1, features, scores).tolist()]
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Pair]) -> Scores:
-        if not self.numeric:
-            return super().score(predictions, examples)
         return correlations([e.label for e in examples], [p.score for p in predictions])
 
-    def report(self, scores: Scores) -> str:
-        return Task.report(self, scores) if self.numeric else super().report(scores)
-
-    def summary(self, scores: Scores, before: Scores | None = None) -> str:
-        """The table a class, or the correlations."""
-        return Task.summary(self, scores, before) if self.numeric else super().summary(scores, before)
-
     def collapsed(self, predictions: Sequence[Any], examples: Sequence[Pair]) -> str | None:
-        if not self.numeric:
-            return super().collapsed(predictions, examples)
         return only_one({f"{p.score:.3g}" for p in predictions}, {str(e.label) for e in examples})
 
     def result(self, example: Pair, prediction: Any) -> Result:
-        """{"first", "second", "score"}, or {..., "label", "probabilities": {label: p}, the most probable first}."""
-        if not self.numeric:
-            return super().result(example, prediction)
+        """{"first", "second", "score"}."""
         return {**self.shown(example), "score": prediction.score}
 
     def said(self, result: Result) -> str:
-        return f"{result['score']:.2f}" if self.numeric else super().said(result)
+        return f"{result['score']:.2f}"

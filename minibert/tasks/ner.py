@@ -107,7 +107,8 @@ class NER(Task[Example, list[str]]):
                 for e, t in zip(examples, table, strict=True)]
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:
-        gold, guess = sentences(predictions, examples)
+        gold = [s for e in examples for s in e.cut(e.tags)]                    # entities never cross sentences
+        guess = [s for e, p in zip(examples, predictions, strict=True) for s in e.cut(p)]
         tags = tag_scores(gold, guess)
         return {"entity": entity_scores(gold, guess),
                 "tags": {k: tags[k] for k in ("micro_f1", "macro_f1", "weighted_f1", "per_tag")},
@@ -118,7 +119,7 @@ class NER(Task[Example, list[str]]):
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """Entities, a line a type."""
-        return compared(*({**s["entity"]["types"], "all": s["entity"]} if s else {} for s in (scores, before)))
+        return compared(lambda s: {**s["entity"]["types"], "all": s["entity"]}, scores, before)
 
     def collapsed(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> str | None:
         return only_one({tag for tags in predictions for tag in tags}, {tag for e in examples for tag in e.tags})
@@ -143,13 +144,6 @@ class NER(Task[Example, list[str]]):
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
 
 
-def sentences(predictions: Sequence[list[str]], examples: Sequence[Example]) -> tuple[list[list[str]], list[list[str]]]:
-    """Gold and predicted tags, a list a sentence: entities never cross sentences."""
-    gold = [s for e in examples for s in e.cut(e.tags)]
-    guess = [s for e, p in zip(examples, predictions, strict=True) for s in e.cut(p)]
-    return gold, guess
-
-
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     """[words, K] -> the best label of each word alone."""
     return scores.argmax(-1).tolist()
@@ -161,11 +155,10 @@ def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     Words are taken as independent given the text, so the sum of their log-softmax is the joint log-probability.
     """
     after = np.array([[0.0 if b[:2] != "I-" or a[2:] == b[2:] else -np.inf for b in labels] for a in labels])  # [K,K]
-    first = np.array([-np.inf if b.startswith("I-") else 0.0 for b in labels])
     top = scores.max(-1, keepdims=True)
     logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
 
-    best, back = logs[0] + first, []
+    best, back = logs[0] + after[labels.index("O")], []                       # a sentence begins as if O stood before
     for row in logs[1:]:
         through = best[:, None] + after                                      # [K before, K now]
         back.append(through.argmax(0))

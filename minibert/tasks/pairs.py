@@ -45,11 +45,10 @@ class PairTask(LabelTask[Pair]):
                 for where, (first, second, label) in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Pair:
-        texts = [part.strip() for part in text.split(BAR)]
-        if len(texts) != 2:
+        first, bar, second = text.partition(BAR)
+        if not bar or BAR in second:
             raise MinibertError(f"{text[:60]!r}: expected two texts with {BAR} between")
-        first, second = texts
-        return Pair(first, second, None, "text")
+        return Pair(first.strip(), second.strip(), None, "text")
 
     def encode(self, number: int, example: Pair, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] first [SEP] second [SEP], read at [CLS]; of texts too long for a row, each window with each."""
@@ -57,13 +56,11 @@ class PairTask(LabelTask[Pair]):
         return self.read_at_cls(number, pair_rows(first, second, tokenizer, max_pieces, overlap), example)
 
     def shown(self, example: Pair) -> Result:
-        first, second = self.texts
-        return {first: example.first, second: example.second}
+        return dict(zip(self.texts, (example.first, example.second), strict=True))
 
     def render(self, result: Result, colour: bool) -> str:
         """What is said of the two, then the two."""
-        first, second = self.texts
-        return f"{coloured(self.said(result), colour)}\n  {result[first]}\n  {result[second]}"
+        return "\n  ".join([coloured(self.said(result), colour), *(result[text] for text in self.texts)])
 
     def said(self, result: Result) -> str:
         """The answer in a result as text."""

@@ -70,7 +70,7 @@ class QA(Task[Example, Span]):
         super().__init__(options, labels or ["start", "end"])
 
     def read_file(self, file: Path) -> list[Example]:
-        return list(read_squad(file))
+        return read_squad(file)
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """There are none to learn; --answers must suit the questions."""
@@ -96,8 +96,8 @@ class QA(Task[Example, Span]):
         asked, pieces = tokenizer.pieces([words_of(example.question), words_of(example.context)])
         starts, ends = edges(example.context, pieces, tokenizer)
         answer = first_answer(example, starts, ends)
-        return [window(number, row, starts, ends, answer) for row in pair_rows(asked, pieces, tokenizer, max_pieces,
-                                                                               overlap)]
+        rows = pair_rows(asked, pieces, tokenizer, max_pieces, overlap)
+        return [window(number, row, starts, ends, answer) for row in rows]
 
     def head(self, config: BertConfig) -> Head:
         return SpanHead(config)
@@ -160,9 +160,8 @@ def edges(context: str, pieces: Pieces, tokenizer: Tokenizer) -> tuple[np.ndarra
 
     A piece that continues another (##s) begins no answer, and what it continues ends none.
     """
-    words = split_words(context)
-    spans = np.array([(words[w][0] + a, words[w][0] + b) for w, (a, b) in zip(pieces.words, pieces.spans, strict=True)],
-                     np.int64).reshape(-1, 2)
+    begins = np.array([a for a, _ in split_words(context)], np.int64)[pieces.words]
+    spans = begins[:, None] + np.array(pieces.spans, np.int64).reshape(-1, 2)
     inside = np.append(tokenizer.continuing[pieces.ids], False)
     return np.where(inside[:-1], NOWHERE, spans[:, 0]), np.where(inside[1:], NOWHERE, spans[:, 1])
 
@@ -182,10 +181,8 @@ def window(number: int, row: PairRow, starts: np.ndarray, ends: np.ndarray, answ
     """One row as a feature: the answer is learnt where all of it is there, elsewhere that there is none."""
     begin, stop = row.second
     places = np.arange(begin, stop) + len(row.ids) - 1 - stop                 # [CLS] question [SEP] stand before
-    labels = np.zeros(1 + stop - begin, np.int64)
-    if answer is None:
-        labels[:] = -1
-    else:
+    labels = np.full(1 + stop - begin, -1 if answer is None else 0)
+    if answer is not None:
         there = begin <= answer[0] and answer[1] < stop
         first, last = (answer[0] - begin + 1, answer[1] - begin + 1) if there else (0, 0)
         labels[first] += STARTS

@@ -4,8 +4,9 @@ Four new pieces stand around the spans, [E1] ... [/E1] and [E2] ... [/E2], and t
 by side, give the scores (Baldini Soares et al. 2019, section 3.2). Their word vectors are learnt with the rest.
 """
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from minibert.tasks.base import Result, TableOptions, coloured, text_of
 from minibert.tasks.labelled import Answer, LabelTask
 
 MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
-TAGS = re.compile(r"</?e[12]>")
+TAGS = re.compile(r"(</?e[12]>)")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Relation(LabelTask[Example]):
     def read_file(self, file: Path) -> list[Example]:
         """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it; errors have file:line."""
         if file.suffix.lower() == ".txt":
-            return [marked(text, label, where) for text, label, where in read_semeval(file)]
+            return read_semeval(file)
         return [marked(text_of(text, where), self.read_label(label, where), where)
                 for where, (text, label) in read_table(file, self.options.names)]
 
@@ -103,7 +104,7 @@ class Relation(LabelTask[Example]):
 
     def summary(self, scores: Scores, before: Scores | None = None) -> str:
         """A line a relation."""
-        return compared(*(s["relation"]["relations"] if s else {} for s in (scores, before)))
+        return compared(lambda s: s["relation"]["relations"], scores, before)
 
     def shown(self, example: Example) -> Result:
         spans = {name: {"text": example.text[a:b], "start": a, "end": b}
@@ -120,26 +121,22 @@ class Relation(LabelTask[Example]):
 
 def marked(text: str, label: str | None, where: str) -> Example:
     """A text with <e1>...</e1> and <e2>...</e2> in it. Raises MinibertError where they do not stand so once each."""
-    plain, at, places = "", 0, []
-    for tag in TAGS.finditer(text):
-        plain += text[at:tag.start()]
-        places.append((tag[0], len(plain)))
-        at = tag.end()
-    found, order = dict(places), [tag for tag, _ in places]
-    if order not in (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"]) or any(
-            found[f"<e{i}>"] == found[f"</e{i}>"] for i in (1, 2)):
+    parts = TAGS.split(text)
+    texts, tags = parts[::2], parts[1::2]
+    if tags not in (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"]) or "" in texts[1::2]:
         raise MinibertError(f"{where}: {text[:60]!r}: expected <e1>one span</e1> and <e2>another</e2> in it")
+    place = dict(zip(tags, accumulate(map(len, texts)), strict=False))        # the last text ends at no tag
+    spans = (place["<e1>"], place["</e1>"]), (place["<e2>"], place["</e2>"])
+    return Example("".join(texts), spans, label, where)
 
-    spans = (found["<e1>"], found["</e1>"]), (found["<e2>"], found["</e2>"])
-    return Example(plain + text[at:], spans, label, where)
 
-
-def read_semeval(file: Path) -> Iterator[tuple[str, str, str]]:
-    """(marked text, label, "file:line") of the published layout, or MinibertError with file:line.
+def read_semeval(file: Path) -> list[Example]:
+    """The examples of a file in the published layout, or MinibertError with file:line.
 
     NUMBER, a tab, the text in quotes; in the next line the label; then a comment or nothing.
     """
-    lines, empty = enumerate(read_lines(file), 1), True
+    lines = enumerate(read_lines(file), 1)
+    found: list[Example] = []
     for number, line in lines:
         if not line.strip():
             continue
@@ -152,23 +149,21 @@ def read_semeval(file: Path) -> Iterator[tuple[str, str, str]]:
             raise MinibertError(f"{where}: no label in the line after it; expected one such as Cause-Effect(e1,e2)")
         if not (comment := next(lines, (0, "Comment:"))[1].strip()).startswith("Comment:") and comment:
             raise MinibertError(f"{where}: the second line after it is {comment[:60]!r}; expected Comment: or nothing")
-        yield parts[1].strip().removeprefix('"').removesuffix('"'), label, where
-        empty = False
-    if empty:
+        found.append(marked(parts[1].strip().removeprefix('"').removesuffix('"'), label, where))
+    if not found:
         raise MinibertError(f"{file}: no sentences in it; expected a number, a tab and a text in quotes, then a label")
+    return found
 
 
 def with_marks(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """(ids [n], case shapes [n], {mark: its place}) of the text with the four marks in it."""
-    (a, b), (c, d) = example.spans
-    cuts = sorted([(a, 0, "[E1]"), (b, 1, "[/E1]"), (c, 2, "[E2]"), (d, 3, "[/E2]")] if a <= c else
-                  [(c, 0, "[E2]"), (d, 1, "[/E2]"), (a, 2, "[E1]"), (b, 3, "[/E1]")])
-    edges = [0, *(at for at, _, _ in cuts), len(example.text)]
-    parts = [example.text[i:j] for i, j in zip(edges, edges[1:], strict=False)]
-    pieces = tokenizer.pieces([words_of(part) for part in parts])
+    spans = sorted(zip(example.spans, (MARKS[:2], MARKS[2:]), strict=True))   # from left to right
+    cuts = [(at, mark) for span, pair in spans for at, mark in zip(span, pair, strict=True)]
+    edges = [0, *(at for at, _ in cuts), len(example.text)]
+    pieces = tokenizer.pieces([words_of(example.text[i:j]) for i, j in pairwise(edges)])
 
     ids, shapes, marks = list(pieces[0].ids), list(pieces[0].shapes), {}
-    for (_, _, mark), part in zip(cuts, pieces[1:], strict=True):
+    for (_, mark), part in zip(cuts, pieces[1:], strict=True):
         marks[mark] = len(ids)
         ids += [tokenizer.number(mark), *part.ids]
         shapes += [0, *part.shapes]

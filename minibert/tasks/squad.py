@@ -1,6 +1,5 @@
 """Files in the layout of SQuAD, 1.1 or 2.0, as examples."""
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +22,7 @@ class Example:
 # ------------------------------------------------------------------------------------------------------ the files
 
 
-def read_squad(file: Path) -> Iterator[Example]:
+def read_squad(file: Path) -> list[Example]:
     """The examples of a file in the layout of SQuAD. Raises MinibertError with file:line."""
     text = "".join(read_lines(file))
     try:
@@ -36,16 +35,16 @@ def read_squad(file: Path) -> Iterator[Example]:
     if "\\ud" in text.lower() and not encodable(whole):
         raise MinibertError(f"{file}: \\ud... is half of a pair that UTF-8 cannot write; mend the file")
 
-    lines, empty = QuestionLines(text), True
+    lines = QuestionLines(text)
+    found: list[Example] = []
     for article in member(whole, "data", list, f"{file}:1"):
         for paragraph in member(article, "paragraphs", list, f"{file}:{lines.now}"):
             context = member(paragraph, "context", str, f"{file}:{lines.now}")
             for question in member(paragraph, "qas", list, f"{file}:{lines.now}"):
-                where = f"{file}:{lines.of(question)}"
-                yield read_question(question, context, where)
-                empty = False
-    if empty:
+                found.append(read_question(question, context, f"{file}:{lines.of(question)}"))
+    if not found:
         raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
+    return found
 
 
 class QuestionLines:
@@ -88,8 +87,7 @@ def read_answer(answer: object, context: str, where: str) -> tuple[str, int]:
     if not text.strip() or there != text:
         raise MinibertError(f"{where}: the answer {text[:40]!r} is not at character {start}, where the text has "
                             f"{there[:40]!r}; answer_start counts characters from 0")
-    blank = len(text) - len(text.lstrip())
-    return text.strip(), start + blank
+    return text.strip(), start + len(text) - len(text.lstrip())
 
 
 def member(holder: object, name: str, kind: type[Kind], where: str) -> Kind:

@@ -143,6 +143,8 @@ def test_lines_are_forgotten_before_they_are_many(tmp_path, monkeypatch):
     examples = read_examples(tmp_path / "train.txt", whole=False)
     assert [(e.words, e.tags) for e in examples] == [(words, tags) for words, tags, _, _ in found]
     assert len(examples.words) > len(set(WORDS))                             # some words have two numbers
+    assert len(examples.names) > len(TAGS["IOB2"])                           # and some tags
+    assert [e.tags for e in examples.in_iob2("IOB2")] == [metrics.to_iob2(tags, "IOB2") for _, tags, _, _ in found]
 
 
 def test_a_bad_byte_behind_a_byte_order_mark_is_named_by_its_line(tmp_path):

@@ -13,6 +13,7 @@ from minibert.checkpoints import weights
 from minibert.checkpoints.weights import read_tokenizer
 from minibert.core import byhand
 from minibert.core.batch import collate
+from minibert.tasks.labelled import Answer
 from minibert.tasks.relation import MARKS, Example, Relation, marked, nearest, with_marks
 from minibert.use.evaluate import score_features
 from minibert.use.predict import load
@@ -275,3 +276,10 @@ def test_decoding_and_what_collapsed():
     scores = found.score([answer] * 2, examples)
     assert scores["accuracy"] == 0.5 and scores["relation"]["macro_recall"] == 0.5
     assert "accuracy of all labels  0.500" in found.report(scores)
+
+
+def test_a_split_without_any_relation_has_a_summary_too():
+    found = learnt(["a", "b", "Other"])
+    other = Answer({"Other": 1.0, "a": 0.0, "b": 0.0})
+    scores = found.score([other] * 2, [marked("<e1>a</e1> <e2>b</e2>", "Other", "")] * 2)
+    assert found.summary(scores, scores).split() == ["precision", "recall", "f1-score", "support"]
