@@ -118,7 +118,10 @@ class PooledHead(TokenHead):
 
 
 class TowerHead(PooledHead):
-    """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair."""
+    """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair.
+
+    Every row picks its [CLS] first, of which the pooler makes that score.
+    """
     one_a_row = True
 
     def __init__(self, config: BertConfig):
@@ -126,7 +129,8 @@ class TowerHead(PooledHead):
 
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> [B,H+1], H numbers of the vector and one score; cache."""
-        row, first = rows_of_picks(batch)
+        first, counts = firsts(batch), [len(f.picks) for f in batch.features]
+        row = moved(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), hidden.device)      # [M] of each pick
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
         mean, means = ops.row_mean_forward(ops.at_least_fp32(picked), row, len(first))
         vector, unit = ops.unit_forward(mean)
@@ -142,13 +146,6 @@ class TowerHead(PooledHead):
 
         dfirst, pairs = super().backward_by_hand(dscores[:, -1:].to(score_dtype), pooled)
         return dhidden + dfirst, pairs
-
-
-def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
-    """int64: the row of each pick [M]; the first pick of each row [B]."""
-    counts = np.array([len(f.picks) for f in batch.features])
-    row, first = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts) - counts
-    return moved(torch.from_numpy(row), batch.picks.device), moved(torch.from_numpy(first), batch.picks.device)
 
 
 class WordHead(Head):
