@@ -35,6 +35,7 @@ LONG = 2 ** 22                                     # characters of a line that a
 BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
 ROWS = 64                                          # rows that are scored at a time: [picks,V] numbers are many
 TOP = 5                                            # pieces that a prediction names
+Filling = dict[int, list[tuple[str, float]]]       # raw text: where a [MASK] begins -> the best pieces, probabilities
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,6 @@ class Hits:
     hidden: int                                    # pieces that were hidden
     guesses: frozenset[int]                        # all pieces that were predicted
     answer: bool | None                            # right about the row's halves; None: no question
-
-
-@dataclass(frozen=True)
-class Filling:
-    """What a model reads into raw text."""
-    masks: dict[int, list[tuple[str, float]]]      # where a [MASK] begins -> the best pieces and their probabilities
 
 
 @dataclass(frozen=True)
@@ -205,21 +200,20 @@ class MLM(VocabularyTask[str, Hits | Filling]):
 
         predictions: list[Hits | Filling] = []
         for start in range(0, len(features), ROWS):
-            rows = [self.hidden(features[i], row_generator(0, 0, i))
-                    for i in range(start, min(start + ROWS, len(features)))]
+            rows = [self.hidden(f, row_generator(0, 0, i)) for i, f in enumerate(features[start:start + ROWS], start)]
             predictions += map(hits, rows, score(rows))
         return predictions
 
     def decode(self, examples: Sequence[str], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Filling]:
         """Of raw text, for each [MASK], the most probable pieces."""
-        found = [Filling({}) for _ in examples]
+        found: list[Filling] = [{} for _ in examples]
         for f, z in zip(features, scores, strict=True):
-            best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]) if len(z) else 0)
+            best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]))
             for begin, numbers, ps in zip(f.about.begins.tolist(), best.indices.tolist(), best.values.tolist(),
                                           strict=True):
-                found[f.example].masks[begin] = [(str(self.tokenizer.backend.id_to_token(n)), p)
-                                                 for n, p in zip(numbers, ps, strict=True)]
+                found[f.example][begin] = [(str(self.tokenizer.backend.id_to_token(n)), p)
+                                           for n, p in zip(numbers, ps, strict=True)]
         return found
 
     def score(self, predictions: Sequence[Hits], examples: Sequence[str]) -> Scores:
@@ -238,7 +232,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
         masks = [{"start": a, "end": a + len(HIDDEN), "pieces": [{"piece": s, "probability": p} for s, p in best]}
-                 for a, best in sorted(prediction.masks.items())]
+                 for a, best in sorted(prediction.items())]
         return {"text": example, "masks": masks}
 
     def render(self, result: Result, colour: bool) -> str:
@@ -272,11 +266,11 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
 def hits(f: Feature, z: np.ndarray) -> Hits:
     """A row with hidden pieces and its scores [M,V] -> what score() adds up."""
     labels, logs = torch.from_numpy(f.labels), torch.from_numpy(z).log_softmax(-1)
-    guess, answer = logs.argmax(-1) if len(labels) else labels, None
-    if len(labels) and f.picks[0] == 0:
+    guess, answer = logs.argmax(-1), None
+    if 0 in f.picks:                               # [CLS], the first of them: what the row's halves are to each other
         answer = bool(guess[0] == labels[0])
         labels, logs, guess = labels[1:], logs[1:], guess[1:]
-    loss = -float(logs.gather(1, labels[:, None]).double().sum()) if len(labels) else 0.0
+    loss = -float(logs.gather(1, labels[:, None]).double().sum())
     return Hits(loss, int((guess == labels).sum()), len(labels), frozenset(guess.tolist()), answer)
 
 
@@ -346,11 +340,9 @@ def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 def as_rows(pieces: np.ndarray, tokenizer: Tokenizer, number: int) -> Features:
     """int64 [2,n,C] pieces and case shapes -> n features [CLS] pieces [SEP], numbered from `number`."""
-    (ids, shapes), (_, n, C) = pieces, pieces.shape
-    whole = np.full((n, C + 2), tokenizer.end, np.int64)
-    whole[:, 0], whole[:, 1:-1] = tokenizer.start, ids
-    types = np.zeros((n, C + 2), np.int64)
-    types[:, 1:-1] = tokenizer.types * shapes
+    _, n, C = pieces.shape
+    ids, shapes = np.pad(pieces, ((0, 0), (0, 0), (1, 1)))
+    ids[:, 0], ids[:, -1] = tokenizer.start, tokenizer.end
     nothing = np.zeros(0, np.int64)
     return compact(np.arange(number, number + n), (C + 2) * np.arange(n + 1), *[np.zeros(n + 1, np.int64)] * 2,
-                   ids=whole.ravel(), types=types.ravel(), picks=nothing, labels=nothing)
+                   ids=ids.ravel(), types=tokenizer.types * shapes.ravel(), picks=nothing, labels=nothing)
