@@ -1,4 +1,4 @@
-"""Does the second half of a row follow the first in the text? Rows of two halves, and the head that says so.
+"""Does the second half of a row follow the first in the text? Rows of two halves; the head is in core/heads.py.
 
 The question that BERT was trained on beside the masked words (Devlin et al. 2019, section 3.1), published as
 cls.seq_relationship on the pooler.
@@ -12,9 +12,6 @@ from minibert.data.order import row_generator
 from minibert.data.tokenizer import Tokenizer
 
 FOLLOWS, OTHER = 0, 1                              # the published numbers of both answers
-
-
-# ----------------------------------------------------------------------------------------------------- text -> rows
 
 
 def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) -> Iterator[Features]:
@@ -77,10 +74,10 @@ def partners(counts: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray,
     rows = np.flatnonzero(swapped)
     order = rows[np.lexsort([keys[rows], group[rows]])]
     first = np.flatnonzero(np.diff(group[order], prepend=-1))                  # where each length begins
-    last = np.append(first[1:], len(order)) - 1
+    last = np.flatnonzero(np.diff(group[order], append=-1))
     seconds = np.arange(n)
     seconds[order] = np.roll(order, -1)
-    seconds[order[last[:len(first)]]] = order[first]                           # each length is a ring
+    seconds[order[last]] = order[first]                                        # each length is a ring
     return seconds, size[group] > 1
 
 
@@ -102,7 +99,7 @@ def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, s
     whole[:, ragged(middle, b)] = given
 
     types = tokenizer.types * whole[1]
-    types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
+    types[ragged(middle, b + 1)] += tokenizer.second_type
     other = np.bincount(np.repeat(np.arange(n), b), own[0] != given[0], n) > 0  # a half like its own does follow
     answers = np.where(other, OTHER, FOLLOWS)[asked]
     return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), np.zeros(n + 1, np.int64),

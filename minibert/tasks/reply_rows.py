@@ -70,7 +70,7 @@ def pair_features(number: int, pairs: Sequence[tuple[str | None, str | None]], t
             ends.append(len(ids))
 
         question, answer = (-1 if text is None else text_number(text) for text in pair)
-        about = TwoTexts(ends[0], question, answer, max_pieces, 1 if tokenizer.types > 1 else 0)
+        about = TwoTexts(ends[0], question, answer, max_pieces, tokenizer.second_type)
         features.append(Feature(number, np.array(ids, np.int64), tokenizer.types * np.array(shapes, np.int64),
                                 np.zeros(1, np.int64), np.array([-1 if None in pair else 0]), about))
     return features

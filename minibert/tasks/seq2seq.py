@@ -102,11 +102,10 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         lost = max(0, len(source.ids) - room)
         part = slice(lost, None) if self.newest else slice(room)
         first = [tokenizer.start, *source.ids[part], tokenizer.end]
-        types = [0, *(tokenizer.types * s for s in source.shapes[part]), 0]
-
         then = [] if example.target is None else [*target.ids, tokenizer.end][:limit + 1]
+        types = [0, *(tokenizer.types * s for s in source.shapes[part]), 0, *[tokenizer.second_type] * len(then)]
         labels = then or [-1]
-        return [Feature(number, np.array(first + then, np.int64), np.array(types + [self.kind] * len(then), np.int64),
+        return [Feature(number, np.array(first + then, np.int64), np.array(types, np.int64),
                         len(first) - 1 + np.arange(len(labels)), np.array(labels, np.int64),
                         Row(len(first), limit, lost, max(0, len(target.ids) - limit)))]
 
@@ -117,11 +116,6 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 self.notices.append(f"{split}: of {cut:,} of {len(lost):,} {what}s not all was read, "
                                     f"{int(lost.max()):,} pieces missing at most; --max-pieces and --longest set the "
                                     "room")
-
-    @property
-    def kind(self) -> int:
-        """The token type of what is written."""
-        return 1 if self.tokenizer.types > 1 else 0
 
     def layout(self, features: Sequence[Feature]) -> Tensor:
         """int64 [B]: so many columns of each row are source, seen by all; the rest sees what stands before it."""
@@ -137,8 +131,8 @@ class Seq2Seq(VocabularyTask[Example, Written]):
             scored = self.decode(examples, part, score(part)) if known else [Written("", 0.0, 0)] * len(part)
 
             texts = write(score.model, [source_row(f) for f in part], [f.about.limit for f in part],
-                          self.tokenizer.end, self.kind, self.options.beams, self.options.length_penalty,
-                          score.precision)
+                          self.tokenizer.end, self.tokenizer.second_type, self.options.beams,
+                          self.options.length_penalty, score.precision)
             for f, ids, said in zip(part, texts, scored, strict=True):
                 found[f.example] = replace(said, text=self.tokenizer.spell_out(ids))
         return found
