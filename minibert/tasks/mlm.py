@@ -19,7 +19,7 @@ from minibert.core.config import BertConfig
 from minibert.core.heads import Head, NextSentenceHead, WordHead, firsts
 from minibert.data.features import Features, compact, ragged, running
 from minibert.data.order import row_generator
-from minibert.data.rows import word_features
+from minibert.data.rows import WordNumbers, word_features
 from minibert.data.tables import read_lines
 from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
@@ -35,13 +35,7 @@ LONG = 2 ** 22                                     # characters of a line that a
 BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
 ROWS = 64                                          # rows that are scored at a time: [picks,V] numbers are many
 TOP = 5                                            # pieces that a prediction names
-Filling = dict[int, list[tuple[str, float]]]       # raw text: where a [MASK] begins -> the best pieces, probabilities
-
-
-@dataclass(frozen=True)
-class MaskStarts:
-    """Raw text: where in it the [MASK] of each pick begins, in characters."""
-    begins: np.ndarray                             # int64 [M]
+Filling = dict[int, list[tuple[str, float]]]       # raw text: the word that is [MASK] -> the best pieces, probabilities
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     trial = f"Paris is the capital of {HIDDEN}."
     suffixes = (".txt",)
     on_disk = True
-    Options, Examples, About = Options, TextLines, MaskStarts
+    Options, Examples, About = Options, TextLines, WordNumbers
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
@@ -128,18 +122,17 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def encode(self, number: int, example: str, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most."""
         self.take(tokenizer)
-        spans = words_and_masks(example)
-        pieces, = tokenizer.pieces([[example[a:b] for a, b in spans]])
-        wanted = [i for i, (a, b) in enumerate(spans) if example[a:b] == HIDDEN]
-        begins = np.array([a for a, _ in spans], np.int64)
+        words = [example[a:b] for a, b in words_and_masks(example)]
+        pieces, = tokenizer.pieces([words])
+        wanted = [i for i, word in enumerate(words) if word == HIDDEN]
 
         features = []
-        for f in word_features(number, pieces, tokenizer, max_pieces, overlap, [-1] * len(spans)):
+        for f in word_features(number, pieces, tokenizer, max_pieces, overlap, [-1] * len(words)):
             here = np.isin(f.about.words, wanted)
             types = f.types.copy()
             types[f.picks[here]] = 0               # the letter case of "[MASK]" says nothing
             features.append(Feature(number, f.ids, types, f.picks[here], f.labels[here],
-                                    MaskStarts(begins[f.about.words[here]])))
+                                    WordNumbers(f.about.words[here])))
         return features
 
     def take(self, tokenizer: Tokenizer) -> None:
@@ -174,8 +167,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def hidden(self, f: Feature, draw: np.random.Generator) -> Feature:
         """A row with some of its pieces hidden, as hide_pieces() does: picks behind its own."""
         tokenizer = self.tokenizer
-        special = [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask]
-        free = ~np.isin(f.ids, special)
+        free = ~np.isin(f.ids, [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask])
         words = np.cumsum(~tokenizer.continuing[f.ids]) if self.options.whole_words else np.arange(len(f.ids))
         ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.size, draw)
         types = f.types.copy()
@@ -210,10 +202,9 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         found: list[Filling] = [{} for _ in examples]
         for f, z in zip(features, scores, strict=True):
             best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]))
-            for begin, numbers, ps in zip(f.about.begins.tolist(), best.indices.tolist(), best.values.tolist(),
-                                          strict=True):
-                found[f.example][begin] = [(str(self.tokenizer.backend.id_to_token(n)), p)
-                                           for n, p in zip(numbers, ps, strict=True)]
+            rows = zip(f.about.words.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+            found[f.example] |= {word: [(str(self.tokenizer.backend.id_to_token(n)), p)
+                                        for n, p in zip(numbers, ps, strict=True)] for word, numbers, ps in rows}
         return found
 
     def score(self, predictions: Sequence[Hits], examples: Sequence[str]) -> Scores:
@@ -231,8 +222,10 @@ class MLM(VocabularyTask[str, Hits | Filling]):
 
     def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
-        masks = [{"start": a, "end": a + len(HIDDEN), "pieces": [{"piece": s, "probability": p} for s, p in best]}
-                 for a, best in sorted(prediction.items())]
+        spans = words_and_masks(example)
+        masks = [{"start": spans[word][0], "end": spans[word][1],
+                  "pieces": [{"piece": s, "probability": p} for s, p in best]}
+                 for word, best in sorted(prediction.items())]
         return {"text": example, "masks": masks}
 
     def render(self, result: Result, colour: bool) -> str:
@@ -249,13 +242,11 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
     stay: at a piece that is read, the model cannot know whether it is the right one, so it has to think about all.
     """
     wanted = max(1, round(share * int(free.sum())))
-    numbers = np.unique(words[free])
-    order = numbers[np.argsort(draw.random(len(numbers)), kind="stable")]
-
-    sizes = np.bincount(words[free], minlength=int(words.max(initial=0)) + 1)[order]
-    fitting = np.cumsum(sizes) <= wanted           # the words that come first, as long as they fit
+    numbers, sizes = np.unique(words[free], return_counts=True)
+    order = np.argsort(draw.random(len(numbers)), kind="stable")
+    fitting = np.cumsum(sizes[order]) <= wanted    # the words that come first, as long as they fit
     fitting[:1] = True
-    picks = np.flatnonzero(free & np.isin(words, order[fitting]))
+    picks = np.flatnonzero(free & np.isin(words, numbers[order[fitting]]))
 
     fate, others = draw.random(len(picks)), draw.integers(0, V, len(picks))
     changed = ids.copy()
