@@ -150,7 +150,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
             return
 
         rows = asked = 0
-        for part in halves(stream(examples, tokenizer), tokenizer, max_pieces):
+        for part in halves(stream(examples, tokenizer, closed=True), tokenizer, max_pieces):
             rows, asked = rows + len(part), asked + len(part.picks)
             yield part
         if not rows:
@@ -291,8 +291,8 @@ def packed(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         yield as_rows(left[:, None], tokenizer, number)
 
 
-def stream(examples: TextLines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """int64 [2,n] blocks of pieces and case shapes: the whole text, one [SEP] where a document ends."""
+def stream(examples: TextLines, tokenizer: Tokenizer, closed: bool = False) -> Iterator[np.ndarray]:
+    """int64 [2,n] blocks of pieces and case shapes: the text, [SEP] between documents and, if `closed`, at its end."""
     chunks: list[str] = []
     for line in examples.lines():
         for part in portions(line):
@@ -300,7 +300,7 @@ def stream(examples: TextLines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
             if len(chunks) >= BLOCK:
                 yield spelt(chunks, tokenizer)
                 chunks = []
-    yield spelt(chunks, tokenizer)
+    yield spelt(chunks + [""] * closed, tokenizer)  # in the last block: rows of its own would find no partners
 
 
 def portions(line: str) -> Iterator[str]:

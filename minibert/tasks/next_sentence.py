@@ -15,14 +15,14 @@ FOLLOWS, OTHER = 0, 1                              # the published numbers of bo
 
 
 def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) -> Iterator[Features]:
-    """int64 [2,n] blocks of pieces and case shapes, a [SEP] where a document ends -> rows [CLS] half [SEP] half [SEP].
+    """int64 [2,n] blocks of pieces and case shapes, a [SEP] behind each document -> rows [CLS] half [SEP] half [SEP].
 
     Documents are cut into stretches that fill a row, their last ones are shorter. Half of the rows, drawn by chance,
     have the second half of another row of the same length, see partners(); each half is read once. A single piece has
     no halves: it is left out.
     """
     left, number = np.zeros((2, 0), np.int64), 0
-    for block in closed(blocks, tokenizer.end):
+    for block in blocks:
         pieces = np.concatenate([left, block], 1)
         begins, counts, rest = stretches(pieces[0], tokenizer.end, max_pieces - 3)
         left, whole = pieces[:, rest:], counts > 1
@@ -30,15 +30,6 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         drawn = partners(counts, row_generator(1, 0, number))                  # no update and no scoring draws from it
         yield rows_of_halves(pieces, begins, counts, *drawn, tokenizer, number)
         number += len(begins)
-
-
-def closed(blocks: Iterable[np.ndarray], end: int) -> Iterator[np.ndarray]:
-    """int64 [2,n] blocks, one more `end` in the last: in a block of its own rows would find none of equal length."""
-    held = np.zeros((2, 0), np.int64)
-    for block in blocks:
-        yield held
-        held = block
-    yield np.append(held, [[end], [0]], 1)
 
 
 def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndarray, int]:
