@@ -41,11 +41,8 @@ class KnownLoss:
 def known_losses(model: Model, criterion: Loss, batches: Sequence[Batch], masks: Sequence[Masks], precision: str,
                  ) -> list[KnownLoss]:
     """The first pass over the micro-batches of an update, with the dropout masks that the second will have."""
-    scores = []
-    for batch, mask in zip(batches, masks, strict=True):
-        with autocast(precision, batch.ids.device):
-            scores.append(model(batch, mask))
-
+    with autocast(precision, batches[0].ids.device):
+        scores = [model(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
     whole = torch.cat(scores)
     together = dataclasses.replace(batches[0], labels=torch.cat([b.labels for b in batches]),
                                    features=[f for b in batches for f in b.features])     # all that a loss reads of it

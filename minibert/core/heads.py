@@ -120,12 +120,9 @@ class PooledHead(TokenHead):
 class TowerHead(PooledHead):
     """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair.
 
-    Every row picks its [CLS] first, of which the pooler makes that score.
+    Every row picks its [CLS] first, of which the pooler and a map to one number make that score.
     """
     one_a_row = True
-
-    def __init__(self, config: BertConfig):
-        super().__init__(config, 1)
 
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> [B,H+1], H numbers of the vector and one score; cache."""

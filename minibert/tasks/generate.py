@@ -33,15 +33,14 @@ class Writer:
 
         # which keys there are: the live ones of the source, later the pieces written
         self.live = torch.cat([live, live.new_zeros(R, longest)], 1)
-        self.keys: list[Tensor] = []               # of each block [R,A,S+longest,D]
-        self.values: list[Tensor] = []
+        self.kept: list[list[Tensor]] = []         # keys and values of each block, [R,A,S+longest,D]
 
         with torch.inference_mode(), autocast(precision, self.device):
             x = model.bert.embeddings(batch.ids, batch.types, batch.layout.position)
             for block in model.bert.blocks:
-                for kept, f in ((self.keys, block.attention.key), (self.values, block.attention.value)):
-                    there = block.attention.heads(batch.layout.rows(f(x)))     # [R,A,S,D]
-                    kept.append(nn.functional.pad(there, (0, 0, 0, longest)))
+                a = block.attention
+                there = (a.heads(batch.layout.rows(f(x))) for f in (a.key, a.value))     # [R,A,S,D] each
+                self.kept.append([nn.functional.pad(both, (0, 0, 0, longest)) for both in there])
                 x = block(x, batch.layout)
             last = x[torch.arange(R, device=self.device) * S + self.position - 1]        # [R,H] of the sources' [SEP]
             self.first = self.words(last).float()  # scores [R,V] for the first piece
@@ -51,7 +50,7 @@ class Writer:
         with torch.inference_mode(), autocast(self.precision, self.device):
             self.live[:, self.column] = True
             x = self.model.bert.embeddings(pieces, torch.full_like(pieces, self.kind), self.position)
-            for block, keys, values in zip(self.model.bert.blocks, self.keys, self.values, strict=True):
+            for block, (keys, values) in zip(self.model.bert.blocks, self.kept, strict=True):
                 x = block_step(block, x, keys, values, self.live, self.column)
             self.position, self.column = self.position + 1, self.column + 1
             return self.words(x).float()
@@ -59,7 +58,7 @@ class Writer:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [R'], in this order; a row may be there several times."""
         self.live, self.position = self.live[rows], self.position[rows]
-        self.keys, self.values = ([x[rows] for x in kept] for kept in (self.keys, self.values))
+        self.kept = [[x[rows] for x in both] for both in self.kept]
 
 
 def block_step(m: Block, x: Tensor, keys: Tensor, values: Tensor, live: Tensor, column: int) -> Tensor:

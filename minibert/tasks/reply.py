@@ -162,7 +162,7 @@ class Reply(Task[Example, Ranking]):
 
     def head(self, config: BertConfig) -> Head:
         """Vectors by the encoder alone; the pair's score is published as `classifier`, on the pooler."""
-        return TowerHead(config)
+        return TowerHead(config, 1)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Questions with an answer, and pairs."""
