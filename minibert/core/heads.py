@@ -55,10 +55,10 @@ class TokenHead(Head):
     published = "classifier"                       # name of the map
     side_by_side = 1                               # picks that are one vector together
 
-    def __init__(self, config: BertConfig, outputs: int):
+    def __init__(self, config: BertConfig, outputs: int, dropout: bool = True):
         super().__init__()
         self.add_module(self.published, nn.Linear(self.side_by_side * config.hidden_size, outputs))
-        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
+        self.p, self.site = config.hidden_dropout_prob * dropout, 1 + 3 * config.num_hidden_layers
 
     @property
     def linear(self) -> nn.Linear:
@@ -102,8 +102,7 @@ class SpanHead(TokenHead):
     published = "qa_outputs"
 
     def __init__(self, config: BertConfig):
-        super().__init__(config, 2)
-        self.p = 0.0
+        super().__init__(config, 2, dropout=False)
 
 
 class PairHead(TokenHead):
@@ -208,8 +207,7 @@ class NextSentenceHead(WordHead):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        answers = PooledHead(config, 2)
-        answers.p = 0.0                            # the published class has no dropout here
+        answers = PooledHead(config, 2, dropout=False)                         # as the published class
         self.cls["seq_relationship"] = answers.linear
         self.answers = (answers,)                  # in a tuple, as the encoder is: its weights are listed above
 

@@ -44,8 +44,6 @@ from minibert.tasks.reply_rows import (
     text_number,
 )
 
-EVERYONE = -1                                      # in place of an example's number: whose answers are for all
-
 
 @dataclass(frozen=True)
 class Example:
@@ -214,18 +212,19 @@ class Reply(Task[Example, Ranking]):
     def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Ranking]:
         """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
         asked = {f.example: f for f in features if f.about.length}
-        known: dict[int, dict[int, Feature]] = defaultdict(dict)               # owner -> each answer, as it came first
+        known: dict[tuple[str, ...], dict[int, Feature]] = defaultdict(dict)   # of candidates, each as it came first
         for f in features:
             if f.about.answer >= 0:
-                known[owner(examples, f.example)].setdefault(f.about.answer, f)
+                known[examples[f.example].candidates].setdefault(f.about.answer, f)
         if not len(self.vectors) and any(map(self.from_index, examples)):
             self.vectors = np.concatenate(score(list(map(answer_row, self.index))))[:, :-1].astype(np.float64)
 
         rows = [*map(question_row, asked.values()), *(answer_row(f) for own in known.values() for f in own.values())]
         rankings = self.decode(examples, rows, score(rows))
 
-        lists = {who: list(own.values()) for who, own in known.items()}
-        answers = [self.index if self.from_index(e) else lists[owner(examples, i)] for i, e in enumerate(examples)]
+        # by candidates: those of a file, then those of examples, where () is everyone's
+        lists = {self.candidates: self.index} | {texts: list(own.values()) for texts, own in known.items()}
+        answers = [lists[e.candidates] for e in examples]
         best = [ranking.order[:self.options.rerank].tolist() for ranking in rankings]
         pairs = [pair_row(asked[i], answers[i][n], -1) for i, nearest in enumerate(best) for n in nearest]
         fits = iter(score(pairs))
@@ -247,19 +246,19 @@ class Reply(Task[Example, Ranking]):
                scores: Sequence[np.ndarray]) -> list[Ranking]:
         """Rows of questions and of distinct answers with their vectors -> all candidates of each question by cosine."""
         asked: dict[int, np.ndarray] = {}
-        known: dict[int, list[np.ndarray]] = defaultdict(list)                 # owner -> vectors, in the answers' order
+        known: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)     # of candidates, in their order
         for f, z in zip(features, scores, strict=True):
             vector = z[0, :-1].astype(np.float64)
             if f.about.kind == QUESTION:
                 asked[f.example] = vector
             else:
-                known[owner(examples, f.example)].append(vector)
-        tables = {who: np.stack(vectors) for who, vectors in known.items()}
+                known[examples[f.example].candidates].append(vector)
+        tables = {self.candidates: self.vectors} | {texts: np.stack(vectors) for texts, vectors in known.items()}
         everyone = distinct(e.answer for e in examples if e.answer)
 
         rankings = []
         for i, example in enumerate(examples):
-            near = (self.vectors if self.from_index(example) else tables[owner(examples, i)]) @ asked[i]
+            near = tables[example.candidates] @ asked[i]
             rankings.append(Ranking(example.candidates or everyone, np.argsort(-near, kind="stable"), near))
         return rankings
 
@@ -304,11 +303,6 @@ class Reply(Task[Example, Ranking]):
 def in_full(x: Tensor) -> torch.autocast:
     """Products in the format of x, whatever the run's: divided by the temperature, a cosine has 16 bits too few."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def owner(examples: Sequence[Example], i: int) -> int:
-    """Whose the answers of example i are: a question with candidates has its own, all others share theirs."""
-    return i if examples[i].candidates else EVERYONE
 
 
 def rows_of_kind(batch: Batch, kind: int, device: torch.device) -> Tensor:
