@@ -256,11 +256,9 @@ class Reply(Task[Example, Ranking]):
         tables = {self.candidates: self.vectors} | {texts: np.stack(vectors) for texts, vectors in known.items()}
         everyone = distinct(e.answer for e in examples if e.answer)
 
-        rankings = []
-        for i, example in enumerate(examples):
-            near = tables[example.candidates] @ asked[i]
-            rankings.append(Ranking(example.candidates or everyone, np.argsort(-near, kind="stable"), near))
-        return rankings
+        cosines = [tables[e.candidates] @ asked[i] for i, e in enumerate(examples)]
+        return [Ranking(e.candidates or everyone, np.argsort(-near, kind="stable"), near)
+                for e, near in zip(examples, cosines, strict=True)]
 
     def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> Scores:
         """ranking_scores, and of the vectors alone; every answer of an equal question is right."""
