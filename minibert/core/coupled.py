@@ -18,11 +18,11 @@ from minibert.core.objective import Loss
 from minibert.core.precision import autocast
 
 
+@dataclasses.dataclass
 class KnownLoss:
     """The loss of one micro-batch where that of the whole update is known, and so is its gradient here."""
-
-    def __init__(self, sums: dict[str, Tensor], dscores: dict[str, Tensor]):
-        self.sums, self.dscores = sums, dscores
+    sums: dict[str, Tensor]
+    dscores: dict[str, Tensor]
 
     def terms(self, batch: Batch) -> None:
         """It is no cross-entropy of these scores alone."""
@@ -41,22 +41,14 @@ class KnownLoss:
 def known_losses(model: Model, criterion: Loss, batches: Sequence[Batch], masks: Sequence[Masks], precision: str,
                  ) -> list[KnownLoss]:
     """The first pass over the micro-batches of an update, with the dropout masks that the second will have."""
-    scores = []
-    for batch, mask in zip(batches, masks, strict=True):
-        with autocast(precision, batch.ids.device):
-            scores.append(model(batch, mask))
-
-    whole, together = torch.cat(scores), joined(batches)
+    with autocast(precision, batches[0].ids.device):
+        scores = [model(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
+    whole = torch.cat(scores)
+    together = dataclasses.replace(batches[0], labels=torch.cat([b.labels for b in batches]),
+                                   features=[f for b in batches for f in b.features])     # all that a loss reads of it
     sums, dwhole = criterion.loss(whole, together), criterion.loss_backward(whole, together)
 
-    cuts = [len(s) for s in scores]
-    split = {term: dterm.split(cuts) for term, dterm in dwhole.items()}
+    split = {term: dterm.split([len(s) for s in scores]) for term, dterm in dwhole.items()}
     nothing = {term: torch.zeros_like(x) for term, x in sums.items()}          # the sum is told once
     return [KnownLoss(sums if i == 0 else nothing, {term: x[i] for term, x in split.items()})
             for i in range(len(batches))]
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of the rows of all, for a loss, which reads `features` and `labels`."""
-    return dataclasses.replace(batches[0], labels=torch.cat([b.labels for b in batches]),
-                               features=[f for b in batches for f in b.features])

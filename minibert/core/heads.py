@@ -55,10 +55,10 @@ class TokenHead(Head):
     published = "classifier"                       # name of the map
     side_by_side = 1                               # picks that are one vector together
 
-    def __init__(self, config: BertConfig, outputs: int):
+    def __init__(self, config: BertConfig, outputs: int, dropout: bool = True):
         super().__init__()
         self.add_module(self.published, nn.Linear(self.side_by_side * config.hidden_size, outputs))
-        self.p, self.site = config.hidden_dropout_prob, 1 + 3 * config.num_hidden_layers
+        self.p, self.site = config.hidden_dropout_prob * dropout, 1 + 3 * config.num_hidden_layers
 
     @property
     def linear(self) -> nn.Linear:
@@ -102,8 +102,7 @@ class SpanHead(TokenHead):
     published = "qa_outputs"
 
     def __init__(self, config: BertConfig):
-        super().__init__(config, 2)
-        self.p = 0.0
+        super().__init__(config, 2, dropout=False)
 
 
 class PairHead(TokenHead):
@@ -118,15 +117,16 @@ class PooledHead(TokenHead):
 
 
 class TowerHead(PooledHead):
-    """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair."""
-    one_a_row = True
+    """A row's vector, the mean of its picks at length 1, and in the last column the score of a pair.
 
-    def __init__(self, config: BertConfig):
-        super().__init__(config, 1)
+    Every row picks its [CLS] first, of which the pooler and a map to one number make that score.
+    """
+    one_a_row = True
 
     def forward_by_hand(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> tuple[Tensor, Cache]:
         """[P,H] -> [B,H+1], H numbers of the vector and one score; cache."""
-        row, first = rows_of_picks(batch)
+        first, counts = firsts(batch), [len(f.picks) for f in batch.features]
+        row = moved(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), hidden.device)      # [M] of each pick
         picked, lookup = ops.embedding_forward(batch.picks, hidden)
         mean, means = ops.row_mean_forward(ops.at_least_fp32(picked), row, len(first))
         vector, unit = ops.unit_forward(mean)
@@ -142,13 +142,6 @@ class TowerHead(PooledHead):
 
         dfirst, pairs = super().backward_by_hand(dscores[:, -1:].to(score_dtype), pooled)
         return dhidden + dfirst, pairs
-
-
-def rows_of_picks(batch: Batch) -> tuple[Tensor, Tensor]:
-    """int64: the row of each pick [M]; the first pick of each row [B]."""
-    counts = np.array([len(f.picks) for f in batch.features])
-    row, first = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts) - counts
-    return moved(torch.from_numpy(row), batch.picks.device), moved(torch.from_numpy(first), batch.picks.device)
 
 
 class WordHead(Head):
@@ -214,8 +207,7 @@ class NextSentenceHead(WordHead):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        answers = PooledHead(config, 2)
-        answers.p = 0.0                            # the published class has no dropout here
+        answers = PooledHead(config, 2, dropout=False)                         # as the published class
         self.cls["seq_relationship"] = answers.linear
         self.answers = (answers,)                  # in a tuple, as the encoder is: its weights are listed above
 

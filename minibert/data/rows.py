@@ -109,13 +109,12 @@ def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: i
     room = max_pieces - 3
     of_first = max(room - len(second.ids), room // 2)
     of_second = room - min(of_first, len(first.ids))
-    second_type = 1 if tokenizer.types > 1 else 0
 
     rows = []
     for a, b in windows(first.words, of_first, overlap):
         for c, d in windows(second.words, of_second, overlap):
             shapes = [0, *first.shapes[a:b], 0, *second.shapes[c:d], 0]
-            order = [0] * (b - a + 2) + [second_type] * (d - c + 1)
+            order = [0] * (b - a + 2) + [tokenizer.second_type] * (d - c + 1)
             ids = [tokenizer.start, *first.ids[a:b], tokenizer.end, *second.ids[c:d], tokenizer.end]
             types = tokenizer.types * np.array(shapes, np.int64) + np.array(order)
             rows.append(PairRow(np.array(ids, np.int64), types, (a, b), (c, d)))

@@ -127,6 +127,11 @@ class Tokenizer:
                   if i not in (self.start, self.end, self.pad, self.mask)]
         return with_punctuation(" ".join(pieces).replace(" ##", ""))
 
+    @property
+    def second_type(self) -> int:
+        """What a second text in a row adds to its token types: nothing where a checkpoint has one type."""
+        return 1 if self.types > 1 else 0
+
     @functools.cached_property
     def continuing(self) -> np.ndarray:
         """bool [V]: which pieces continue a word (##s)."""

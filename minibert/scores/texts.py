@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from minibert.errors import MinibertError
-from minibert.scores.tables import Scores
+from minibert.scores.tables import COLUMNS, Row, Scores, ratio, row_of
 
 
 def plain_answer(text: str) -> str:
@@ -56,7 +56,7 @@ def answer_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> Sc
 
 def _means(rows: Sequence[tuple[float, float]]) -> Scores:
     """What would be 0/0 is 0."""
-    exact, f1 = (sum(row[i] for row in rows) / max(1, len(rows)) for i in (0, 1))
+    exact, f1 = (ratio(sum(row[i] for row in rows), len(rows)) for i in (0, 1))
     return {"exact": exact, "f1": f1, "support": len(rows)}
 
 
@@ -134,21 +134,14 @@ def rouge(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, 
     """
     if len(gold) != len(predicted):
         raise MinibertError(f"{len(gold)} gold texts but {len(predicted)} predicted ones")
-    rows: dict[str, list[tuple[float, float, float]]] = {"1": [], "2": [], "L": []}
+    rows: dict[str, list[Row]] = {"1": [], "2": [], "L": []}
     for texts in zip(gold, predicted, strict=True):
         right, guess = (re.findall("[a-z0-9]+", text.lower()) for text in texts)
         for name, n in (("1", 1), ("2", 2)):
-            shared = (runs(right, n) & runs(guess, n)).total()
-            rows[name].append(_overlap(shared, max(0, len(right) - n + 1), max(0, len(guess) - n + 1)))
-        rows["L"].append(_overlap(common_subsequence(right, guess), len(right), len(guess)))
-    return {name: dict(zip(("precision", "recall", "f1"), (sum(c) / max(1, len(values)) for c in
-                                                           (zip(*values, strict=True) if values else [()] * 3)),
-                           strict=True)) for name, values in rows.items()}
-
-
-def _overlap(shared: int, right: int, guess: int) -> tuple[float, float, float]:
-    """(precision, recall, F1); what would be 0/0 is 0."""
-    return shared / max(1, guess), shared / max(1, right), 2 * shared / max(1, right + guess)
+            there, found = runs(right, n), runs(guess, n)
+            rows[name].append(row_of((there & found).total(), found.total(), there.total()))
+        rows["L"].append(row_of(common_subsequence(right, guess), len(guess), len(right)))
+    return {name: {c: ratio(sum(row[c] for row in every), len(every)) for c in COLUMNS} for name, every in rows.items()}
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minibert.core.batch import Feature, collate
 from minibert.core.heads import WordHead
@@ -28,46 +28,37 @@ class Writer:
         self.device = next(model.parameters()).device
         batch = collate(sources, device=self.device)
         live = batch.layout.rows(batch.layout.live)                            # [R,S]
-        R, S = self.source = live.shape
-        self.lengths = live.sum(1)                                             # [R] of the sources
-        self.written = 0
+        R, S = live.shape
+        self.position, self.column = live.sum(1), S                            # [R] of the next pieces; of their keys
 
         # which keys there are: the live ones of the source, later the pieces written
         self.live = torch.cat([live, live.new_zeros(R, longest)], 1)
-        self.keys: list[Tensor] = []               # of each block [R,A,S+longest,D]
-        self.values: list[Tensor] = []
+        self.kept: list[list[Tensor]] = []         # keys and values of each block, [R,A,S+longest,D]
 
         with torch.inference_mode(), autocast(precision, self.device):
             x = model.bert.embeddings(batch.ids, batch.types, batch.layout.position)
             for block in model.bert.blocks:
-                for kept, f in ((self.keys, block.attention.key), (self.values, block.attention.value)):
-                    there = block.attention.heads(batch.layout.rows(f(x)))     # [R,A,S,D]
-                    room = there.new_zeros(R, there.shape[1], S + longest, there.shape[3])
-                    room[:, :, :S] = there
-                    kept.append(room)
+                a = block.attention
+                there = (a.heads(batch.layout.rows(f(x))) for f in (a.key, a.value))     # [R,A,S,D] each
+                self.kept.append([nn.functional.pad(both, (0, 0, 0, longest)) for both in there])
                 x = block(x, batch.layout)
-            self.last = x[torch.arange(R, device=self.device) * S + self.lengths - 1]    # [R,H] of the sources' [SEP]
-
-    def first(self) -> Tensor:
-        """Scores [R,V] for the first piece, from the [SEP] that ends the source."""
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.words(self.last).float()
+            last = x[torch.arange(R, device=self.device) * S + self.position - 1]        # [R,H] of the sources' [SEP]
+            self.first = self.words(last).float()  # scores [R,V] for the first piece
 
     def step(self, pieces: Tensor) -> Tensor:
         """int64 [R], the pieces just written -> scores [R,V] for the ones that follow."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            column = self.source[1] + self.written                             # where their keys go
-            self.live[:, column] = True
-            x = self.model.bert.embeddings(pieces, torch.full_like(pieces, self.kind), self.lengths + self.written)
-            for block, keys, values in zip(self.model.bert.blocks, self.keys, self.values, strict=True):
-                x = block_step(block, x, keys, values, self.live, column)
-            self.written += 1
+            self.live[:, self.column] = True
+            x = self.model.bert.embeddings(pieces, torch.full_like(pieces, self.kind), self.position)
+            for block, (keys, values) in zip(self.model.bert.blocks, self.kept, strict=True):
+                x = block_step(block, x, keys, values, self.live, self.column)
+            self.position, self.column = self.position + 1, self.column + 1
             return self.words(x).float()
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [R'], in this order; a row may be there several times."""
-        self.live, self.lengths = self.live[rows], self.lengths[rows]
-        self.keys, self.values = ([x[rows] for x in kept] for kept in (self.keys, self.values))
+        self.live, self.position = self.live[rows], self.position[rows]
+        self.kept = [[x[rows] for x in both] for both in self.kept]
 
 
 def block_step(m: Block, x: Tensor, keys: Tensor, values: Tensor, live: Tensor, column: int) -> Tensor:
@@ -98,48 +89,43 @@ def write(model: Model, sources: Sequence[Feature], limits: Sequence[int], end: 
     """
     texts = [Beams(limit) for limit in limits]
     writer = Writer(model, sources, max(limits), kind, precision)
-    scores, owners = writer.first(), list(range(len(texts)))                   # the text of each row of the writer
+    scores, owners = writer.first, list(range(len(texts)))                     # the text of each row of the writer
     while True:
         best = scores.log_softmax(-1).topk(min(beams + 1, scores.shape[1]))    # one of them may be the end
         logs, pieces = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
-        rows, following, owners = extend(texts, owners, logs, pieces, end, beams, length_penalty)
-        if not rows:
+        going = extend(texts, owners, logs, pieces, end, beams, length_penalty)
+        if not going:
             return [max(text.done, key=lambda pair: pair[0])[1] for text in texts]
+        rows, following, owners = map(list, zip(*going, strict=True))
         if rows != list(range(len(scores))):
             writer.keep(torch.tensor(rows, device=scores.device))
         scores = writer.step(torch.tensor(following, device=scores.device))
 
 
 def extend(texts: list[Beams], owners: Sequence[int], logs: np.ndarray, pieces: np.ndarray, end: int, beams: int,
-           length_penalty: float) -> tuple[list[int], list[int], list[int]]:
-    """Each open beginning by its best next pieces -> (rows to go on with, their new pieces, the texts they belong to).
+           length_penalty: float) -> list[tuple[int, int, int]]:
+    """Each open beginning by its best next pieces -> (row to go on with, its new piece, the text it belongs to).
 
     `owners` [R]: the text of each row; rows of one text stand in the order of its open beginnings.
     """
-    begin, kept, following, remaining = 0, [], [], []
+    row, following = 0, []
     for number in dict.fromkeys(owners):
-        text = texts[number]
-        rows = range(begin, begin + len(text.open))
-        begin += len(text.open)
+        text, ways = texts[number], []
+        for so_far, before in text.open:
+            ways += [(so_far + log, before, piece, row)
+                     for log, piece in zip(logs[row].tolist(), pieces[row].tolist(), strict=True)]
+            row += 1
+        ways.sort(key=lambda way: -way[0])
 
-        ways = sorted(((so_far + log, row, piece) for (so_far, _), row in zip(text.open, rows, strict=True)
-                       for log, piece in zip(logs[row].tolist(), pieces[row].tolist(), strict=True)),
-                      key=lambda way: -way[0])
-        going: list[tuple[float, int, int]] = []
-        for rank, (log, row, piece) in enumerate(ways):
-            before = text.open[row - rows[0]][1]
-            if piece == end and rank < beams:      # an end that is not among the best is no better than going on
-                text.done.append((log / (len(before) + 1) ** length_penalty, before))
-            elif piece != end and len(going) < beams:
-                going.append((log, row, piece))
-
-        text.open = [(log, [*text.open[row - rows[0]][1], piece]) for log, row, piece in going]
+        # an end that is not among the best is no better than going on
+        text.done += [(log / (len(before) + 1) ** length_penalty, before)
+                      for log, before, piece, _ in ways[:beams] if piece == end]
+        going = [way for way in ways if way[2] != end][:beams]
+        text.open = [(log, [*before, piece]) for log, before, piece, _ in going]
         if len(text.done) >= beams or not going:
             continue
         if len(text.open[0][1]) == text.limit:
             text.done += [(log / text.limit ** length_penalty, pieces) for log, pieces in text.open]
         else:
-            kept += [row for _, row, _ in going]
-            following += [piece for *_, piece in going]
-            remaining += [number] * len(going)
-    return kept, following, remaining
+            following += [(row, piece, number) for *_, piece, row in going]
+    return following

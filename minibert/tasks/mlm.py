@@ -19,7 +19,7 @@ from minibert.core.config import BertConfig
 from minibert.core.heads import Head, NextSentenceHead, WordHead, firsts
 from minibert.data.features import Features, compact, ragged, running
 from minibert.data.order import row_generator
-from minibert.data.rows import word_features
+from minibert.data.rows import WordNumbers, word_features
 from minibert.data.tables import read_lines
 from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
@@ -35,12 +35,7 @@ LONG = 2 ** 22                                     # characters of a line that a
 BLOCK = 2 ** 20                                    # words whose pieces are looked up at a time
 ROWS = 64                                          # rows that are scored at a time: [picks,V] numbers are many
 TOP = 5                                            # pieces that a prediction names
-
-
-@dataclass(frozen=True)
-class MaskStarts:
-    """Raw text: where in it the [MASK] of each pick begins, in characters."""
-    begins: np.ndarray                             # int64 [M]
+Filling = dict[int, list[tuple[str, float]]]       # raw text: the word that is [MASK] -> the best pieces, probabilities
 
 
 @dataclass(frozen=True)
@@ -51,12 +46,6 @@ class Hits:
     hidden: int                                    # pieces that were hidden
     guesses: frozenset[int]                        # all pieces that were predicted
     answer: bool | None                            # right about the row's halves; None: no question
-
-
-@dataclass(frozen=True)
-class Filling:
-    """What a model reads into raw text."""
-    masks: dict[int, list[tuple[str, float]]]      # where a [MASK] begins -> the best pieces and their probabilities
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     trial = f"Paris is the capital of {HIDDEN}."
     suffixes = (".txt",)
     on_disk = True
-    Options, Examples, About = Options, TextLines, MaskStarts
+    Options, Examples, About = Options, TextLines, WordNumbers
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
@@ -133,18 +122,17 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def encode(self, number: int, example: str, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most."""
         self.take(tokenizer)
-        spans = words_and_masks(example)
-        pieces, = tokenizer.pieces([[example[a:b] for a, b in spans]])
-        wanted = [i for i, (a, b) in enumerate(spans) if example[a:b] == HIDDEN]
-        begins = np.array([a for a, _ in spans], np.int64)
+        words = [example[a:b] for a, b in words_and_masks(example)]
+        pieces, = tokenizer.pieces([words])
+        wanted = [i for i, word in enumerate(words) if word == HIDDEN]
 
         features = []
-        for f in word_features(number, pieces, tokenizer, max_pieces, overlap, [-1] * len(spans)):
+        for f in word_features(number, pieces, tokenizer, max_pieces, overlap, [-1] * len(words)):
             here = np.isin(f.about.words, wanted)
             types = f.types.copy()
             types[f.picks[here]] = 0               # the letter case of "[MASK]" says nothing
             features.append(Feature(number, f.ids, types, f.picks[here], f.labels[here],
-                                    MaskStarts(begins[f.about.words[here]])))
+                                    WordNumbers(f.about.words[here])))
         return features
 
     def take(self, tokenizer: Tokenizer) -> None:
@@ -162,7 +150,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
             return
 
         rows = asked = 0
-        for part in halves(stream(examples, tokenizer), tokenizer, max_pieces):
+        for part in halves(stream(examples, tokenizer, closed=True), tokenizer, max_pieces):
             rows, asked = rows + len(part), asked + len(part.picks)
             yield part
         if not rows:
@@ -179,8 +167,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def hidden(self, f: Feature, draw: np.random.Generator) -> Feature:
         """A row with some of its pieces hidden, as hide_pieces() does: picks behind its own."""
         tokenizer = self.tokenizer
-        special = [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask]
-        free = ~np.isin(f.ids, special)
+        free = ~np.isin(f.ids, [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask])
         words = np.cumsum(~tokenizer.continuing[f.ids]) if self.options.whole_words else np.arange(len(f.ids))
         ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.size, draw)
         types = f.types.copy()
@@ -205,21 +192,19 @@ class MLM(VocabularyTask[str, Hits | Filling]):
 
         predictions: list[Hits | Filling] = []
         for start in range(0, len(features), ROWS):
-            rows = [self.hidden(features[i], row_generator(0, 0, i))
-                    for i in range(start, min(start + ROWS, len(features)))]
+            rows = [self.hidden(f, row_generator(0, 0, i)) for i, f in enumerate(features[start:start + ROWS], start)]
             predictions += map(hits, rows, score(rows))
         return predictions
 
     def decode(self, examples: Sequence[str], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Filling]:
         """Of raw text, for each [MASK], the most probable pieces."""
-        found = [Filling({}) for _ in examples]
+        found: list[Filling] = [{} for _ in examples]
         for f, z in zip(features, scores, strict=True):
-            best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]) if len(z) else 0)
-            for begin, numbers, ps in zip(f.about.begins.tolist(), best.indices.tolist(), best.values.tolist(),
-                                          strict=True):
-                found[f.example].masks[begin] = [(str(self.tokenizer.backend.id_to_token(n)), p)
-                                                 for n, p in zip(numbers, ps, strict=True)]
+            best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]))
+            rows = zip(f.about.words.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+            found[f.example] |= {word: [(str(self.tokenizer.backend.id_to_token(n)), p)
+                                        for n, p in zip(numbers, ps, strict=True)] for word, numbers, ps in rows}
         return found
 
     def score(self, predictions: Sequence[Hits], examples: Sequence[str]) -> Scores:
@@ -237,8 +222,10 @@ class MLM(VocabularyTask[str, Hits | Filling]):
 
     def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
-        masks = [{"start": a, "end": a + len(HIDDEN), "pieces": [{"piece": s, "probability": p} for s, p in best]}
-                 for a, best in sorted(prediction.masks.items())]
+        spans = words_and_masks(example)
+        masks = [{"start": spans[word][0], "end": spans[word][1],
+                  "pieces": [{"piece": s, "probability": p} for s, p in best]}
+                 for word, best in sorted(prediction.items())]
         return {"text": example, "masks": masks}
 
     def render(self, result: Result, colour: bool) -> str:
@@ -255,13 +242,11 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
     stay: at a piece that is read, the model cannot know whether it is the right one, so it has to think about all.
     """
     wanted = max(1, round(share * int(free.sum())))
-    numbers = np.unique(words[free])
-    order = numbers[np.argsort(draw.random(len(numbers)), kind="stable")]
-
-    sizes = np.bincount(words[free], minlength=int(words.max(initial=0)) + 1)[order]
-    fitting = np.cumsum(sizes) <= wanted           # the words that come first, as long as they fit
+    numbers, sizes = np.unique(words[free], return_counts=True)
+    order = np.argsort(draw.random(len(numbers)), kind="stable")
+    fitting = np.cumsum(sizes[order]) <= wanted    # the words that come first, as long as they fit
     fitting[:1] = True
-    picks = np.flatnonzero(free & np.isin(words, order[fitting]))
+    picks = np.flatnonzero(free & np.isin(words, numbers[order[fitting]]))
 
     fate, others = draw.random(len(picks)), draw.integers(0, V, len(picks))
     changed = ids.copy()
@@ -272,11 +257,11 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
 def hits(f: Feature, z: np.ndarray) -> Hits:
     """A row with hidden pieces and its scores [M,V] -> what score() adds up."""
     labels, logs = torch.from_numpy(f.labels), torch.from_numpy(z).log_softmax(-1)
-    guess, answer = logs.argmax(-1) if len(labels) else labels, None
-    if len(labels) and f.picks[0] == 0:
+    guess, answer = logs.argmax(-1), None
+    if 0 in f.picks:                               # [CLS], the first of them: what the row's halves are to each other
         answer = bool(guess[0] == labels[0])
         labels, logs, guess = labels[1:], logs[1:], guess[1:]
-    loss = -float(logs.gather(1, labels[:, None]).double().sum()) if len(labels) else 0.0
+    loss = -float(logs.gather(1, labels[:, None]).double().sum())
     return Hits(loss, int((guess == labels).sum()), len(labels), frozenset(guess.tolist()), answer)
 
 
@@ -306,8 +291,8 @@ def packed(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         yield as_rows(left[:, None], tokenizer, number)
 
 
-def stream(examples: TextLines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """int64 [2,n] blocks of pieces and case shapes: the whole text, one [SEP] where a document ends."""
+def stream(examples: TextLines, tokenizer: Tokenizer, closed: bool = False) -> Iterator[np.ndarray]:
+    """int64 [2,n] blocks of pieces and case shapes: the text, [SEP] between documents and, if `closed`, at its end."""
     chunks: list[str] = []
     for line in examples.lines():
         for part in portions(line):
@@ -315,7 +300,7 @@ def stream(examples: TextLines, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
             if len(chunks) >= BLOCK:
                 yield spelt(chunks, tokenizer)
                 chunks = []
-    yield spelt(chunks, tokenizer)
+    yield spelt(chunks + [""] * closed, tokenizer)  # in the last block: rows of its own would find no partners
 
 
 def portions(line: str) -> Iterator[str]:
@@ -346,11 +331,9 @@ def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 def as_rows(pieces: np.ndarray, tokenizer: Tokenizer, number: int) -> Features:
     """int64 [2,n,C] pieces and case shapes -> n features [CLS] pieces [SEP], numbered from `number`."""
-    (ids, shapes), (_, n, C) = pieces, pieces.shape
-    whole = np.full((n, C + 2), tokenizer.end, np.int64)
-    whole[:, 0], whole[:, 1:-1] = tokenizer.start, ids
-    types = np.zeros((n, C + 2), np.int64)
-    types[:, 1:-1] = tokenizer.types * shapes
+    _, n, C = pieces.shape
+    ids, shapes = np.pad(pieces, ((0, 0), (0, 0), (1, 1)))
+    ids[:, 0], ids[:, -1] = tokenizer.start, tokenizer.end
     nothing = np.zeros(0, np.int64)
     return compact(np.arange(number, number + n), (C + 2) * np.arange(n + 1), *[np.zeros(n + 1, np.int64)] * 2,
-                   ids=whole.ravel(), types=types.ravel(), picks=nothing, labels=nothing)
+                   ids=ids.ravel(), types=tokenizer.types * shapes.ravel(), picks=nothing, labels=nothing)

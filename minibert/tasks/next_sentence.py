@@ -1,4 +1,4 @@
-"""Does the second half of a row follow the first in the text? Rows of two halves, and the head that says so.
+"""Does the second half of a row follow the first in the text? Rows of two halves; the head is in core/heads.py.
 
 The question that BERT was trained on beside the masked words (Devlin et al. 2019, section 3.1), published as
 cls.seq_relationship on the pooler.
@@ -14,18 +14,15 @@ from minibert.data.tokenizer import Tokenizer
 FOLLOWS, OTHER = 0, 1                              # the published numbers of both answers
 
 
-# ----------------------------------------------------------------------------------------------------- text -> rows
-
-
 def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) -> Iterator[Features]:
-    """int64 [2,n] blocks of pieces and case shapes, a [SEP] where a document ends -> rows [CLS] half [SEP] half [SEP].
+    """int64 [2,n] blocks of pieces and case shapes, a [SEP] behind each document -> rows [CLS] half [SEP] half [SEP].
 
     Documents are cut into stretches that fill a row, their last ones are shorter. Half of the rows, drawn by chance,
     have the second half of another row of the same length, see partners(); each half is read once. A single piece has
     no halves: it is left out.
     """
     left, number = np.zeros((2, 0), np.int64), 0
-    for block in closed(blocks, tokenizer.end):
+    for block in blocks:
         pieces = np.concatenate([left, block], 1)
         begins, counts, rest = stretches(pieces[0], tokenizer.end, max_pieces - 3)
         left, whole = pieces[:, rest:], counts > 1
@@ -33,15 +30,6 @@ def halves(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
         drawn = partners(counts, row_generator(1, 0, number))                  # no update and no scoring draws from it
         yield rows_of_halves(pieces, begins, counts, *drawn, tokenizer, number)
         number += len(begins)
-
-
-def closed(blocks: Iterable[np.ndarray], end: int) -> Iterator[np.ndarray]:
-    """int64 [2,n] blocks, one more `end` in the last: in a block of its own rows would find none of equal length."""
-    held = np.zeros((2, 0), np.int64)
-    for block in blocks:
-        yield held
-        held = block
-    yield np.append(held, [[end], [0]], 1)
 
 
 def stretches(ids: np.ndarray, end: int, room: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -77,10 +65,10 @@ def partners(counts: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray,
     rows = np.flatnonzero(swapped)
     order = rows[np.lexsort([keys[rows], group[rows]])]
     first = np.flatnonzero(np.diff(group[order], prepend=-1))                  # where each length begins
-    last = np.append(first[1:], len(order)) - 1
+    last = np.flatnonzero(np.diff(group[order], append=-1))
     seconds = np.arange(n)
     seconds[order] = np.roll(order, -1)
-    seconds[order[last[:len(first)]]] = order[first]                           # each length is a ring
+    seconds[order[last]] = order[first]                                        # each length is a ring
     return seconds, size[group] > 1
 
 
@@ -102,7 +90,7 @@ def rows_of_halves(pieces: np.ndarray, begins: np.ndarray, counts: np.ndarray, s
     whole[:, ragged(middle, b)] = given
 
     types = tokenizer.types * whole[1]
-    types[ragged(middle, b + 1)] += 1 if tokenizer.types > 1 else 0
+    types[ragged(middle, b + 1)] += tokenizer.second_type
     other = np.bincount(np.repeat(np.arange(n), b), own[0] != given[0], n) > 0  # a half like its own does follow
     answers = np.where(other, OTHER, FOLLOWS)[asked]
     return compact(np.arange(number, number + n), ends, running(asked.astype(np.int64)), np.zeros(n + 1, np.int64),

@@ -26,17 +26,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import ranking_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import (
-    Result,
-    RowDraw,
-    Scorer,
-    TableOptions,
-    Task,
-    TaskOptions,
-    coloured,
-    only_one,
-    text_of,
-)
+from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, TaskOptions, coloured, only_one, text_of
 from minibert.tasks.probabilities import sigmoid
 from minibert.tasks.reply_rows import (
     ANSWER,
@@ -53,8 +43,6 @@ from minibert.tasks.reply_rows import (
     right_too,
     text_number,
 )
-
-EVERYONE = -1                                      # in place of an example's number: whose answers are for all
 
 
 @dataclass(frozen=True)
@@ -90,13 +78,6 @@ class Ranking:
     fits: dict[int, float] = field(default_factory=dict)       # probability, of those that were read again
 
 
-@dataclass
-class AnswerIndex:
-    """Answers that wait for every question, in order: features and, once a model has read those, vectors."""
-    features: list[Feature]
-    vectors: np.ndarray | None = None              # float64 [N,H]
-
-
 class Reply(Task[Example, Ranking]):
     """The task; see base.Task for what each member is."""
     name = "reply"
@@ -110,7 +91,8 @@ class Reply(Task[Example, Ranking]):
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels or ["fits"])                          # what the score of a pair says
         self.candidates: tuple[str, ...] = ()      # to choose from where a raw question names none
-        self.index: AnswerIndex | None = None      # of the candidates, from the first question on
+        self.index: list[Feature] = []             # of the candidates, in their order, from the first question on
+        self.vectors = np.zeros((0, 0))            # float64 [N,H], theirs, once a model has read them
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
     def read_file(self, file: Path) -> list[Example]:
@@ -128,7 +110,7 @@ class Reply(Task[Example, Ranking]):
             found = [text_of(text, where).strip() for where, (text,) in read_table(file, self.options.names[1:])]
         else:
             found = [line.split(BAR)[0].strip() for line in read_lines(file)]
-        self.candidates, self.index = distinct(text for text in found if text), None
+        self.candidates, self.index, self.vectors = distinct(filter(None, found)), [], np.zeros((0, 0))
         if not self.candidates:
             raise MinibertError(f"{file}: no answers in it; expected one a line")
 
@@ -159,7 +141,7 @@ class Reply(Task[Example, Ranking]):
         asked, room = (example.question, example.answer), (tokenizer, max_pieces)
         if not self.from_index(example):
             return pair_features(number, [asked, *((None, text) for text in example.candidates)], *room)
-        self.index = self.index or AnswerIndex(pair_features(-1, [(None, text) for text in self.candidates], *room))
+        self.index = self.index or pair_features(-1, [(None, text) for text in self.candidates], *room)
         return pair_features(number, [asked], *room)
 
     def rows(self, features: Sequence[Feature], draw: RowDraw) -> list[Feature]:
@@ -178,7 +160,7 @@ class Reply(Task[Example, Ranking]):
 
     def head(self, config: BertConfig) -> Head:
         """Vectors by the encoder alone; the pair's score is published as `classifier`, on the pooler."""
-        return TowerHead(config)
+        return TowerHead(config, 1)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Questions with an answer, and pairs."""
@@ -230,34 +212,24 @@ class Reply(Task[Example, Ranking]):
     def infer(self, score: Scorer, examples: Sequence[Example], features: Sequence[Feature]) -> list[Ranking]:
         """Vectors first, then the nearest answers together with their question; `score` gives [1,H+1] a row."""
         asked = {f.example: f for f in features if f.about.length}
-        known: dict[tuple[int, int], Feature] = {}                             # each answer once, as it came first
+        known: dict[tuple[str, ...], dict[int, Feature]] = defaultdict(dict)   # of candidates, each as it came first
         for f in features:
             if f.about.answer >= 0:
-                known.setdefault((owner(examples, f.example), f.about.answer), f)
-        if self.index and self.index.vectors is None and any(map(self.from_index, examples)):
-            found = score(list(map(answer_row, self.index.features)))
-            self.index.vectors = np.concatenate(found)[:, :-1].astype(np.float64)
+                known[examples[f.example].candidates].setdefault(f.about.answer, f)
+        if not len(self.vectors) and any(map(self.from_index, examples)):
+            self.vectors = np.concatenate(score(list(map(answer_row, self.index))))[:, :-1].astype(np.float64)
 
-        rows = [*map(question_row, asked.values()), *map(answer_row, known.values())]
+        rows = [*map(question_row, asked.values()), *(answer_row(f) for own in known.values() for f in own.values())]
         rankings = self.decode(examples, rows, score(rows))
-        return self.read_again(score, examples, rankings, asked, known) if self.options.rerank else rankings
 
-    def read_again(self, score: Scorer, examples: Sequence[Example], rankings: Sequence[Ranking],
-                   asked: Mapping[int, Feature], known: Mapping[tuple[int, int], Feature]) -> list[Ranking]:
-        """Rankings by vectors -> with the first --rerank answers of each read together with the question."""
-
-        def answer(i: int, n: int) -> Feature:
-            if self.from_index(examples[i]):
-                assert self.index is not None          # encode() made it
-                return self.index.features[n]
-            return known[owner(examples, i), text_number(rankings[i].answers[n])]
-
-        again = [(i, int(n)) for i, ranking in enumerate(rankings) for n in ranking.order[:self.options.rerank]]
-        pairs = [pair_row(asked[i], answer(i, n), -1) for i, n in again]
-        fits: dict[int, dict[int, float]] = defaultdict(dict)
-        for (i, n), row in zip(again, score(pairs), strict=True):
-            fits[i][n] = float(row[0, -1])
-        return [self.reordered(ranking, fits[i]) for i, ranking in enumerate(rankings)]
+        # by candidates: those of a file, then those of examples, where () is everyone's
+        lists = {self.candidates: self.index} | {texts: list(own.values()) for texts, own in known.items()}
+        answers = [lists[e.candidates] for e in examples]
+        best = [ranking.order[:self.options.rerank].tolist() for ranking in rankings]
+        pairs = [pair_row(asked[i], answers[i][n], -1) for i, nearest in enumerate(best) for n in nearest]
+        fits = iter(score(pairs))
+        return [self.reordered(ranking, {n: float(next(fits)[0, -1]) for n in nearest})
+                for ranking, nearest in zip(rankings, best, strict=True)]
 
     def from_index(self, example: Example) -> bool:
         """Whether a raw question chooses from the answers of read_candidates()."""
@@ -265,8 +237,7 @@ class Reply(Task[Example, Ranking]):
 
     def reordered(self, ranking: Ranking, scores: dict[int, float]) -> Ranking:
         """The nearest by nearness and fit together, log-odds added; the others stay behind them."""
-        value = {n: z + float(ranking.near[n]) / self.options.temperature for n, z in scores.items()}
-        front = sorted(scores, key=lambda n: -value[n])
+        front = sorted(scores, key=lambda n: -(scores[n] + float(ranking.near[n]) / self.options.temperature))
         order = np.array([*front, *ranking.order[len(front):]], np.int64)
         fits = sigmoid(np.array([scores[n] for n in front]))
         return Ranking(ranking.answers, order, ranking.near, dict(zip(front, fits.tolist(), strict=True)))
@@ -274,31 +245,20 @@ class Reply(Task[Example, Ranking]):
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Ranking]:
         """Rows of questions and of distinct answers with their vectors -> all candidates of each question by cosine."""
-        asked, known = {}, {}
+        asked: dict[int, np.ndarray] = {}
+        known: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)     # of candidates, in their order
         for f, z in zip(features, scores, strict=True):
+            vector = z[0, :-1].astype(np.float64)
             if f.about.kind == QUESTION:
-                asked[f.example] = z[0, :-1].astype(np.float64)
+                asked[f.example] = vector
             else:
-                known[owner(examples, f.example), f.about.answer] = z[0, :-1].astype(np.float64)
-
-        def table(who: int, answers: Sequence[str]) -> np.ndarray:
-            return np.stack([known[who, text_number(text)] for text in answers])
-
+                known[examples[f.example].candidates].append(vector)
+        tables = {self.candidates: self.vectors} | {texts: np.stack(vectors) for texts, vectors in known.items()}
         everyone = distinct(e.answer for e in examples if e.answer)
-        shared = table(EVERYONE, everyone) if everyone else np.zeros((0, 0))   # nobody's
 
-        rankings = []
-        for i, example in enumerate(examples):
-            if self.from_index(example):
-                assert self.index is not None and self.index.vectors is not None   # infer() made them
-                answers, vectors = example.candidates, self.index.vectors
-            elif example.candidates:
-                answers, vectors = example.candidates, table(i, example.candidates)
-            else:
-                answers, vectors = everyone, shared
-            near = vectors @ asked[i]
-            rankings.append(Ranking(answers, np.argsort(-near, kind="stable"), near))
-        return rankings
+        cosines = [tables[e.candidates] @ asked[i] for i, e in enumerate(examples)]
+        return [Ranking(e.candidates or everyone, np.argsort(-near, kind="stable"), near)
+                for e, near in zip(examples, cosines, strict=True)]
 
     def score(self, predictions: Sequence[Ranking], examples: Sequence[Example]) -> Scores:
         """ranking_scores, and of the vectors alone; every answer of an equal question is right."""
@@ -341,11 +301,6 @@ class Reply(Task[Example, Ranking]):
 def in_full(x: Tensor) -> torch.autocast:
     """Products in the format of x, whatever the run's: divided by the temperature, a cosine has 16 bits too few."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def owner(examples: Sequence[Example], i: int) -> int:
-    """Whose the answers of example i are: a question with candidates has its own, all others share theirs."""
-    return i if examples[i].candidates else EVERYONE
 
 
 def rows_of_kind(batch: Batch, kind: int, device: torch.device) -> Tensor:

@@ -59,20 +59,19 @@ def pair_features(number: int, pairs: Sequence[tuple[str | None, str | None]], t
     A text longer than a row keeps its first pieces.
     """
     pieces = iter(tokenizer.pieces([words_of(text) for pair in pairs for text in pair if text is not None]))
-
-    def row(text: str | None) -> tuple[np.ndarray, np.ndarray]:
-        if text is None:
-            return (np.zeros(0, np.int64),) * 2
-        p = next(pieces)
-        return (np.array([tokenizer.start, *p.ids[:max_pieces - 2], tokenizer.end], np.int64),
-                tokenizer.types * np.array([0, *p.shapes[:max_pieces - 2], 0], np.int64))
-
     features = []
     for pair in pairs:
-        (ids, types), (more, kinds) = map(row, pair)
-        first, second = (-1 if text is None else text_number(text) for text in pair)
-        about = TwoTexts(len(ids), first, second, max_pieces, 1 if tokenizer.types > 1 else 0)
-        features.append(Feature(number, np.concatenate([ids, more]), np.concatenate([types, kinds]),
+        ids, shapes, ends = [], [], []
+        for text in pair:
+            if text is not None:
+                p = next(pieces)
+                ids += [tokenizer.start, *p.ids[:max_pieces - 2], tokenizer.end]
+                shapes += [0, *p.shapes[:max_pieces - 2], 0]
+            ends.append(len(ids))
+
+        question, answer = (-1 if text is None else text_number(text) for text in pair)
+        about = TwoTexts(ends[0], question, answer, max_pieces, tokenizer.second_type)
+        features.append(Feature(number, np.array(ids, np.int64), tokenizer.types * np.array(shapes, np.int64),
                                 np.zeros(1, np.int64), np.array([-1 if None in pair else 0]), about))
     return features
 
@@ -100,13 +99,10 @@ def pair_row(question: Feature, answer: Feature, label: int) -> Feature:
     of_question = min(n - 2, max(room - of_answer, room // 2))
     of_answer = min(of_answer, room - of_question)
 
-    first, end = slice(0, 1 + of_question), slice(n - 1, n)                    # [CLS] question, [SEP]
-    then, last = slice(begin, begin + of_answer), slice(len(answer.ids) - 1, len(answer.ids))
-    ids = np.concatenate([question.ids[first], question.ids[end], answer.ids[then], answer.ids[last]])
-    types = np.concatenate([question.types[first], question.types[end], answer.types[then] + second,
-                            answer.types[last] + second])
-    return Feature(question.example, ids, types, np.zeros(1, np.int64), np.array([label]),
-                   Role(PAIR, question.about.question, answer.about.answer))
+    first, then = [*range(1 + of_question), n - 1], [*range(begin, begin + of_answer), -1]       # and their [SEP]
+    return Feature(question.example, np.append(question.ids[first], answer.ids[then]),
+                   np.append(question.types[first], answer.types[then] + second), np.zeros(1, np.int64),
+                   np.array([label]), Role(PAIR, question.about.question, answer.about.answer))
 
 
 def right_too(pairs: Sequence[tuple[int, int]], known: Mapping[int, Iterable[int]]) -> np.ndarray:
@@ -126,11 +122,10 @@ def nearest_others(features: Sequence[Feature], known: Mapping[int, Iterable[int
 
     Pieces that many answers of the update have count less: each has the weight one over their number.
     """
-    sets = [set(f.ids[f.about.length + 1:-1].tolist()) for f in features]
-    pieces = {piece: column for column, piece in enumerate(sorted(set().union(*sets)))}
-    table = np.zeros((len(sets), len(pieces)))
-    for row, there in zip(table, sets, strict=True):
-        row[[pieces[p] for p in there]] = 1.0
+    answers = [f.ids[f.about.length + 1:-1] for f in features]
+    pieces, column = np.unique(np.concatenate(answers), return_inverse=True)
+    table = np.zeros((len(answers), len(pieces)))
+    table[np.repeat(np.arange(len(answers)), [len(ids) for ids in answers]), column] = 1.0
 
     shared = (table / np.maximum(table.sum(0), 1)) @ table.T
     size = np.diag(shared)

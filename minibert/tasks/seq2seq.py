@@ -7,7 +7,7 @@ with it.
 """
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,20 +96,18 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         """
         self.tokenizer = tokenizer
         limit = min(self.options.longest, (max_pieces - 3) // 2)
-        texts = [example.source] if example.target is None else [example.source, example.target]
-        source, *target = tokenizer.pieces([words_of(text) for text in texts])
+        source, target = tokenizer.pieces([words_of(example.source), words_of(example.target or "")])
 
         room = max_pieces - 3 - limit
         lost = max(0, len(source.ids) - room)
         part = slice(lost, None) if self.newest else slice(room)
         first = [tokenizer.start, *source.ids[part], tokenizer.end]
-        types = [0, *(tokenizer.types * s for s in source.shapes[part]), 0]
-
-        then = [*target[0].ids, tokenizer.end][:limit + 1] if target else []
-        labels = then if target else [-1]
-        return [Feature(number, np.array(first + then, np.int64), np.array(types + [self.kind] * len(then), np.int64),
+        then = [] if example.target is None else [*target.ids, tokenizer.end][:limit + 1]
+        types = [0, *(tokenizer.types * s for s in source.shapes[part]), 0, *[tokenizer.second_type] * len(then)]
+        labels = then or [-1]
+        return [Feature(number, np.array(first + then, np.int64), np.array(types, np.int64),
                         len(first) - 1 + np.arange(len(labels)), np.array(labels, np.int64),
-                        Row(len(first), limit, lost, max(0, len(target[0].ids) - limit) if target else 0))]
+                        Row(len(first), limit, lost, max(0, len(target.ids) - limit)))]
 
     def note_rows(self, split: str, features: Features) -> None:
         for what in ("source", "target"):
@@ -118,11 +116,6 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 self.notices.append(f"{split}: of {cut:,} of {len(lost):,} {what}s not all was read, "
                                     f"{int(lost.max()):,} pieces missing at most; --max-pieces and --longest set the "
                                     "room")
-
-    @property
-    def kind(self) -> int:
-        """The token type of what is written."""
-        return 1 if self.tokenizer.types > 1 else 0
 
     def layout(self, features: Sequence[Feature]) -> Tensor:
         """int64 [B]: so many columns of each row are source, seen by all; the rest sees what stands before it."""
@@ -134,27 +127,28 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         found: list[Written] = [Written("", 0.0, 0)] * len(examples)
         for start in range(0, len(order), ROWS):
             part = [features[i] for i in order[start:start + ROWS]]
-
-            losses = [(0.0, 0)] * len(part)
-            if all(f.labels[0] >= 0 for f in part):
-                losses = [(target_loss(f, z), len(f.labels)) for f, z in zip(part, score(part), strict=True)]
+            known = all(f.labels[0] >= 0 for f in part)
+            scored = self.decode(examples, part, score(part)) if known else [Written("", 0.0, 0)] * len(part)
 
             texts = write(score.model, [source_row(f) for f in part], [f.about.limit for f in part],
-                          self.tokenizer.end, self.kind, self.options.beams, self.options.length_penalty,
-                          score.precision)
-            for f, ids, (loss, pieces) in zip(part, texts, losses, strict=True):
-                found[f.example] = Written(self.tokenizer.spell_out(ids), loss, pieces)
+                          self.tokenizer.end, self.tokenizer.second_type, self.options.beams,
+                          self.options.length_penalty, score.precision)
+            for f, ids, said in zip(part, texts, scored, strict=True):
+                found[f.example] = replace(said, text=self.tokenizer.spell_out(ids))
         return found
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[Written]:
         """Targets scored as they are, nothing written: writing needs the model."""
-        return [Written("", target_loss(f, z), len(f.labels)) for f, z in zip(features, scores, strict=True)]
+        found = []
+        for f, z in zip(features, scores, strict=True):
+            logs = torch.from_numpy(z).log_softmax(-1).gather(1, torch.from_numpy(f.labels)[:, None])
+            found.append(Written("", -float(logs.double().sum()), len(f.labels)))
+        return found
 
     def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> Scores:
         """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case."""
-        gold, said = ([t.lower() for t in texts] for texts in ([e.target or "" for e in examples],
-                                                               [p.text for p in predictions]))
+        gold, said = [(e.target or "").lower() for e in examples], [p.text.lower() for p in predictions]
         loss = sum(p.loss for p in predictions) / max(1, sum(p.pieces for p in predictions))
         exact = sum(words_of(g) == words_of(p) for g, p in zip(gold, said, strict=True)) / max(1, len(gold))
         return {"loss_a_piece": loss, "perplexity": math.exp(min(loss, 700)), "exact": exact,
@@ -204,9 +198,3 @@ def source_row(f: Feature) -> Feature:
     """The source's part of a row."""
     n = f.about.source
     return Feature(f.example, f.ids[:n], f.types[:n], f.picks[:0], f.labels[:0])
-
-
-def target_loss(f: Feature, z: np.ndarray) -> float:
-    """Scores [M,V] of a target -> the sum of −log p."""
-    logs = torch.from_numpy(z).log_softmax(-1)
-    return -float(logs.gather(1, torch.from_numpy(f.labels)[:, None]).double().sum())

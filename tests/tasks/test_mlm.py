@@ -79,6 +79,7 @@ def test_rows_are_full_and_hold_the_whole_text(lines, tokenizer, max_pieces):
     rows = encode_all(task(), lines, tokenizer, max_pieces, 3)
     wanted, room = slow_stream(lines, tokenizer), max_pieces - 2
     assert [i for r in rows for i in r.ids[1:-1].tolist()] == wanted
+    assert np.concatenate(list(stream(lines, tokenizer, closed=True)), 1)[0].tolist() == [*wanted, tokenizer.end]
     full, rest = divmod(len(wanted), room)
     assert [len(r.ids) - 2 for r in rows] == [room] * full + [rest] * bool(rest)
     assert all((r.ids[0], r.ids[-1]) == (tokenizer.start, tokenizer.end) and len(r.picks) == 0 for r in rows)

@@ -46,9 +46,9 @@ def documents(tokenizer) -> list[list[int]]:
 def test_halves_are_those_of_the_documents(tokenizer, documents, block):
     """Against lists: the same stretches whatever the blocks, first halves in order, each second half once.
 
-    Nothing closes the last document, as in a file; in one block its short stretch is asked like the others.
+    In one block the short stretch of the last document is asked like the others.
     """
-    flat = [p for d in documents for p in (*d, tokenizer.end)][:-1]
+    flat = [p for d in documents for p in (*d, tokenizer.end)]
     shapes = [p % 4 if p != tokenizer.end else 0 for p in flat]
     both = np.array([flat, shapes])
     blocks = [both[:, i:i + block] for i in range(0, len(flat), block)]

@@ -438,6 +438,8 @@ def test_a_file_of_answers_is_read_once(run, tmp_path, monkeypatch):
     model.features(["rain ?"])
     model.predict([questions[1]])                  # nobody asks for those of the file
     assert seen == [3, 2]
+    model.predict([questions[1], questions[1].replace("bank", "rain")])
+    assert seen[2:] == [2 + 2, 2 * 2]              # the same two answers
 
 
 def test_letter_case_makes_no_other_answer_and_yet_is_read(run, tmp_path):

@@ -140,7 +140,7 @@ def test_the_cache_changes_nothing(model, tokenizer):
     t, rows = features(tokenizer)
     sources = [source_row(f) for f in rows]
     writer, draw = Writer(model, sources, 6, 1), torch.Generator().manual_seed(2)
-    scores, written = writer.first(), [[] for _ in rows]
+    scores, written = writer.first, [[] for _ in rows]
     for step in range(6):
         for row, source, so_far in zip(scores, sources, written, strict=True):
             wanted = slow_scores(model, t, source, so_far)
@@ -194,10 +194,10 @@ def test_an_early_end_does_not_win_over_better_texts_that_reach_the_limit():
     """Two beams, two pieces at most, by hand: the end at once has log p −2, going on −0.1 and −3, then −0.2 and −1."""
     text, end = Beams(2), 3
     ways = np.array([[-0.1, -2.0, -3.0]]), np.array([[7, end, 8]])
-    assert extend([text], [0], *ways, end, 2, 1.0) == ([0, 0], [7, 8], [0, 0])
+    assert extend([text], [0], *ways, end, 2, 1.0) == [(0, 7, 0), (0, 8, 0)]
     assert text.done == [(-2.0, [])] and text.open == [(-0.1, [7]), (-3.0, [8])]
     ways = np.array([[-0.2, -1.0, -4.0], [-0.1, -2.0, -9.0]]), np.array([[5, 6, end], [5, 6, end]])
-    assert extend([text], [0, 0], *ways, end, 2, 1.0) == ([], [], [])
+    assert extend([text], [0, 0], *ways, end, 2, 1.0) == []
     assert max(text.done) == (pytest.approx(-0.15), [7, 5]) and text.done[2] == (pytest.approx(-0.55), [7, 6])
 
 
