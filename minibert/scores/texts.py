@@ -5,8 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from minibert.errors import MinibertError
-from minibert.scores.tables import COLUMNS, Row, Scores, ratio, row_of
+from minibert.scores.tables import COLUMNS, Row, Scores, ratio, row_of, side_by_side
 
 
 def plain_answer(text: str) -> str:
@@ -44,10 +43,8 @@ def answer_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> Sc
     >>> scores["exact"], scores["answered"]["f1"], scores["unanswerable"]["f1"]
     (0.5, 1.0, 0.0)
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold answers but {len(predicted)} predicted ones")
     rows: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for every, guess in zip(gold, predicted, strict=True):
+    for every, guess in side_by_side(gold, predicted, "answers"):
         right = [text for text in every if plain_answer(text)] or [""]
         rows[right != [""]].append((max(float(plain_answer(text) == plain_answer(guess)) for text in right),
                                     max(answer_f1(text, guess) for text in right)))
@@ -106,9 +103,7 @@ def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
     >>> round(bleu(["the cat sat on the mat today"], ["the cat sat on a mat today"]), 2)
     48.89
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold texts but {len(predicted)} predicted ones")
-    pairs = [(words_13a(right), words_13a(guess)) for right, guess in zip(gold, predicted, strict=True)]
+    pairs = [(words_13a(right), words_13a(guess)) for right, guess in side_by_side(gold, predicted, "texts")]
     logs, missing = 0.0, 0
     for n in range(1, 5):
         shared = sum((runs(right, n) & runs(guess, n)).total() for right, guess in pairs)
@@ -132,10 +127,8 @@ def rouge(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, 
     >>> [round(scores[k]["f1"], 3) for k in ("1", "2", "L")]
     [0.667, 0.0, 0.667]
     """
-    if len(gold) != len(predicted):
-        raise MinibertError(f"{len(gold)} gold texts but {len(predicted)} predicted ones")
     rows: dict[str, list[Row]] = {"1": [], "2": [], "L": []}
-    for texts in zip(gold, predicted, strict=True):
+    for texts in side_by_side(gold, predicted, "texts"):
         right, guess = (re.findall("[a-z0-9]+", text.lower()) for text in texts)
         for name, n in (("1", 1), ("2", 2)):
             there, found = runs(right, n), runs(guess, n)
