@@ -284,9 +284,8 @@ def packed(blocks: Iterable[np.ndarray], tokenizer: Tokenizer, max_pieces: int) 
     for block in blocks:
         left = np.concatenate([left, block], 1)
         n = left.shape[1] // room
-        full, left = left[:, :n * room].reshape(2, n, room), left[:, n * room:]
-        yield as_rows(full, tokenizer, number)
-        number += n
+        yield as_rows(left[:, :n * room].reshape(2, n, room), tokenizer, number)
+        left, number = left[:, n * room:], number + n
     if left.shape[1]:
         yield as_rows(left[:, None], tokenizer, number)
 
