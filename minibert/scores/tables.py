@@ -4,13 +4,14 @@ from typing import Any, TypeVar
 
 from minibert.errors import MinibertError
 
-Thing = TypeVar("Thing")
+Right = TypeVar("Right")
+Guess = TypeVar("Guess")
 Row = dict[str, float]
 Scores = dict[str, Any]                            # numbers, and dictionaries of them by name
 COLUMNS = ("precision", "recall", "f1")
 
 
-def side_by_side(gold: Sequence[Thing], predicted: Sequence[Thing], things: str) -> list[tuple[Thing, Thing]]:
+def side_by_side(gold: Sequence[Right], predicted: Sequence[Guess], things: str) -> list[tuple[Right, Guess]]:
     """Each right answer with the predicted one. Raises MinibertError where there are not as many of both."""
     if len(gold) != len(predicted):
         raise MinibertError(f"{len(gold)} gold {things} but {len(predicted)} predicted ones")
