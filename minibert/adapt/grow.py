@@ -8,12 +8,20 @@ from minibert.core.model import Bert
 
 
 @torch.no_grad()
-def grow_words(bert: Bert, rows: Tensor) -> Bert:
-    """A Bert with further pieces at the end of its vocabulary, whose word vectors are `rows` [n,H]."""
+def set_words(bert: Bert, first: int, rows: Tensor) -> int:
+    """Give the pieces from number `first` on the word vectors `rows` [n,H]; -> how many the table had a row for.
+
+    A published table may have more rows than pieces, so that its size is a round number; what stands there was never
+    trained. Where it has fewer than are needed, it grows.
+    """
     old = bert.embeddings.word.weight
-    bert.config = dataclasses.replace(bert.config, vocab_size=len(old) + len(rows))
-    bert.embeddings.word = nn.Embedding.from_pretrained(torch.cat([old, rows.to(old)]), freeze=not old.requires_grad)
-    return bert
+    spare = min(len(old) - first, len(rows))
+    old[first:first + spare] = rows[:spare].to(old)
+    if spare < len(rows):
+        grown = torch.cat([old, rows[spare:].to(old)])
+        bert.config = dataclasses.replace(bert.config, vocab_size=len(grown))
+        bert.embeddings.word = nn.Embedding.from_pretrained(grown, freeze=not old.requires_grad)
+    return spare
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from minibert.checkpoints.weights import random_bert, save
 from minibert.core.config import BertConfig
 from minibert.data.tables import read_lines
-from minibert.data.tokenizer import SPECIAL, Tokenizer
+from minibert.data.tokenizer import Tokenizer
+from minibert.data.wordpiece import SPECIAL
 from minibert.errors import MinibertError
 
 ORDER = ("pad", "unknown", "start", "end", "mask")             # their numbers are 0 to 4

@@ -29,10 +29,14 @@ from minibert.files import Json, read_json, write_json, write_tensors
 
 def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
     """The tokenizer of a checkpoint; raises MinibertError where it does not belong to its encoder."""
-    tokenizer = Tokenizer.read(folder)
-    if tokenizer.size > bert.config.vocab_size:
-        raise MinibertError(f"{folder}: the tokenizer has {tokenizer.size} pieces, the encoder "
-                            f"{bert.config.vocab_size}; they belong to different checkpoints")
+    tokenizer, V = Tokenizer.read(folder), bert.config.vocab_size
+    if tokenizer.size > V:
+        number = int(tokenizer.numbers[tokenizer.numbers >= V][0])
+        lines = folder / "vocab.txt"
+        place = folder if (folder / "tokenizer.json").is_file() or not lines.is_file() else f"{lines}:{number + 1}"
+        raise MinibertError(f"{place}: the tokenizer has pieces up to number {tokenizer.size - 1}, the encoder {V} "
+                            f"vectors, none for {tokenizer.backend.id_to_token(number)!r} ({number}); they belong to "
+                            "different checkpoints")
     if bert.config.case_shapes not in ((), CASE_SHAPES):
         raise MinibertError(f"{folder}/config.json: case_shapes {list(bert.config.case_shapes)}; this version knows "
                             f"{list(CASE_SHAPES)}")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from minibert.data.wordpiece import SPECIAL, add_token, read_wordpiece
 from minibert.errors import MinibertError
 from minibert.files import write_json, written
 
 CASE_SHAPES = ("lower", "title", "upper", "mixed")
-SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 TEXT, BLOCK = 128, 2 ** 16                         # words that spell() gives the library as one text, and in one call
 
 
@@ -59,12 +59,14 @@ class Spelling:
 class Tokenizer:
     """WordPiece with the vocabulary of a checkpoint."""
 
-    def __init__(self, backend: Backend, case_shapes: bool = False, types: int = 2):
+    def __init__(self, backend: Backend, case_shapes: bool = False, types: int = 2, notices: Sequence[str] = ()):
         self.case_shapes = case_shapes             # whether pieces carry the case shape of their word
         self.types = types                         # token types a case shape has: shape s begins at types · s
+        self.notices = list(notices)               # what its files have that is worth telling
         backend.no_truncation()                    # some published files cut at 128 pieces and pad everything to 128
         backend.no_padding()
         self.backend = backend
+        self.numbers = np.array(sorted(backend.get_vocab().values()), np.int64)        # those that a piece has
         ids: dict[str, Any] = {role: backend.token_to_id(piece) for role, piece in SPECIAL.items()}
         if missing := [SPECIAL[role] for role, i in ids.items() if i is None and role != "mask"]:
             raise MinibertError(f"vocabulary without {', '.join(missing)}; is this the tokenizer of a BERT checkpoint?")
@@ -72,20 +74,14 @@ class Tokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> "Tokenizer":
-        """From tokenizer.json, or vocab.txt with tokenizer_config.json. Raises MinibertError if neither can be read."""
+        """From tokenizer.json, or vocab.txt, and what stands beside them. Raises MinibertError, see wordpiece.py."""
         folder = Path(folder)
-        file = folder / "tokenizer.json"
+        backend, notices = read_wordpiece(folder)
         try:
-            if file.is_file():
-                return cls(Backend.from_file(str(file)))
-            file = folder / "vocab.txt"
-            if file.is_file():
-                return cls(wordpiece(file, folder / "tokenizer_config.json"))
+            return cls(backend, notices=notices)
         except MinibertError as e:
-            raise MinibertError(f"{file}: {e}") from None
-        except Exception as e:                     # the library raises bare Exception for whatever does not parse
-            raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
-        raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
+            file = folder / "tokenizer.json"
+            raise MinibertError(f"{file if file.is_file() else folder / 'vocab.txt'}: {e}") from None
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want.
@@ -108,8 +104,17 @@ class Tokenizer:
         return normalizer is not None and normalizer.normalize_str("A") == "a"
 
     def add(self, pieces: Sequence[str]) -> None:
-        """New pieces at the end of the vocabulary; what has them already stays as it is."""
-        self.backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in pieces])
+        """New pieces at the end of the vocabulary; what has them already keeps its number."""
+        for piece in pieces:
+            there = self.backend.token_to_id(piece)
+            number = self.size if there is None else there
+            add_token(self.backend, AddedToken(piece, normalized=False, special=True), number, "new pieces")
+            self.numbers = np.union1d(self.numbers, [number])
+
+    def absent(self, V: int) -> np.ndarray:
+        """int64: the numbers below V that no piece has, as of vectors that fill a table up; ascending."""
+        full = V == len(self.numbers) == self.size                            # as with most checkpoints
+        return np.zeros(0, np.int64) if full else np.setdiff1d(np.arange(V), self.numbers)
 
     def number(self, piece: str) -> int:
         """The number of a piece. Raises MinibertError where the vocabulary has none such."""
@@ -135,14 +140,14 @@ class Tokenizer:
     @functools.cached_property
     def continuing(self) -> np.ndarray:
         """bool [V]: which pieces continue a word (##s)."""
-        found = np.zeros(max(self.backend.get_vocab().values()) + 1, bool)
+        found = np.zeros(self.size, bool)
         found[[number for piece, number in self.backend.get_vocab().items() if piece.startswith("##")]] = True
         return found
 
     @property
     def size(self) -> int:
-        """[V] pieces in the vocabulary."""
-        return self.backend.get_vocab_size()
+        """[V] numbers of pieces: the highest and one more."""
+        return int(self.numbers.max(initial=-1)) + 1
 
     def pieces(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
         """Each text, given as its words, as pieces; spans count characters inside the word.
@@ -187,20 +192,6 @@ class Tokenizer:
 def clean(words: Sequence[str]) -> list[str]:
     """Words that the library takes: half a surrogate pair becomes "?"."""
     return [w.encode("utf-8", "replace").decode() for w in words]
-
-
-def wordpiece(vocabulary: Path, config: Path) -> Backend:
-    """The BERT tokenizer that vocab.txt (one piece a line) and tokenizer_config.json describe."""
-    settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    lines = vocabulary.read_text("utf-8").split("\n")
-    pieces = {piece.rstrip("\r"): i for i, piece in enumerate(lines) if piece or i < len(lines) - 1}
-    backend = Backend(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"), lowercase=settings.get("do_lower_case", True))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in SPECIAL.values() if p in pieces])
-    return backend
 
 
 def with_punctuation(text: str) -> str:

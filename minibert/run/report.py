@@ -30,7 +30,7 @@ def introduce(folder: RunFolder, record: Json, t: Training) -> None:
     labels = f"; {len(t.task.labels)} labels" if t.task.labels else ""
     folder.tell(wrapped(f"data: {record['data']}: {sizes} examples{labels}"))
     folder.tell(wrapped(f"training: {describe_plan(record, t.plan)}"))
-    for notice in t.task.notices:
+    for notice in (*t.tokenizer.notices, *t.task.notices):
         folder.tell(wrapped(f"note: {notice}"))
 
     folder.note(str(t.loaded))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from minibert.adapt.freeze import freeze
-from minibert.adapt.grow import grow_types, grow_words
+from minibert.adapt.grow import grow_types, set_words
 from minibert.checkpoints import hub, weights
 from minibert.core.model import Bert, Model, initialise
 from minibert.core.precision import resolve_precision
@@ -54,9 +54,10 @@ def start_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model,
     bert, report = weights.load(folder, head, new_head=new_head, dropout=settings.dropout, parts=task.head_parts)
     refuse_misfit(bert, folder, settings)
     tokenizer = weights.read_tokenizer(folder, bert)
+    first = tokenizer.size                         # the number of the first new piece
     tokenizer.add(task.new_pieces)
 
-    new_pooler = draw_new(bert, head, tokenizer, report, settings.seed)
+    new_pooler = draw_new(bert, head, tokenizer, first, report, settings.seed)
     if wants_case_shapes(bert, tokenizer, settings):
         grow_types(bert, CASE_SHAPES)
         tokenizer.case_shapes = True
@@ -84,17 +85,22 @@ def wants_case_shapes(bert: Bert, tokenizer: Tokenizer, settings: TrainConfig) -
     return not bert.config.case_shapes and (settings.case_shapes == "on" or auto)
 
 
-def draw_new(bert: Bert, head: nn.Module, tokenizer: Tokenizer, report: weights.Report, seed: int) -> bool:
-    """Draw all that no file had, head, pooler and word vectors, from one generator in this order; -> a new pooler?"""
+def draw_new(bert: Bert, head: nn.Module, tokenizer: Tokenizer, first: int, report: weights.Report, seed: int) -> bool:
+    """Draw all that no file had, head, pooler and vectors of pieces from number `first` on, from one generator in this
+    order; -> a new pooler?
+    """
     new_pooler = any(name.startswith("pooler.") for name in report.new)
-    rows = nn.Embedding(max(0, tokenizer.size - bert.config.vocab_size), bert.config.hidden_size)
+    rows = nn.Embedding(tokenizer.size - first, bert.config.hidden_size)
     new = [module for name, module in head.named_modules()
            if {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)} & set(report.new)]
     pooler = [bert.pooler] if new_pooler and bert.pooler is not None else []
     initialise(nn.ModuleList([*new, *pooler, rows]), bert.config.initializer_range, seed)
 
     if len(rows.weight):
-        pieces = [tokenizer.backend.id_to_token(i) for i in range(bert.config.vocab_size, tokenizer.size)]
-        grow_words(bert, rows.weight)
-        report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(map(str, pieces))}")
+        pieces = [str(tokenizer.backend.id_to_token(i)) for i in range(first, tokenizer.size)]
+        spare = set_words(bert, first, rows.weight)
+        if spare:
+            report.grown.append(f"drawn anew: word vectors that no piece had, for {' '.join(pieces[:spare])}")
+        if pieces[spare:]:
+            report.grown.append(f"grown: word vectors to {bert.config.vocab_size:,}, for {' '.join(pieces[spare:])}")
     return new_pooler

@@ -16,6 +16,7 @@ from minibert.core.batch import Feature, collate
 from minibert.core.heads import WordHead
 from minibert.core.model import Block, Model, attention_fused
 from minibert.core.precision import autocast
+from minibert.tasks.vocabulary import NONE, without
 
 
 class Writer:
@@ -80,20 +81,22 @@ class Beams:
 
 
 def write(model: Model, sources: Sequence[Feature], limits: Sequence[int], end: int, kind: int, beams: int = 1,
-          length_penalty: float = 1.0, precision: str = "fp32") -> list[list[int]]:
+          length_penalty: float = 1.0, precision: str = "fp32", absent: np.ndarray = NONE) -> list[list[int]]:
     """For each row [CLS] source [SEP] the pieces of a text, without the `end` that closes it.
 
     The `beams` most probable beginnings are followed side by side; one beam is greedy search. A text of n pieces, the
     end included, is worth log p / n^length_penalty: 0 favours short ones, 1 compares log p a piece. Search ends when
-    as many texts are complete as there are beams, or at `limits`, where the open ones are taken as they stand.
+    as many texts are complete as there are beams, or at `limits`, where the open ones are taken as they stand. Numbers
+    that are `absent` from the vocabulary are never written.
     """
     texts = [Beams(limit) for limit in limits]
     writer = Writer(model, sources, max(limits), kind, precision)
     scores, owners = writer.first, list(range(len(texts)))                     # the text of each row of the writer
     while True:
-        best = scores.log_softmax(-1).topk(min(beams + 1, scores.shape[1]))    # one of them may be the end
-        logs, pieces = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
-        going = extend(texts, owners, logs, pieces, end, beams, length_penalty)
+        logs = without(scores.log_softmax(-1), absent)
+        best = logs.topk(min(beams + 1, scores.shape[1]))                      # one of them may be the end
+        going = extend(texts, owners, best.values.double().cpu().numpy(), best.indices.cpu().numpy(), end, beams,
+                       length_penalty)
         if not going:
             return [max(text.done, key=lambda pair: pair[0])[1] for text in texts]
         rows, following, owners = map(list, zip(*going, strict=True))

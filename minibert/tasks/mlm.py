@@ -28,7 +28,7 @@ from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.tasks.base import Result, RowDraw, Scorer, TaskOptions, coloured
 from minibert.tasks.next_sentence import halves
-from minibert.tasks.vocabulary import VocabularyTask
+from minibert.tasks.vocabulary import NONE, VocabularyTask, without
 
 HIDDEN = "[MASK]"
 LONG = 2 ** 22                                     # characters of a line that are cut into words at a time
@@ -169,7 +169,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         tokenizer = self.tokenizer
         free = ~np.isin(f.ids, [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask])
         words = np.cumsum(~tokenizer.continuing[f.ids]) if self.options.whole_words else np.arange(len(f.ids))
-        ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.size, draw)
+        ids, picks = hide_pieces(f.ids, words, free, self.options.hide, tokenizer.mask, tokenizer.numbers, draw)
         types = f.types.copy()
         types[picks[ids[picks] != f.ids[picks]]] %= tokenizer.types            # letter case would tell of the word
         return Feature(f.example, ids, types, np.append(f.picks, picks), np.append(f.labels, f.ids[picks]))
@@ -193,7 +193,8 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         predictions: list[Hits | Filling] = []
         for start in range(0, len(features), ROWS):
             rows = [self.hidden(f, row_generator(0, 0, i)) for i, f in enumerate(features[start:start + ROWS], start)]
-            predictions += map(hits, rows, score(rows))
+            predictions += [hits(f, z, self.tokenizer.absent(z.shape[1]))
+                            for f, z in zip(rows, score(rows), strict=True)]
         return predictions
 
     def decode(self, examples: Sequence[str], features: Sequence[Feature],
@@ -201,7 +202,8 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         """Of raw text, for each [MASK], the most probable pieces."""
         found: list[Filling] = [{} for _ in examples]
         for f, z in zip(features, scores, strict=True):
-            best = torch.from_numpy(z).softmax(-1).topk(min(TOP, z.shape[-1]))
+            known = without(torch.from_numpy(z), self.tokenizer.absent(z.shape[1]))
+            best = known.softmax(-1).topk(min(TOP, len(self.tokenizer.numbers)))
             rows = zip(f.about.words.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
             found[f.example] |= {word: [(str(self.tokenizer.backend.id_to_token(n)), p)
                                         for n, p in zip(numbers, ps, strict=True)] for word, numbers, ps in rows}
@@ -233,13 +235,13 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         return "\n".join([result["text"], *(f"  {coloured(line, colour)}" for line in best)])
 
 
-def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: float, mask: int, V: int,
-                draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: float, mask: int,
+                pieces: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """int64 [T] pieces -> (pieces with some hidden, int64 [M] which), a pure function of its arguments.
 
     Of the n pieces that are `free` [T] about share · n are chosen, one at least, words (`words` [T]: its number for
-    each piece) in random order and whole. Of those 80 % become `mask`, 10 % any piece of the vocabulary's V, and 10 %
-    stay: at a piece that is read, the model cannot know whether it is the right one, so it has to think about all.
+    each piece) in random order and whole. Of those 80 % become `mask`, 10 % any of `pieces` [V], and 10 % stay: at a
+    piece that is read, the model cannot know whether it is the right one, so it has to think about all.
     """
     wanted = max(1, round(share * int(free.sum())))
     numbers, sizes = np.unique(words[free], return_counts=True)
@@ -248,16 +250,16 @@ def hide_pieces(ids: np.ndarray, words: np.ndarray, free: np.ndarray, share: flo
     fitting[:1] = True
     picks = np.flatnonzero(free & np.isin(words, numbers[order[fitting]]))
 
-    fate, others = draw.random(len(picks)), draw.integers(0, V, len(picks))
+    fate, others = draw.random(len(picks)), pieces[draw.integers(0, len(pieces), len(picks))]
     changed = ids.copy()
     changed[picks] = np.where(fate < 0.8, mask, np.where(fate < 0.9, others, ids[picks]))  # [HIDE-1]
     return changed, picks
 
 
-def hits(f: Feature, z: np.ndarray) -> Hits:
-    """A row with hidden pieces and its scores [M,V] -> what score() adds up."""
+def hits(f: Feature, z: np.ndarray, absent: np.ndarray = NONE) -> Hits:
+    """A row with hidden pieces and its scores [M,V] -> what score() adds up; nobody guesses what is `absent`."""
     labels, logs = torch.from_numpy(f.labels), torch.from_numpy(z).log_softmax(-1)
-    guess, answer = logs.argmax(-1), None
+    guess, answer = without(logs, absent).argmax(-1), None
     if 0 in f.picks:                               # [CLS], the first of them: what the row's halves are to each other
         answer = bool(guess[0] == labels[0])
         labels, logs, guess = labels[1:], logs[1:], guess[1:]

@@ -132,7 +132,8 @@ class Seq2Seq(VocabularyTask[Example, Written]):
 
             texts = write(score.model, [source_row(f) for f in part], [f.about.limit for f in part],
                           self.tokenizer.end, self.tokenizer.second_type, self.options.beams,
-                          self.options.length_penalty, score.precision)
+                          self.options.length_penalty, score.precision,
+                          self.tokenizer.absent(score.model.bert.config.vocab_size))
             for f, ids, said in zip(part, texts, scored, strict=True):
                 found[f.example] = replace(said, text=self.tokenizer.spell_out(ids))
         return found

@@ -1,10 +1,16 @@
 """A task whose labels are pieces of the vocabulary: what masked words and writing share."""
+import math
+
+import numpy as np
+import torch
 from torch import Tensor
 
 from minibert.core.batch import Batch
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, WordHead
 from minibert.tasks.base import Example, Prediction, Task
+
+NONE = np.zeros(0, np.int64)
 
 
 class VocabularyTask(Task[Example, Prediction]):
@@ -23,3 +29,8 @@ class VocabularyTask(Task[Example, Prediction]):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         return self.targets(batch)
+
+
+def without(scores: Tensor, absent: np.ndarray) -> Tensor:
+    """Scores [M,V] that never choose one of the `absent` columns, which no piece has."""
+    return scores.index_fill(1, torch.from_numpy(absent).to(scores.device), -math.inf) if len(absent) else scores

@@ -52,7 +52,9 @@ def published_json(vocabulary=VOCABULARY, lower=True, strip=None, chinese=True, 
 
 
 def from_json(folder: Path, **options) -> Tokenizer:
+    """A tokenizer.json that has the last word, beside a tokenizer_config.json that leaves it to it."""
     folder.mkdir(exist_ok=True)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
     (folder / "tokenizer.json").write_text(json.dumps(published_json(**options), ensure_ascii=False), encoding="utf-8")
     return Tokenizer.read(folder)
 

@@ -14,7 +14,7 @@ from minibert.core.layout import KINDS
 from minibert.core.model import Model
 from minibert.data.order import epoch_batches, shuffled
 from minibert.data.rows import context_in_window, owned_words, windows, word_features
-from minibert.data.tokenizer import CASE_SHAPES, Pieces, Tokenizer, wordpiece
+from minibert.data.tokenizer import CASE_SHAPES, Pieces, Tokenizer
 from minibert.settings import TrainConfig
 from minibert.tasks.conll import Example
 from minibert.tasks.ner import NER, Options
@@ -35,7 +35,7 @@ def tokenizer_of(pieces: dict[str, int], folder: Path) -> Tokenizer:
     names = {number: piece for piece, number in pieces.items()}
     lines = [names.get(i, f"[unused{i}]") for i in range(max(names) + 1)]
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Tokenizer(wordpiece(folder / "vocab.txt", folder / "tokenizer_config.json"), case_shapes=True)
+    return Tokenizer(Tokenizer.read(folder).backend, case_shapes=True)
 
 
 @pytest.fixture(scope="module")

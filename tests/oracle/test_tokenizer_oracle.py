@@ -8,7 +8,8 @@ import pytest
 import transformers as hf
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from minibert.data.tokenizer import SPECIAL, Tokenizer
+from minibert.data.tokenizer import Tokenizer
+from minibert.data.wordpiece import SPECIAL
 
 WORDS = """The cat McCoy USA 1996 1,200.50 3rd U.S. O'Neil don't Jean-Luc rock'n'roll e-mail x@y.org http://a.b/c?d=e&f
 café CAFÉ naïve Ångström façade Straße İstanbul ŒUVRE Łódź Dvořák ñandú Øre þing ΑΘΗΝΑ Ἀθῆναι Москва Ёлка ṩ

@@ -119,18 +119,18 @@ def draws(seed: int = 3) -> np.random.Generator:
 
 def test_hiding_is_a_function_of_its_arguments_HIDE_1():
     ids, words, free = np.arange(10, 60), np.arange(50), np.ones(50, bool)
-    first, second = (hide_pieces(ids, words, free, 0.15, 4, 99, draws()) for _ in range(2))
+    first, second = (hide_pieces(ids, words, free, 0.15, 4, np.arange(99), draws()) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     changed, picks = first
     assert len(picks) == 8 and np.array_equal(np.delete(changed, picks), np.delete(ids, picks))
-    assert not np.array_equal(hide_pieces(ids, words, free, 0.15, 4, 99, draws(4))[1], picks)
+    assert not np.array_equal(hide_pieces(ids, words, free, 0.15, 4, np.arange(99), draws(4))[1], picks)
 
 
 def test_eight_of_ten_are_masked_one_is_any_piece_one_stays_HIDE_1():
     """100,000 draws: the three shares within four standard deviations; any piece is as likely as another."""
     n = 100_000
     ids, free = np.full(n, 7), np.ones(n, bool)
-    changed, picks = hide_pieces(ids, np.arange(n), free, 0.999999, 4, 50, draws())
+    changed, picks = hide_pieces(ids, np.arange(n), free, 0.999999, 4, np.arange(50), draws())
     assert len(picks) == n
     masked, stays = (changed == 4).mean(), (changed == 7).mean()
     assert abs(masked - (0.8 + 0.1 / 50)) < 4 * math.sqrt(0.16 / n)
@@ -150,14 +150,15 @@ def test_fate_by_hand_HIDE_1():
             return 20000 + np.arange(n)
 
     ids = 10000 + np.arange(6)
-    changed, picks = hide_pieces(ids, np.arange(6), np.ones(6, bool), 0.99, 25000, 30000, Drawn())
+    changed, picks = hide_pieces(ids, np.arange(6), np.ones(6, bool), 0.99, 25000, np.arange(30000), Drawn())
     assert picks.tolist() == [0, 1, 2, 3, 4, 5] and changed.tolist() == [25000, 25000, 20002, 20003, 10004, 10005]
 
 
 def test_every_piece_is_hidden_as_often_as_another():
     counts = np.zeros(20)
     for i in range(4000):
-        _, picks = hide_pieces(np.arange(20), np.arange(20), np.ones(20, bool), 0.15, 4, 99, row_generator(0, 1, i))
+        _, picks = hide_pieces(np.arange(20), np.arange(20), np.ones(20, bool), 0.15, 4, np.arange(99),
+                               row_generator(0, 1, i))
         counts[picks] += 1
     assert counts.sum() == 4000 * 3 and abs(counts - 600).max() < 4.5 * math.sqrt(600 * 0.85)
 
@@ -167,7 +168,7 @@ def test_whole_words_are_hidden_whole():
     words, free = np.repeat([0, 1, 2, 3], [1, 4, 2, 3]), np.ones(10, bool)
     seen = set()
     for i in range(200):
-        _, picks = hide_pieces(np.arange(10), words, free, 0.3, 4, 99, row_generator(0, 1, i))
+        _, picks = hide_pieces(np.arange(10), words, free, 0.3, 4, np.arange(99), row_generator(0, 1, i))
         hidden = {w for w in range(4) if set(np.flatnonzero(words == w)) <= set(picks)}
         assert set(np.flatnonzero(np.isin(words, list(hidden)))) == set(picks.tolist()) and 1 <= len(picks) <= 4
         seen.add(frozenset(hidden))
@@ -191,7 +192,7 @@ def test_special_pieces_are_never_hidden_and_letter_case_not_told(lines, tiny_fo
 
 
 def test_a_row_of_nothing_to_hide():
-    ids, picks = hide_pieces(np.array([2, 3]), np.arange(2), np.zeros(2, bool), 0.15, 4, 9, draws())
+    ids, picks = hide_pieces(np.array([2, 3]), np.arange(2), np.zeros(2, bool), 0.15, 4, np.arange(9), draws())
     assert ids.tolist() == [2, 3] and len(picks) == 0
 
 
