@@ -40,6 +40,8 @@ POOLER_NAMES = (
     Name("W_P", "pooler.dense.weight", "pooler.dense.weight"),
     Name("b_P", "pooler.dense.bias", "pooler.dense.bias"),
 )
+ALIASES = (("cls.predictions.decoder.bias", "cls.predictions.bias"),           # two names of one tensor, if it is tied
+           ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"))
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")     # constants that some files carry
 KNOWN_HEADS = {"cls.predictions.": "masked-word head", "cls.seq_relationship.": "next-sentence head",
                "classifier.": "classification head", "qa_outputs.": "question-answering head"}

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from minibert.checkpoints.names import BUFFERS, KNOWN_HEADS, POOLER_NAMES, name_table
+from minibert.checkpoints.names import ALIASES, BUFFERS, KNOWN_HEADS, POOLER_NAMES, name_table
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head
 from minibert.core.model import Bert, Model, initialise
@@ -153,11 +153,12 @@ class Report:
 
 
 def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
-    """BertConfig of `folder`, with both dropout probabilities replaced unless `dropout` is None."""
+    """BertConfig of `folder`, with all dropout probabilities replaced unless `dropout` is None."""
     config = BertConfig.read(folder)
     if dropout is None:
         return config
-    return dataclasses.replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return dataclasses.replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+                               classifier_dropout=None)
 
 
 @torch.no_grad()
@@ -174,6 +175,8 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     config = read_config(folder, dropout)
     found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
     have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    read = any(name.startswith("cls.predictions.") for name in (head.state_dict() if head is not None else {}))
+    unite(found, config.tie_word_embeddings, read and not new_head, folder)
     if config.least_numbers > 2 * have + 10 ** 6:  # a network of that size is not even begun
         raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
                             f"are {have:,}; does it belong to this checkpoint?")
@@ -198,6 +201,24 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     for name in (n for n in found if n not in used):
         report.ignored.setdefault(kind_of_tensor(name), []).append(name)
     return bert.eval(), report
+
+
+def unite(found: dict[str, Stored], tied: bool, read: bool, folder: Path) -> None:
+    """Where a file has a tensor under another of its names, or under both, let the one that is asked for stay.
+
+    `read`: a masked-word head is. Then MinibertError is raised where config.json says that two are one and they differ.
+    """
+    for own, shared in ALIASES:
+        if tied and own in found:
+            stored = found[own]
+            one, other = stored[1], found.setdefault(shared, stored)[1]
+            if read and (one.get_shape() != other.get_shape() or not torch.equal(one[...], other[...])):
+                raise MinibertError(f"{folder}: {own} is not {shared}, though config.json ties them; if the decoder is "
+                                    'one of its own write "tie_word_embeddings": false into config.json')
+            if read or one is other:
+                del found[own]
+        elif read and not tied and own.endswith("bias") and shared in found:
+            found.setdefault(own, found.pop(shared))                           # a decoder's own has the last word
 
 
 def new_names(head: nn.Module | None, stored: set[str], new_head: bool, parts: tuple[str, ...]) -> set[str]:

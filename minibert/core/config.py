@@ -32,6 +32,8 @@ class BertConfig:
     initializer_range: float = 0.02                # sd of the truncated normal that new weights start from
     pad_token_id: int = 0
     case_shapes: tuple[str, ...] = ()              # shapes a word's letters can have; () where case is not given back
+    classifier_dropout: float | None = None        # before the map of a head; None: as hidden_dropout_prob
+    tie_word_embeddings: bool = True               # whether a piece is predicted by its own word vector
 
     @property
     def head_size(self) -> int:
@@ -71,10 +73,16 @@ class BertConfig:
             if type(value) is not kind or not 1 <= value <= LARGEST:
                 raise MinibertError(f"{where}: {name} is {repr(value)[:40]}, not a whole number from 1 to {LARGEST:,}; "
                                     "mend the file")
-        for name in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
+        for name in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+                     "initializer_range"):
             value = values.get(name, 0.0)
+            if value is None and name == "classifier_dropout":
+                continue
             if type(value) not in (int, float) or not 0 <= value < 1:
                 raise MinibertError(f"{where}: {name} is {value!r}, not a number in [0, 1); mend the file")
+        if type(values.get("tie_word_embeddings", True)) is not bool:
+            raise MinibertError(f"{where}: tie_word_embeddings is {values['tie_word_embeddings']!r}; expected true or "
+                                "false; mend the file")
         if values["hidden_size"] % values["num_attention_heads"]:
             raise MinibertError(f"{where}: hidden_size {values['hidden_size']} does not divide into "
                                 f"{values['num_attention_heads']} heads; mend the file")
@@ -84,6 +92,9 @@ class BertConfig:
         """The published form: a plain BERT config, plus a key "minibert" that other libraries pass over."""
         values = dataclasses.asdict(self)
         shapes = values.pop("case_shapes")
+        for name, usual in (("classifier_dropout", None), ("tie_word_embeddings", True)):
+            if values[name] is usual:              # what a file without it means
+                del values[name]
         return {"model_type": "bert", **values, "position_embedding_type": "absolute",
                 **({"minibert": {"case_shapes": list(shapes)}} if shapes else {})}
 

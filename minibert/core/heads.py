@@ -58,7 +58,8 @@ class TokenHead(Head):
     def __init__(self, config: BertConfig, outputs: int, dropout: bool = True):
         super().__init__()
         self.add_module(self.published, nn.Linear(self.side_by_side * config.hidden_size, outputs))
-        self.p, self.site = config.hidden_dropout_prob * dropout, 1 + 3 * config.num_hidden_layers
+        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.p, self.site = p * dropout, 1 + 3 * config.num_hidden_layers
 
     @property
     def linear(self) -> nn.Linear:
@@ -147,7 +148,8 @@ class TowerHead(PooledHead):
 class WordHead(Head):
     """A score for each piece of the vocabulary: linear map, activation, LayerNorm, and the encoder's word vectors.
 
-    The decoder is tied to them; what it has of its own is a bias a piece.
+    The decoder is tied to them; what it has of its own is a bias a piece. Where config.json unties it, it is a linear
+    map of its own.
     """
     wide = True
 
@@ -156,15 +158,22 @@ class WordHead(Head):
         H, predictions = config.hidden_size, nn.Module()
         predictions.transform = nn.ModuleDict({"dense": nn.Linear(H, H),
                                                "LayerNorm": nn.LayerNorm(H, eps=config.layer_norm_eps)})
-        predictions.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.tied = config.tie_word_embeddings
+        if self.tied:
+            predictions.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        else:
+            predictions.decoder = nn.Linear(H, config.vocab_size)
         self.cls = nn.ModuleDict({"predictions": predictions})
         self.activation = HIDDEN_ACTS[config.hidden_act]
 
     @property
     def parts(self) -> tuple[nn.Linear, nn.LayerNorm, nn.Parameter, nn.Parameter]:
-        """dense, LayerNorm, bias [V], word vectors [V,H]."""
+        """dense, LayerNorm, bias [V], word vectors [V,H], or the matrix in their place."""
         predictions: Any = self.cls["predictions"]  # what a module of torch holds has no types
-        return *predictions.transform.values(), predictions.bias, self.encoder[0].embeddings.word.weight
+        transform = predictions.transform.values()
+        if not self.tied:
+            return *transform, predictions.decoder.bias, predictions.decoder.weight
+        return *transform, predictions.bias, self.encoder[0].embeddings.word.weight
 
     def forward(self, hidden: Tensor, batch: Batch, masks: Masks | None = None) -> Tensor:
         """[P,H] -> scores [M,V] of the batch's picks."""

@@ -15,7 +15,9 @@ from refusing import refused
 from updates import settings_of
 
 import train
+from minibert.checkpoints.weights import read_config
 from minibert.core.config import HIDDEN_ACTS, BertConfig
+from minibert.core.heads import PooledHead, SpanHead, TokenHead
 from minibert.core.model import ACTIVATE
 from minibert.files import read_json
 from minibert.options import GROUPS, check_bounds, checked, option, parse, read_table
@@ -67,7 +69,7 @@ def test_published_config_is_read(tmp_path, published):
 def test_every_number_is_taken_from_the_file(tmp_path):
     own = {"hidden_act": "relu", "max_position_embeddings": 19, "type_vocab_size": 8, "layer_norm_eps": 1e-7,
            "hidden_dropout_prob": 0.25, "attention_probs_dropout_prob": 0.375, "initializer_range": 0.5,
-           "pad_token_id": 11}
+           "pad_token_id": 11, "classifier_dropout": 0.3125, "tie_word_embeddings": False}
     config = BertConfig.read(put(tmp_path, {**SMALL, **own}))
     for key, value in {**SMALL, **own}.items():
         if key != "model_type":
@@ -125,6 +127,10 @@ def test_every_known_activation_is_the_function_of_that_name(name, formula):
     ({"is_encoder_decoder": True}, ["is_encoder_decoder"]),
     ({"pruned_heads": {"1": [0, 3]}}, ["pruned_heads", "[0, 3]"]),
     ({"quantization_config": {"bits": 8}}, ["quantization_config", "bits"]),
+    ({"classifier_dropout": 1.0}, ["classifier_dropout", "1.0", "[0, 1)"]),
+    ({"classifier_dropout": "0.1"}, ["classifier_dropout", "'0.1'"]),
+    ({"tie_word_embeddings": None}, ["tie_word_embeddings", "None", "true or false"]),
+    ({"tie_word_embeddings": 0}, ["tie_word_embeddings", "0"]),
     ({"hidden_act": "silu"}, ["hidden_act", "silu", "gelu_new"]),
     ({"hidden_act": None}, ["hidden_act", "None"]),
     ({"hidden_act": ["gelu"]}, ["hidden_act"]),
@@ -206,6 +212,21 @@ def test_to_dict_round_trip(tmp_path, shapes):
     assert set(published) - {"minibert"} == PUBLISHED_KEYS
     assert published["model_type"] == "bert" and published["position_embedding_type"] == "absolute"
     assert published.get("minibert") == ({"case_shapes": list(shapes)} if shapes else None)
+
+
+def test_what_is_unusual_of_a_head_is_written_down_too(tmp_path):
+    config = dataclasses.replace(BertConfig.from_dict(SMALL), classifier_dropout=0.35, tie_word_embeddings=False)
+    published = config.to_dict()
+    assert set(published) == PUBLISHED_KEYS | {"classifier_dropout", "tie_word_embeddings"}
+    assert BertConfig.read(put(tmp_path, published)) == config
+
+
+@pytest.mark.parametrize("own, dropout, p", [(None, None, 0.2), (0.35, None, 0.35), (0.0, None, 0.0), (0.35, 0.5, 0.5)])
+def test_a_head_has_the_dropout_that_its_config_asks_for(tmp_path, own, dropout, p):
+    """--dropout replaces it too; an answer's span has none."""
+    put(tmp_path, {**SMALL, "hidden_dropout_prob": 0.2, "classifier_dropout": own})
+    config = read_config(tmp_path, dropout)
+    assert (TokenHead(config, 3).p, PooledHead(config, 3).p, SpanHead(config).p) == (p, p, 0.0)
 
 
 def test_a_config_cannot_be_changed_in_place():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import refused
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minibert import files
@@ -23,7 +24,7 @@ from minibert.adapt.grow import grow_types
 from minibert.checkpoints import weights
 from minibert.checkpoints.names import name_table
 from minibert.core.config import BertConfig
-from minibert.core.heads import Head
+from minibert.core.heads import Head, WordHead
 from minibert.core.model import Model
 from minibert.files import write_json
 
@@ -736,3 +737,63 @@ def test_a_network_far_larger_than_its_file_is_not_begun(tiny_folder, tmp_path, 
     monkeypatch.setattr(weights, "Bert", None)     # which nobody may call
     with refused(str(tmp_path / "m"), "config.json asks for", "the weights are"):
         weights.load(tmp_path / "m")
+
+
+# ------------------------------------------------------------------------------------- one tensor under two names
+
+
+DECODER = {"weight": "cls.predictions.decoder.weight", "bias": "cls.predictions.decoder.bias"}
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture
+def masked(tmp_path, tiny_config) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A folder with a masked-word head, and its tensors."""
+    bert = weights.random_bert(tiny_config, seed=3, pooler=False)
+    head = WordHead(tiny_config)
+    nn.init.normal_(head.cls["predictions"].bias, std=0.3, generator=torch.Generator().manual_seed(1))
+    weights.save(tmp_path, bert, head)
+    return tmp_path, load_file(tmp_path / "model.safetensors")
+
+
+def loaded(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Words and bias as they are read from these tensors."""
+    save_file(tensors, folder / "model.safetensors")
+    head = WordHead(weights.read_config(folder))
+    bert, report = weights.load(folder, head)
+    assert not report.ignored and not report.new
+    _, _, bias, words = (head.attach(bert), head.parts)[1]
+    return {"weight": words.detach(), "bias": bias.detach()}
+
+
+@pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tied_tensor_is_found_under_either_name(masked, names, both):
+    folder, tensors = masked
+    own = {"weight": tensors[WORDS], "bias": tensors["cls.predictions.bias"]}
+    stored = tensors | {DECODER[name]: own[name].clone() for name in names}
+    if not both:
+        stored = {k: v for k, v in stored.items() if k not in [{"weight": WORDS, "bias": "cls.predictions.bias"}[n]
+                                                               for n in names]}
+    found = loaded(folder, stored)
+    assert torch.equal(found["weight"], own["weight"]) and torch.equal(found["bias"], own["bias"])
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_tied_tensor_that_is_not_the_other_is_refused_by_name(masked, name):
+    folder, tensors = masked
+    other = tensors[WORDS if name == "weight" else "cls.predictions.bias"] + 1
+    with refused(str(folder), DECODER[name], "ties them", "tie_word_embeddings"):
+        loaded(folder, tensors | {DECODER[name]: other})
+
+
+def test_an_untied_decoder_has_its_own_bias_or_the_shared_one(masked):
+    folder, tensors = masked
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+    matrix, bias = tensors[WORDS] * 2, tensors["cls.predictions.bias"]
+    for more, wanted in (({}, bias), ({DECODER["bias"]: bias + 3}, bias + 3)):
+        found = loaded(folder, tensors | {DECODER["weight"]: matrix} | more)
+        assert torch.equal(found["weight"], matrix) and torch.equal(found["bias"], wanted)
+    with refused(str(folder), DECODER["weight"], "missing"):
+        loaded(folder, tensors)

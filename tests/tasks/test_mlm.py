@@ -1,4 +1,5 @@
 """tasks/mlm.py, wordhead.py, scratch.py, features.spill: text as rows, hiding, the tied head, vocabularies."""
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from minibert.core.heads import WordHead
 from minibert.core.model import Model
 from minibert.data.features import concatenate, spill
 from minibert.data.order import row_generator
+from minibert.engines.fast.engine import Fast
 from minibert.run.start import start_model
 from minibert.tasks.mlm import MLM, Hits, TextLines, hide_pieces, hits, portions, stream, words_and_masks
 from minibert.use.prepare import encode_all
@@ -256,6 +258,34 @@ def test_the_tied_decoder_gives_the_word_vectors_two_gradients_TIE_1_TIE_2(tiny_
     lookup = bert.embeddings.word.weight.grad
     assert torch.allclose(lookup + table.grad, both, rtol=0, atol=1e-12)
     assert float(lookup.norm()) > 1e-3 and float(table.grad.norm()) > 1e-3
+
+
+def test_a_decoder_of_its_own_is_learnt_and_kept(tiny_config, lines, tokenizer, tmp_path):
+    """config.json unties it: its gradient is its own, in every engine, and the folder opens as it was saved."""
+    t, config = task(hide=0.4), dataclasses.replace(tiny_config, tie_word_embeddings=False)
+    t.tokenizer = tokenizer
+    model = Model(weights.random_bert(config, seed=3, pooler=False), WordHead(config)).double()
+    batch = collate(t.rows(list(encode_all(t, lines, tokenizer, 14, 3)), lambda i: row_generator(0, 1, i)))
+    _, gradients = byhand.loss_and_gradients(model, batch, task=t)
+    Fast(model, "fp32")(t, batch, None, {"pieces": 1.0})
+    fast = {name: p.grad.to_dense() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with torch.enable_grad():
+        t.loss(model(batch), batch)["pieces"].backward()
+    for name, p in model.named_parameters():
+        assert torch.allclose(gradients[name], p.grad, rtol=0, atol=1e-10), name
+        assert torch.allclose(fast[name], p.grad, rtol=0, atol=1e-10), name
+    assert float(model.head.cls["predictions"].decoder.weight.grad.norm()) > 1e-3
+    unread = sorted(set(range(config.vocab_size)) - set(batch.ids.tolist()))
+    assert len(unread) > 5 and not model.bert.embeddings.word.weight.grad[unread].any()
+
+    weights.save(tmp_path, model.bert, model.head)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    again = WordHead(weights.read_config(tmp_path))
+    bert, report = weights.load(tmp_path, again)
+    assert not report.ignored and "cls.predictions.decoder.weight" in report.loaded
+    with torch.no_grad():
+        assert torch.allclose(Model(bert, again).double()(batch), model(batch), rtol=0, atol=1e-5)
 
 
 def test_a_uniform_guess_has_the_perplexity_of_the_vocabulary():
