@@ -2,6 +2,7 @@
 
 Which label does ##son get? None. A word is scored once, on its first piece; the other pieces carry no loss.
 """
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,12 +150,18 @@ def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     return scores.argmax(-1).tolist()
 
 
+@functools.lru_cache(maxsize=4)
+def transitions(labels: tuple[str, ...]) -> np.ndarray:
+    """[K,K] what label b costs after label a: 0, or −∞ for an I-X after what is no X. The same for every sentence."""
+    return np.array([[0.0 if b[:2] != "I-" or a[2:] == b[2:] else -np.inf for b in labels] for a in labels])
+
+
 def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     """[words, K] -> the labels of highest joint log-probability in which I-X stands only after B-X or I-X (Viterbi).
 
     Words are taken as independent given the text, so the sum of their log-softmax is the joint log-probability.
     """
-    after = np.array([[0.0 if b[:2] != "I-" or a[2:] == b[2:] else -np.inf for b in labels] for a in labels])  # [K,K]
+    after = transitions(tuple(labels))
     top = scores.max(-1, keepdims=True)
     logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
 
