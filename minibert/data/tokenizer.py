@@ -84,9 +84,10 @@ class Tokenizer:
             raise MinibertError(f"{file if file.is_file() else folder / 'vocab.txt'}: {e}") from None
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, without truncation or padding, and the tokenizer_config.json that other libraries want.
+        """tokenizer.json, without truncation or padding, and for other programs tokenizer_config.json and vocab.txt.
 
-        Each is whole or as it was before. Raises MinibertError where one cannot be written.
+        In vocab.txt the number of a piece is that of its line; the line of a number that no piece has is empty. Each
+        file is whole or as it was before. Raises MinibertError where one cannot be written.
         """
         with written(folder / "tokenizer.json") as temporary:
             temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
@@ -96,6 +97,9 @@ class Tokenizer:
                     "tokenizer_class": "BertTokenizer", "do_lower_case": self.uncased, "unk_token": "[UNK]",
                     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
         write_json(folder / "tokenizer_config.json", settings)
+        pieces = {number: piece for piece, number in self.backend.get_vocab().items() if "\n" not in piece}
+        with written(folder / "vocab.txt") as temporary:
+            temporary.write_text("".join(f"{pieces.get(i, '')}\n" for i in range(self.size)), encoding="utf-8")
 
     @property
     def uncased(self) -> bool:

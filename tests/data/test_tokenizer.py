@@ -204,7 +204,7 @@ def test_a_saved_tokenizer_neither_cuts_nor_pads_and_is_the_same(tmp_path):
     assert (again.pad, again.unknown, again.start, again.end, again.mask) == (0, 1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("full", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("full", ["tokenizer.json", "tokenizer_config.json", "vocab.txt"])
 def test_a_tokenizer_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch, full):
     tokenizer = from_json(tmp_path / "in", **WHEEL)
     tokenizer.save(tmp_path / "in")

@@ -89,6 +89,8 @@ def test_new_pieces_get_numbers_that_no_piece_has(tmp_path, pieces, first):
     again = Tokenizer.read(tmp_path / "out")
     assert again.backend.get_vocab() == after and again.numbers.tolist() == sorted(after.values())
     assert again.pieces([["a[E1]b", "中"]]) == tokenizer.pieces([["a[E1]b", "中"]])
+    (tmp_path / "out" / "tokenizer.json").unlink()                             # for programs that know vocab.txt alone
+    assert Tokenizer.read(tmp_path / "out").backend.get_vocab() == after
 
 
 def far(rows: int, H: int) -> torch.Tensor:
