@@ -2,14 +2,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import trainers
 
 from minibert.checkpoints.weights import random_bert, save
 from minibert.core.config import BertConfig
 from minibert.data.tables import read_lines
 from minibert.data.tokenizer import Tokenizer
-from minibert.data.wordpiece import SPECIAL
+from minibert.data.wordpiece import SPECIAL, Cleaning, bert_tokenizer
 from minibert.errors import MinibertError
 
 ORDER = ("pad", "unknown", "start", "end", "mask")             # their numbers are 0 to 4
@@ -20,9 +19,7 @@ def learn_vocabulary(text: Path, size: int, cased: bool = False) -> Tokenizer:
 
     A pair of pieces must stand together twice. Raises MinibertError where the letters alone are more than `size`.
     """
-    backend = Backend(models.WordPiece(unk_token=SPECIAL["unknown"], max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=not cased)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend = bert_tokenizer({}, Cleaning(lowercase=not cased))
     trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, show_progress=False,
                                         special_tokens=[SPECIAL[role] for role in ORDER])
     backend.train_from_iterator(lines(text), trainer)

@@ -214,9 +214,9 @@ def refuse_others(settings: Json, config: Path) -> None:
 
 def cleaning_of(settings: Json, config: Path) -> Cleaning:
     """What tokenizer_config.json asks for, or is silent about. Raises MinibertError."""
-    return cleaning(config, {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
-                             "strip_accents": settings.get("strip_accents"),
-                             "lowercase": settings.get("do_lower_case", True)})
+    return checked(config, {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
+                            "strip_accents": settings.get("strip_accents"),
+                            "lowercase": settings.get("do_lower_case", True)})
 
 
 def published_cleaning(published: Json, file: Path) -> Cleaning:
@@ -224,14 +224,14 @@ def published_cleaning(published: Json, file: Path) -> Cleaning:
     own = published.get("normalizer")
     if not isinstance(own, dict):
         raise MinibertError(f"{file}: no normalizer in it; minibert reads BERT's own alone, BertNormalizer")
-    found = cleaning(file, {f.name: own.get(f.name, f.default) for f in dataclasses.fields(Cleaning)})
+    found = checked(file, {f.name: own.get(f.name, f.default) for f in dataclasses.fields(Cleaning)})
     if not found.clean_text:
         raise MinibertError(f"{file}: clean_text is false; minibert takes control characters out of every text")
     return found
 
 
-def cleaning(file: Path, switches: Json) -> Cleaning:
-    """Switches of a file. Raises MinibertError for one that is neither true nor false."""
+def checked(file: Path, switches: Json) -> Cleaning:
+    """The switches that a file names. Raises MinibertError for one that is neither true nor false."""
     for name, value in switches.items():
         if not isinstance(value, bool) and (value is not None or name != "strip_accents"):
             raise MinibertError(f"{file}: {name} is {str(value)[:40]!r}; expected true or false; mend the file")
