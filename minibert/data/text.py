@@ -22,6 +22,7 @@ def split_words(text: str) -> list[tuple[int, int]]:
 
 TITLES = {"Dr.", "Mr.", "Mrs.", "Ms.", "St.", "Jr.", "Sr.", "Prof.", "Gen.", "Sen.", "Gov.", "Lt.", "Col.", "vs.",
           "No."}
+JOINER = "\u200d"                                  # zero width: several pictures are one
 
 
 def words_of(text: str) -> list[str]:
@@ -54,7 +55,12 @@ def is_abbreviation(word: str) -> bool:
 
 def boundary(text: str, i: int, start: int, end: int) -> bool:
     """Whether a new word begins at character i, which is neither the first nor past the last of its chunk."""
-    before, here = text[i - 1], text[i]
+    here, last = text[i], i - 1
+    if combines(here) or JOINER in (here, text[last]):
+        return False
+    while last > start and combines(text[last]):
+        last -= 1                                  # a sign that combines is what the character before it is
+    before = text[last]
     if is_ideograph(before) or is_ideograph(here):
         return True
     if here in "'’" and is_letter(before):
@@ -64,13 +70,23 @@ def boundary(text: str, i: int, start: int, end: int) -> bool:
     if is_letter(before) and is_letter(here):
         return False
 
-    inside = i if not is_letter(here) else i - 1   # the punctuation mark in question
+    inside = i if not is_letter(here) else last    # the punctuation mark in question
     joins = (start < inside < end - 1 and is_letter(text[inside - 1]) and is_letter(text[inside + 1])
              and (text[inside] in "-‐‑'’.&@_·/:" or (text[inside] == "," and text[inside + 1].isdecimal()
                                                     and text[inside - 1].isdecimal())))
     if text[inside] == ":" and joins:
         joins = text[inside - 1].isdecimal() and text[inside + 1].isdecimal()
     return not joins
+
+
+def leading_marks(text: str) -> int:
+    """How many characters at its beginning combine with the one before them: accents, vowel signs."""
+    return next((i for i, c in enumerate(text) if not combines(c)), len(text))
+
+
+def combines(c: str) -> bool:
+    """Whether a character is a sign on the one before it."""
+    return c >= "\u0300" and unicodedata.category(c)[0] == "M"                # the first of them; most text is below
 
 
 def is_letter(c: str) -> bool:

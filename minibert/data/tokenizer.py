@@ -44,7 +44,7 @@ class Pieces:
     """The pieces of one text, without special pieces. Lists of equal length, one entry a piece."""
     ids: list[int]
     words: list[int]                               # which word each piece belongs to
-    spans: list[tuple[int, int]]                   # characters of that word, [start, end)
+    spans: list[tuple[int, int]]                   # characters of that word, [start, end); no character is left out
     shapes: list[int]                              # case shape of that word; all 0 where case is not given back
 
 
@@ -154,7 +154,7 @@ class Tokenizer:
         return int(self.numbers.max(initial=-1)) + 1
 
     def pieces(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
-        """Each text, given as its words, as pieces; spans count characters inside the word.
+        """Each text, given as its words, as pieces; spans count characters inside the word, see whole().
 
         A word that gives no piece (a lone zero-width space, a control character) becomes one unknown piece, so that
         every word has a first piece, a label and a prediction.
@@ -169,7 +169,7 @@ class Tokenizer:
             rows.sort(key=lambda r: r[1])          # stable: the pieces of one word keep their order
         ids, owners, spans = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
         shape = [case_shape(w) if self.case_shapes else 0 for w in words]
-        return Pieces(ids, owners, spans, [shape[w] for w in owners])
+        return Pieces(ids, owners, whole(spans, owners, words), [shape[w] for w in owners])
 
     def spell(self, words: Sequence[str]) -> Spelling:
         """What pieces() gives for each word as a text of its own; it depends on no neighbour, so it holds in any text.
@@ -191,6 +191,20 @@ class Tokenizer:
         ends = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
         shapes = [case_shape(w) for w in words] if self.case_shapes else [0] * len(words)
         return Spelling(flat, ends, np.array(shapes, np.int64))
+
+
+def whole(spans: Sequence[tuple[int, int]], owners: Sequence[int], words: Sequence[str]) -> list[tuple[int, int]]:
+    """The spans of pieces with what the vocabulary drops, such as accents and signs that cannot be seen.
+
+    It belongs to the piece before it, at the beginning of a word to the first: so a word's first and last piece have
+    the word's own edges, in every script. `owners`: the word of each piece, ascending.
+    """
+    result = []
+    for i, ((start, end), w) in enumerate(zip(spans, owners, strict=True)):
+        last = i + 1 == len(spans) or owners[i + 1] != w
+        following = len(words[w]) if last else spans[i + 1][0]
+        result.append((start if i and owners[i - 1] == w else 0, max(end, following)))
+    return result
 
 
 def clean(words: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PairHead
 from minibert.data.tables import read_lines, read_table
-from minibert.data.text import words_of
+from minibert.data.text import leading_marks, words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
@@ -123,6 +123,9 @@ def marked(text: str, label: str | None, where: str) -> Example:
     """A text with <e1>...</e1> and <e2>...</e2> in it. Raises MinibertError where they do not stand so once each."""
     parts = TAGS.split(text)
     texts, tags = parts[::2], parts[1::2]
+    for i in range(len(texts) - 1, 0, -1):         # an accent right behind a tag belongs to the letter before it
+        signs = leading_marks(texts[i])
+        texts[i - 1], texts[i] = texts[i - 1] + texts[i][:signs], texts[i][signs:]
     if tags not in (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"]) or "" in texts[1::2]:
         raise MinibertError(f"{where}: {text[:60]!r}: expected <e1>one span</e1> and <e2>another</e2> in it")
     place = dict(zip(tags, accumulate(map(len, texts)), strict=False))        # the last text ends at no tag

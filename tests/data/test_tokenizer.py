@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from refusing import refused
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from minibert.data.rows import word_features
 from minibert.data.text import split_words
@@ -297,6 +301,43 @@ def test_spans_point_at_the_original_characters_also_where_normalising_moves_the
     assert "".join(cut[3:]) == "Straße"
 
 
+SIGNS = ["हिन्दी", "कि", "ภาษาไทย", "الكِتابُ", "\u200fشركة", "e\u0301tude\u0301", "cafe\u0301-bar\u0301",
+         "\u00ada\u00ad", "한국", "İi", "ti\u1ebf\u0301ng", "a\u200b,\u200bb\u0301", "Straße", "9\ufe0f\u20e3", "\u0301x", "日\U000e0100",
+         "ﬁx", "…\u0301"]
+
+
+def test_no_character_of_a_word_is_left_out_in_any_script(uncased):
+    """The vocabulary drops accents, vowel signs and what cannot be seen; a slice of the text has them all the same."""
+    draw = random.Random(31)
+    words = SIGNS + [w for w in ("".join(draw.choices("".join(SIGNS), k=draw.randint(1, 9))) for _ in range(700)) if w]
+    alphabet = Tokenizer(letters("".join(words)))
+    dropped = parts = 0
+    for found in (uncased.pieces([words])[0], alphabet.pieces([words])[0]):
+        for w, word in enumerate(words):
+            own = [span for span, v in zip(found.spans, found.words, strict=True) if v == w]
+            assert own[0][0] == 0 and own[-1][1] == len(word), ascii(word)
+            assert {i for a, b in own for i in range(a, b)} == set(range(len(word))), ascii(word)
+            parts += len(own)
+            dropped += len(unicodedata.normalize("NFD", word)) - len(own)
+    assert parts > 2 * len(words) and dropped > 100
+
+
+def letters(characters: str) -> Backend:
+    """A WordPiece whose pieces are characters, those that begin a word and those that continue one: nothing is
+    unknown, so that every dropped mark shows.
+    """
+    plain = BertNormalizer(lowercase=True).normalize_str(characters)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({f"{p}{c}" for c in plain for p in ("", "##")})]
+    backend = Backend(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
+    return backend
+
+
+def test_what_is_dropped_belongs_to_the_piece_before_it_at_a_beginning_to_the_first():
+    found = Tokenizer(letters("abé-")).pieces([["\u200fa\u0301b", "é-\u00adb"]])[0]
+    assert found.spans == [(0, 3), (3, 4), (0, 1), (1, 3), (3, 4)] and found.words == [0, 0, 1, 1, 1]
+
+
 def test_half_a_surrogate_pair_is_a_character_like_any_other_that_cannot_be_spelt(uncased):
     """Such text reaches Python from a command line or a stream in a wrong encoding."""
     found = uncased.pieces([["hi", "\ud800", "hi\udcff"]])[0]
@@ -367,7 +408,9 @@ LINES = [
     ("see http://x.org/a?b=1", "see|http|:|/|/|x.org/a|?|b|=|1"), ("Yahoo! #tag @user", "Yahoo|!|#|tag|@|user"),
     ("北京市 2008年", "北|京|市|2008|年"), ("我在Paris。", "我|在|Paris|。"), ("東京タワー", "東|京|タワー"),
     ("हिन्दी भाषा।", "हिन्दी|भाषा|।"), ("שלום עולם", "שלום|עולם"), ("Привет, мир!", "Привет|,|мир|!"),
-    ("한국어 말", "한국어|말"),
+    ("한국어 말", "한국어|말"), ("I ❤\ufe0f u", "I|❤\ufe0f|u"),
+    ("👩\u200d👧 1\ufe0f\u20e3.", "👩\u200d👧|1\ufe0f\u20e3|."),
+    ("葛\U000e0100城", "葛\U000e0100|城"), ("x…\u0301y", "x|…\u0301|y"), ("(\u200fلا)", "(|\u200fلا|)"),
     ("e\u0301le\u0300ve x", "e\u0301le\u0300ve|x"), ("ok 😀 fine😀", "ok|😀|fine|😀"), ("a\u200bb", "a\u200bb"),
     ("a \u200b b", "a|\u200b|b"), ("co\u00adop", "co\u00adop"), ("a\u00a0b\u2028c\x85d", "a|b|c|d"), ("ﬁne Ⅷ", "ﬁne|Ⅷ"),
     ("x²+y", "x²|+|y"), ("1st 2nd", "1st|2nd"), ("A.", "A."), (".", "."), ("..", ".|."), ("-", "-"), ("'s", "'|s"),

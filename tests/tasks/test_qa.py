@@ -12,6 +12,7 @@ from updates import settings_of
 from minibert.__main__ import one_by_one
 from minibert.checkpoints import weights
 from minibert.core.batch import Feature, collate
+from minibert.data.text import split_words
 from minibert.run.start import start_model
 from minibert.scores import texts as textscores
 from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, Edges, Span, best_span, by_row, edges, first_answer
@@ -131,11 +132,30 @@ def test_characters_are_counted_and_not_bytes(tokenizer):
     ("Bruno", "Bruno"), ("runo Kell", "Bruno Keller"), ("rain", "rainer"), ("er", "Keller"), ("; the", "; the"),
     ("Lima.", "Lima."), (TEXT, TEXT), ("A", "Ada")])
 def test_an_answer_is_widened_to_whole_words(tokenizer, answer, wanted):
-    from minibert.data.text import split_words
     pieces, = tokenizer.pieces([[TEXT[a:b] for a, b in split_words(TEXT)]])
     starts, ends = edges(TEXT, pieces, tokenizer)
     first, last = first_answer(Example("", TEXT, ((answer, TEXT.index(answer)),), ""), starts, ends)
     assert TEXT[starts[first]:ends[last]] == wanted
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("वह कल दिल्ली में थी", "दिल्ली"), ("वह कल दिल्ली में थी", "थी"), ("ทีม แม่น้ำ สีฟ้า", "แม่น้ำ"),
+    ("قرأ الكِتابُ كلُّهُ أمس", "الكِتابُ كلُّهُ"),
+    ("مدير \u200fشركة\u200f كبيرة", "\u200fشركة\u200f"), ("o tha\u0306ra\u0306 vine", "tha\u0306ra\u0306"),
+    ("ho\u0323 ca\u0301o mo\u0302\u0323t", "ca\u0301o"), ("a \u00adnew\u00ad co\u00adop", "\u00adnew\u00ad"),
+    ("le cafe\u0301, Rene\u0301.", "Rene\u0301"), ("go ❤\ufe0f Oslo", "❤\ufe0f"),
+    ("비가 오슬로에 온다", "오슬로에")], ids=ascii)
+def test_an_answer_of_whole_words_is_learnt_and_said_with_all_its_signs(tokenizer, text, answer):
+    """Right is what split_words() says the words are, not what an uncased vocabulary makes of them."""
+    at = text.index(answer)
+    words = [(a, b) for a, b in split_words(text) if a < at + len(answer) and b > at]
+    assert text[words[0][0]:words[-1][1]] == answer
+    row, = task().encode(0, Example("a ?", text, ((answer, at),), ""), tokenizer, 90, 0)
+    z = np.zeros((len(row.picks), 2))
+    z[row.labels == STARTS, 0] = z[row.labels == ENDS, 1] = 9.0
+    z[row.labels == STARTS + ENDS] = 9.0
+    said, = task().decode([None], [row], [z])
+    assert text[said.start:said.end] == answer
 
 
 def test_no_answer_and_one_that_is_not_known(tokenizer):

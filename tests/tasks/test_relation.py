@@ -1,5 +1,6 @@
 """tasks/relation.py: marks in text and vocabulary, both layouts of files, long texts, the head, the folder, score."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_tables_are_read_too_and_the_second_span_may_stand_first(tmp_path):
     found, = task().read(tmp_path)["test"]
     assert (found.text, found.spans, found.label) == ("a b, c d", ((5, 8), (2, 3)), "R(e1,e2)")
     assert [found.text[a:b] for a, b in found.spans] == ["c d", "b"]
+
+
+@pytest.mark.parametrize("text, spans", [
+    ("<e1>Cafe</e1>\u0301 in <e2>Lima</e2>.", ("Cafe\u0301", "Lima")),
+    ("Cafe<e1>\u0301s</e1> in <e2>दिल</e2>्ली", ("s", "दिल्")), ("<e2>a</e2><e1>\u0301b</e1>", ("b", "a\u0301"))],
+    ids=ascii)
+def test_no_mark_stands_between_a_letter_and_its_accent(text, spans):
+    found = marked(text, None, "")
+    assert tuple(found.text[a:b] for a, b in found.spans) == spans
+    assert found.text == re.sub("</?e[12]>", "", text)
 
 
 @pytest.mark.parametrize("text", [
