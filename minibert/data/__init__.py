@@ -2,5 +2,6 @@
 (windows, pairs), order.py (batches).
 
 Then, for data by the million: features.py (rows in flat arrays), wordlist.py (many words in little memory), cache.py
-(arrays kept on the disk), and tables.py (files as people have them). Imports core, for what a feature is.
+(arrays kept on the disk), tables.py (files as people have them), records.py (those that name their columns). Imports
+core, for what a feature is.
 """

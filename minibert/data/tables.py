@@ -1,17 +1,16 @@
 """Data files as people have them: which file of a folder is which split, its lines, the rows of a table."""
-import csv
-import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from minibert.data.records import read_objects, read_values
 from minibert.errors import MinibertError
 
-TABLES = (".csv", ".tsv", ".jsonl", ".txt")        # suffixes that read_table() knows
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")        # suffixes that read_table() knows
 BAR = "|||"                                        # between the fields of a line of .txt, and of texts that come as one
-csv.field_size_limit(2 ** 31 - 1)                  # its own 131,072 refuses long texts; a C long may hold no more
-SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
+SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "val", "eval", "dev1", "testa"),
+          "test": ("test", "testb")}
+Reader = Callable[[Path, Iterator[str], Sequence[str], list[str]], Iterator[tuple[int, Sequence[object]]]]
 
 
 def split_files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -30,7 +29,7 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     for split, names in SPLITS.items():
-        files = [f for f in there if f.stem in names]
+        files = [f for f in there if f.stem.lower() in names]
         if len(files) > 1:
             raise MinibertError(f"{folder}: {files[0].name} and {files[1].name} could both be {split}; keep one")
         found |= {split: files[0]} if files else {}
@@ -57,78 +56,29 @@ def read_lines(file: Path) -> Iterator[str]:
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
-def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[object]]]:
-    """("file:line", the values of `columns`) of every row of a table.
+def read_table(file: Path, columns: Sequence[str], notices: list[str]) -> Iterator[tuple[str, Sequence[object]]]:
+    """("file:line", the values of `columns`) of every row of a table; what is worth telling goes into `notices`.
 
-    .csv and .tsv have a first line that names the columns, .jsonl an object a line; in .txt the columns stand in the
-    order of `columns` backwards, with ||| between, as in "label ||| text". Empty lines are passed over. Values of
-    .jsonl may be other than strings. Suffixes may have capitals. Raises MinibertError for any other suffix, and with
-    file:line for what does not parse.
+    .csv and .tsv have a first line that names the columns, .jsonl an object a line, .json an array of objects; in .txt
+    the columns stand in the order of `columns` backwards, with ||| between, as in "label ||| text". Empty lines are
+    passed over. Values of JSON may be other than strings. Suffixes may have capitals. Raises MinibertError for any
+    other suffix, and with file:line for what does not parse.
     """
-    kinds: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[int, Sequence[object]]]]] = {
-        ".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".txt": read_bars}
+    kinds: dict[str, Reader] = {".csv": read_values, ".tsv": read_values, ".jsonl": read_objects, ".json": read_objects,
+                                ".txt": read_bars}
     if (suffix := file.suffix.lower()) not in kinds:
         raise MinibertError(f"{file}: no table by its suffix {suffix!r}; convert it to one of {', '.join(kinds)}")
     line = 0                                       # no row yet
-    for line, values in kinds[suffix](file, columns):
+    for line, values in kinds[suffix](file, read_lines(file), columns, notices):
         yield f"{file}:{line}", values
     if not line:
         raise MinibertError(f"{file}: no rows in it; expected the columns {', '.join(columns)}")
 
 
-def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows of .csv (quotes as in RFC 4180: a field in quotes may hold commas and line ends) and of .tsv (no quotes)."""
-    quoted = file.suffix.lower() == ".csv"
-    form = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows, line = csv.reader(read_lines(file), **form), 1
-    names: list[str] = []
-
-    try:
-        for row in rows:
-            if row and not names:
-                names = [name.strip() for name in row]
-                if missing := [name for name in columns if names.count(name) != 1]:
-                    raise MinibertError(f"{file}:{line}: the first line must name the column {missing[0]!r} once; it "
-                                        f"names {', '.join(map(repr, names))}; say with --columns which are meant")
-                places = [names.index(name) for name in columns]
-            elif row:
-                if len(row) != len(names):
-                    raise MinibertError(f"{file}:{line}: {len(row)} fields, but the first line names {len(names)}")
-                yield line, [row[i] for i in places]
-            line = rows.line_num + 1               # where the next row begins: a row may have several lines
-    except csv.Error as e:
-        advice = '; a field with commas or quotes stands in quotes, as "She said ""no"""' if quoted else ""
-        raise MinibertError(f"{file}:{line}: does not parse ({e}){advice}") from None
-
-
-def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
-    """Rows of .jsonl."""
-    for line, text in enumerate(read_lines(file), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise MinibertError(f"{file}:{line}: not JSON ({e}); expected an object a line") from None
-
-        if "\\ud" in text.lower() and not encodable(row):
-            raise MinibertError(f"{file}:{line}: \\ud... is half of a pair that UTF-8 cannot write; mend the line")
-        if not isinstance(row, dict):
-            raise MinibertError(f"{file}:{line}: {type(row).__name__}, not an object with {', '.join(columns)}")
-        if missing := [name for name in columns if name not in row]:
-            raise MinibertError(f"{file}:{line}: no {missing[0]!r}; the object has {', '.join(map(repr, row))}; say "
-                                "with --columns which are meant")
-        yield line, [row[name] for name in columns]
-
-
-def encodable(value: object) -> bool:
-    """Whether all texts in a JSON value can be written as UTF-8, which has no halves of surrogate pairs."""
-    return not re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
-
-
-def read_bars(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+def read_bars(file: Path, lines: Iterator[str], columns: Sequence[str],
+              notices: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Rows of .txt: fields with ||| between, the last column first; the text may hold ||| itself."""
-    for line, text in enumerate(read_lines(file), 1):
+    for line, text in enumerate(lines, 1):
         if not text.strip():
             continue
         fields = [field.strip() for field in text.split(BAR, len(columns) - 1)]

@@ -22,7 +22,7 @@ from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.files import Json
-from minibert.options import check_bounds, option
+from minibert.options import check_bounds
 from minibert.scores.tables import Scores, score_at
 
 Example = TypeVar("Example")
@@ -50,25 +50,6 @@ class TaskOptions:
 
     def check_changes(self, changes: Mapping[str, object]) -> None:
         """Raises MinibertError for a change that a model trained with these options cannot be used with."""
-
-
-@dataclass(frozen=True)
-class TableOptions(TaskOptions):
-    """Options of a task that reads tables: `columns` names columns, its default says how many."""
-    columns: str = option("text,label", "names of the columns that hold the text and its label", later=True)
-
-    def __post_init__(self) -> None:
-        example = type(self).columns
-        wanted = len(example.split(","))
-        if len(self.names) != wanted or len(set(self.names)) != wanted or not all(self.names):
-            raise MinibertError(f"--columns is {self.columns!r}; it must be {wanted} different names with commas "
-                                f"between, such as {example}")
-        super().__post_init__()
-
-    @property
-    def names(self) -> list[str]:
-        """Of the columns."""
-        return [name.strip() for name in self.columns.split(",")]
 
 
 class Task(ABC, Generic[Example, Prediction]):
@@ -246,12 +227,3 @@ def coloured(text: str, colour: bool) -> str:
 def only_one(given: set[str], there: set[str]) -> str | None:
     """What everything was given, if that is one and there are several."""
     return next(iter(given)) if len(given) == 1 and len(there) > 1 else None
-
-
-def text_of(value: object, where: str, wanted: str = "") -> str:
-    """A value of a table that must be a text, not an empty one where it is `wanted`. Raises MinibertError."""
-    if not isinstance(value, str) or (wanted and not value.strip()):
-        raise MinibertError(f"{where}: the text is {repr(value)[:60]}; expected {wanted or 'a string'}")
-    return value
-
-

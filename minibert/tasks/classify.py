@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
-from minibert.data.tables import read_table
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import label_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, TableOptions, TaskOptions, coloured, text_of
+from minibert.tasks.base import Result, TaskOptions, coloured
+from minibert.tasks.label_lists import Rows, label_lists
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import mean_scores, sigmoid
+from minibert.tasks.tabular import TableOptions, table_rows, text_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Classify(LabelTask[Example]):
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels)
         if self.options.choice == "several":
-            self.best = ("micro_f1", "max")
+            self.best, self.fewest = ("micro_f1", "max"), 1
         if self.options.choice != "one":
             self.problem_type = "multi_label_classification"
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the classes, from training texts
@@ -74,18 +75,16 @@ class Classify(LabelTask[Example]):
         return self.labels[1:] if self.options.choice == "yes-no" else self.labels
 
     def read_file(self, file: Path) -> list[Example]:
-        return [Example(text_of(text, where), self.read_labels(label, where), where)
-                for where, (text, label) in read_table(file, self.options.names)]
+        several = self.options.choice == "several"                            # perhaps none
+        rows = list(table_rows(self, file, needed=slice(0, 1) if several else slice(None)))
+        return [Example(text_of(text, where), labels, where)
+                for (where, (text, _)), labels in zip(rows, self.read_labels(rows, file), strict=True)]
 
-    def read_labels(self, value: object, where: str) -> tuple[str, ...]:
-        """One label; with --choice several a JSON list, or names with | between, perhaps none."""
-        if self.options.choice != "several":
-            return (self.read_label(value, where),)
-
-        names = value.split("|") if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
-            raise MinibertError(f"{where}: the labels are {value!r}; expected a list of names")
-        return tuple(sorted({str(name).strip() for name in names} - {""}))
+    def read_labels(self, rows: Rows, file: Path) -> list[tuple[str, ...]]:
+        """The labels of ("file:line", (text, value)) rows: one each; with --choice several see label_lists()."""
+        if self.options.choice == "several":
+            return label_lists(rows, file, self.notices)
+        return [(self.read_label(value, where),) for where, (_, value) in rows]
 
     def right(self, example: Example) -> tuple[str, ...]:
         return example.labels

@@ -20,6 +20,7 @@ from minibert.scores.labels import confusion, confusion_report, label_report, la
 from minibert.scores.tables import Scores, averages, compared
 from minibert.tasks.base import Result, Task, only_one
 from minibert.tasks.probabilities import mean_scores, softmax
+from minibert.tasks.tabular import skipping
 
 
 class Located(Protocol):
@@ -60,6 +61,7 @@ class LabelTask(Task[Example, Answer]):
     architecture = "BertForSequenceClassification"
     problem_type: str | None = "single_label_classification"
     unit = "texts"
+    fewest = 2                                     # labels that there must be
     fixed: tuple[str, ...] = ()                    # all labels there may be, in the order of the scores; (): any names
 
     def read_label(self, value: object, where: str) -> Any:
@@ -67,7 +69,7 @@ class LabelTask(Task[Example, Answer]):
         label = str(value).strip() if isinstance(value, bool | int | str) else ""
         if not label or (self.fixed and label not in self.fixed):
             wanted = f"one of {', '.join(self.fixed)}" if self.fixed else "a name"
-            raise MinibertError(f"{where}: the label is {value!r}; expected {wanted}")
+            raise MinibertError(f"{where}: the label is {value!r}; expected {wanted}{skipping(value)}")
         return label
 
     def right(self, example: Any) -> tuple[str, ...]:
@@ -79,9 +81,9 @@ class LabelTask(Task[Example, Answer]):
         return (prediction.label,)
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
-        """The labels of train, sorted, or those that are fixed. Raises MinibertError for fewer than two."""
+        """The labels of train, sorted, or those that are fixed. Raises MinibertError for too few."""
         self.labels = list(self.fixed) or sorted({label for e in splits["train"] for label in self.right(e)})
-        self.refuse_labels(len(self.labels) < 2, "at least two", splits)
+        self.refuse_labels(len(self.labels) < self.fewest, f"at least {('one', 'two')[self.fewest - 1]}", splits)
         self.note_unseen(splits)
 
     def refuse_labels(self, wrong: bool, wanted: str, splits: Mapping[str, Sequence[Example]]) -> None:

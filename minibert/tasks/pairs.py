@@ -9,13 +9,14 @@ from typing import Any
 
 from minibert.core.batch import Feature
 from minibert.data.rows import pair_rows
-from minibert.data.tables import BAR, read_table
+from minibert.data.tables import BAR
 from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
-from minibert.tasks.base import Result, TableOptions, coloured, text_of
+from minibert.tasks.base import Result, coloured
 from minibert.tasks.labelled import LabelTask, three_best
+from minibert.tasks.tabular import TableOptions, table_rows, text_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class PairTask(LabelTask[Pair]):
 
     def read_file(self, file: Path) -> list[Pair]:
         return [Pair(text_of(first, where), text_of(second, where), self.read_label(label, where), where)
-                for where, (first, second, label) in read_table(file, self.options.names)]
+                for where, (first, second, label) in table_rows(self, file)]
 
     def example(self, text: str) -> Pair:
         first, bar, second = text.partition(BAR)

@@ -63,14 +63,14 @@ class QA(Task[Example, Span]):
     best, also_best = ("f1", "max"), {"exact": "max"}
     architecture, head_parts = "BertForQuestionAnswering", ("qa_outputs.",)
     trial = f"Who built the tower? {BAR} The tower, finished in 1911, was built by Anna Lindqvist."
-    suffixes = (".json",)
+    suffixes = (".json", ".jsonl")
     Options, About = Options, Edges
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
         super().__init__(options, labels or ["start", "end"])
 
     def read_file(self, file: Path) -> list[Example]:
-        return read_squad(file)
+        return read_squad(file, self.notices)
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """There are none to learn; --answers must suit the questions."""

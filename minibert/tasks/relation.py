@@ -15,15 +15,16 @@ from torch import Tensor
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PairHead
-from minibert.data.tables import read_lines, read_table
+from minibert.data.tables import read_lines
 from minibert.data.text import leading_marks, words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import relation_report, relation_scores
 from minibert.scores.tables import Scores, compared
-from minibert.tasks.base import Result, TableOptions, coloured, text_of
+from minibert.tasks.base import Result, coloured
 from minibert.tasks.labelled import Answer, LabelTask
+from minibert.tasks.tabular import TableOptions, table_rows, text_of
 
 MARKS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 TAGS = re.compile(r"(</?e[12]>)")
@@ -61,7 +62,7 @@ class Relation(LabelTask[Example]):
         if file.suffix.lower() == ".txt":
             return read_semeval(file)
         return [marked(text_of(text, where), self.read_label(label, where), where)
-                for where, (text, label) in read_table(file, self.options.names)]
+                for where, (text, label) in table_rows(self, file)]
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """The labels of train, sorted; whether the one for no relation is among them."""

@@ -26,7 +26,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.numbers import ranking_scores
 from minibert.scores.tables import Scores
-from minibert.tasks.base import Result, RowDraw, Scorer, TableOptions, Task, TaskOptions, coloured, only_one, text_of
+from minibert.tasks.base import Result, RowDraw, Scorer, Task, TaskOptions, coloured, only_one
 from minibert.tasks.probabilities import sigmoid
 from minibert.tasks.reply_rows import (
     ANSWER,
@@ -43,6 +43,7 @@ from minibert.tasks.reply_rows import (
     right_too,
     text_number,
 )
+from minibert.tasks.tabular import TableOptions, table_rows, text_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Reply(Task[Example, Ranking]):
     def read_file(self, file: Path) -> list[Example]:
         wanted = "a question and its answer"
         return [Example(text_of(question, where, wanted), text_of(answer, where, wanted), (), where)
-                for where, (question, answer) in read_table(file, self.options.names)]
+                for where, (question, answer) in table_rows(self, file)]
 
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.
@@ -107,7 +108,8 @@ class Reply(Task[Example, Ranking]):
         remembers; call this again if its weights or its precision change.
         """
         if file.suffix.lower() in set(TABLES) - {".txt"}:
-            found = [text_of(text, where).strip() for where, (text,) in read_table(file, self.options.names[1:])]
+            found = [text_of(text, where).strip() for where, (text,) in
+                     read_table(file, self.options.names[1:], self.notices)]
         else:
             found = [line.split(BAR)[0].strip() for line in read_lines(file)]
         self.candidates, self.index, self.vectors = distinct(filter(None, found)), [], np.zeros((0, 0))

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from minibert.core.batch import Feature
 from minibert.data.features import Features
-from minibert.data.tables import read_table
 from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
-from minibert.tasks.base import Result, Scorer, TableOptions, coloured, only_one, text_of
+from minibert.tasks.base import Result, Scorer, coloured, only_one
 from minibert.tasks.generate import write
+from minibert.tasks.tabular import TableOptions, table_rows, text_of
 from minibert.tasks.vocabulary import VocabularyTask
 
 ROWS = 64                                          # texts written, rows scored at a time
@@ -79,7 +79,7 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     def read_file(self, file: Path) -> list[Example]:
         wanted = "a source and its target"
         return [Example(text_of(source, where, wanted), text_of(target, where, wanted), where)
-                for where, (source, target) in read_table(file, self.options.names)]
+                for where, (source, target) in table_rows(self, file)]
 
     def example(self, text: str) -> Example:
         if not text.strip():

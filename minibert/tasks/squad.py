@@ -1,10 +1,12 @@
 """Files in the layout of SQuAD, 1.1 or 2.0, as examples."""
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from minibert.data.tables import encodable, read_lines
+from minibert.data.records import encodable, read_values_of_json
+from minibert.data.tables import read_lines
 from minibert.errors import MinibertError
 
 Kind = TypeVar("Kind")
@@ -22,9 +24,36 @@ class Example:
 # ------------------------------------------------------------------------------------------------------ the files
 
 
-def read_squad(file: Path) -> list[Example]:
-    """The examples of a file in the layout of SQuAD. Raises MinibertError with file:line."""
+def read_squad(file: Path, notices: list[str]) -> list[Example]:
+    """The examples of a file in the layout of SQuAD, or with a question an object: an object a line, or an array.
+
+    A question without answers that says nothing of `is_impossible` has none, which `notices` counts. Raises
+    MinibertError with file:line.
+    """
     text = "".join(read_lines(file))
+    flat = file.suffix.lower() == ".jsonl" or text.lstrip()[:1] == "["
+    examples = flat_questions(file, text) if flat else nested_questions(file, text)
+    found, silent = [], []                         # silent: the places of those without answers
+    for example, says_nothing in examples:
+        found.append(example)
+        silent += [example.where] if says_nothing else []
+    if not found:
+        raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
+    if silent:
+        notices.append(f"{len(silent):,} questions without an answer do not say is_impossible; read as if they did, "
+                       f"the first {silent[0]}")
+    return found
+
+
+def flat_questions(file: Path, text: str) -> Iterator[tuple[Example, bool]]:
+    """read_question() of objects with question, context and answers."""
+    for line, question in read_values_of_json(file, iter(text.splitlines(keepends=True))):
+        where = f"{file}:{line}"
+        yield read_question(question, member(question, "context", str, where), where)
+
+
+def nested_questions(file: Path, text: str) -> Iterator[tuple[Example, bool]]:
+    """read_question() of data, paragraphs, context and qas."""
     try:
         whole = json.loads(text)
     except ValueError as e:
@@ -36,15 +65,11 @@ def read_squad(file: Path) -> list[Example]:
         raise MinibertError(f"{file}: \\ud... is half of a pair that UTF-8 cannot write; mend the file")
 
     lines = QuestionLines(text)
-    found: list[Example] = []
     for article in member(whole, "data", list, f"{file}:1"):
         for paragraph in member(article, "paragraphs", list, f"{file}:{lines.now}"):
             context = member(paragraph, "context", str, f"{file}:{lines.now}")
             for question in member(paragraph, "qas", list, f"{file}:{lines.now}"):
-                found.append(read_question(question, context, f"{file}:{lines.of(question)}"))
-    if not found:
-        raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
-    return found
+                yield read_question(question, context, f"{file}:{lines.of(question)}")
 
 
 class QuestionLines:
@@ -64,20 +89,37 @@ class QuestionLines:
         return self.now
 
 
-def read_question(question: object, context: str, where: str) -> Example:
-    """One entry of "qas"."""
+def read_question(question: object, context: str, where: str) -> tuple[Example, bool]:
+    """(one entry of "qas", whether it has no answer without saying so)."""
+    place = where
+    if isinstance(question, dict) and isinstance(name := question.get("id"), str | int):
+        where = f"{where}: question {str(name)[:40]}"      # a file may be one line
     asked = member(question, "question", str, where)
     for name, words in (("question", asked), ("context", context)):
         if not words.strip():
             raise MinibertError(f"{where}: the {name} is empty")
     assert isinstance(question, dict)              # member() has seen to it
-    without = question.get("is_impossible", False)
-    if not isinstance(without, bool):
+    without = question.get("is_impossible")
+    if not isinstance(without, bool | None):
         raise MinibertError(f"{where}: is_impossible is {repr(without)[:40]}, neither true nor false")
-    answers = [] if without else member(question, "answers", list, where)
-    if not answers and not without:
+    if without:
+        return Example(asked, context, (), place), False
+
+    columns = isinstance(question.get("answers"), dict)
+    answers = listed(question["answers"], where) if columns else member(question, "answers", list, where)
+    if without is None and all(isinstance(a, dict) and a.get("text") == "" for a in answers):
+        return Example(asked, context, (), place), True
+    if not answers:
         raise MinibertError(f'{where}: no answer; a question without one says "is_impossible": true')
-    return Example(asked, context, tuple(read_answer(answer, context, where) for answer in answers), where)
+    return Example(asked, context, tuple(read_answer(answer, context, where) for answer in answers), place), False
+
+
+def listed(columns: object, where: str) -> list[dict[str, object]]:
+    """Answers in columns, {"text": [...], "answer_start": [...]}, as a list of them. Raises MinibertError."""
+    texts, starts = (member(columns, name, list, where) for name in ("text", "answer_start"))
+    if len(texts) != len(starts):
+        raise MinibertError(f"{where}: {len(texts)} texts of answers, but {len(starts)} of answer_start; mend the file")
+    return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
 
 
 def read_answer(answer: object, context: str, where: str) -> tuple[str, int]:
@@ -85,8 +127,10 @@ def read_answer(answer: object, context: str, where: str) -> tuple[str, int]:
     text, start = member(answer, "text", str, where), member(answer, "answer_start", int, where)
     there = context[start:start + len(text)] if start >= 0 else ""
     if not text.strip() or there != text:
+        found = context.find(text)
+        elsewhere = f"; it stands at {found}" if text.strip() and found >= 0 and context.count(text) == 1 else ""
         raise MinibertError(f"{where}: the answer {text[:40]!r} is not at character {start}, where the text has "
-                            f"{there[:40]!r}; answer_start counts characters from 0")
+                            f"{there[:40]!r}{elsewhere}; answer_start counts characters from 0")
     return text.strip(), start + len(text) - len(text.lstrip())
 
 

@@ -22,6 +22,8 @@ FORMS = {
     "x.tsv": 'text\tother\tlabel\nplain words\t1\ta\na "quoted", comma\t2\tb\nümlaut | bar\t3\ta\n',
     "x.jsonl": '{"text": "plain words", "label": "a"}\n\n{"label": "b", "text": "a \\"quoted\\", comma", "z": 5}\n'
                '{"text": "ümlaut | bar", "label": "a"}\n',
+    "x.json": '[\n{"text": "plain words", "label": "a"},\n {"label": "b",\n  "text": "a \\"quoted\\", comma"}, '
+              '{"text": "ümlaut | bar", "label": "a"}\n]\n',
     "x.txt": 'a ||| plain words\nb ||| a "quoted", comma\n\na ||| ümlaut | bar\n'}
 
 
@@ -29,7 +31,7 @@ FORMS = {
 @pytest.mark.parametrize("end, mark", [("\n", ""), ("\r\n", "\ufeff")])
 def test_each_form_gives_the_same_rows(tmp_path, name, end, mark):
     (tmp_path / name).write_bytes((mark + FORMS[name].replace("\n", end)).encode())
-    rows = list(read_table(tmp_path / name, ["text", "label"]))
+    rows = list(read_table(tmp_path / name, ["text", "label"], []))
     assert [values for _, values in rows] == WANTED
 
 
@@ -37,14 +39,14 @@ def test_each_form_gives_the_same_rows(tmp_path, name, end, mark):
 def test_a_suffix_may_have_capitals(tmp_path, name):
     for file in (tmp_path / f"X{name[1:].upper()}", tmp_path / f"train{name[1:].title()}"):
         file.write_text(FORMS[name])
-        assert [values for _, values in read_table(file, ["text", "label"])] == WANTED
+        assert [values for _, values in read_table(file, ["text", "label"], [])] == WANTED
     assert find_files(tmp_path, TABLES) == {"train": tmp_path / f"train{name[1:].title()}"}
 
 
-@pytest.mark.parametrize("name", ["x.json", "x.xlsx", "x", "x.csv.gz"])
+@pytest.mark.parametrize("name", ["x.xlsx", "x", "x.csv.gz"])
 def test_another_suffix_is_refused(tmp_path, name):
     (tmp_path / name).write_text(FORMS["x.csv"])
-    with refused(f"{tmp_path / name}: no table by its suffix", ".csv, .tsv, .jsonl, .txt"):
+    with refused(f"{tmp_path / name}: no table by its suffix", ".csv, .tsv, .jsonl, .json, .txt"):
         Classify(Classify.Options()).read(tmp_path / name)
 
 
@@ -61,26 +63,80 @@ def test_what_is_neither_a_file_nor_a_folder():
 
 
 @pytest.mark.parametrize("name, lines", [("x.csv", [2, 3, 5]), ("x.tsv", [2, 3, 4]), ("x.jsonl", [1, 3, 4]),
-                                         ("x.txt", [1, 2, 4])])
+                                         ("x.json", [2, 3, 4]), ("x.txt", [1, 2, 4])])
 def test_every_row_knows_its_line(tmp_path, name, lines):
     (tmp_path / name).write_text(FORMS[name])
-    assert [where for where, _ in read_table(tmp_path / name, ["text", "label"])] == [
+    assert [where for where, _ in read_table(tmp_path / name, ["text", "label"], [])] == [
         f"{tmp_path / name}:{n}" for n in lines]
+
+
+SPREADSHEETS = [                                   # name, text, what the notices say, line of the first row
+    ("x.csv", "text;label\n\"a; b\";x\nगाँव, शहर;y\n", ["semicolons stand between"], 2),
+    ("x.csv", "sep=;\ntext;label\n\"a; b\";x\nगाँव, शहर;y\n", ["semicolons stand between"], 3),
+    ("x.csv", "\"sep=,\"\r\n\r\ntext,label\r\na; b,x\r\n\"गाँव, शहर\",y\r\n", [], 4),
+    ("x.csv", "n\ttext\tlabel\n1\ta; b\tx\n2\tगाँव, शहर\ty\n", ["tabs stand between"], 2),
+    ("x.csv", "text|label\na; b|x\nगाँव, शहर|y\n", ["bars stand between"], 2),
+    ("x.tsv", "text,label\na; b,x\n\"गाँव, शहर\",y\n", ["commas stand between"], 2),
+    ("x.csv", " Text ,LABEL\na; b,x\n\"गाँव, शहर\",y\n", ["Text as text, LABEL as label"], 2),
+    ("x.tsv", "LABEL\ttext\tText\nx\ta; b\t?\ny\tगाँव, शहर\t?\n", ["LABEL as label"], 2),
+    ("x.csv", "TEXT;Label;x\n\"a; b\";x;\nगाँव, शहर;y;\n", ["semicolons stand", "TEXT as text, Label as label"], 2),
+    ("x.jsonl", '{"Text": "a; b", "Label": "x"}\n{"Text": "गाँव, शहर", "Label": "y"}\n', ["Text as text"], 1),
+    ("x.jsonl", '[{"text": "a; b", "label": "x"}, {"text": "गाँव, शहर", "label": "y"}]', [], 1),
+    ("x.json", '{"text": "a; b", "label": "x"}\n\n{"text": "गाँव, शहर", "label": "y"}\n', [], 1),
+    ("x.json", '\n[\n{"text": "a; b", "label": "x"},\n{"text": "गाँव, शहर", "label": "y"},\n]\n', [], 3)]
+
+
+@pytest.mark.parametrize("name, text, said, line", SPREADSHEETS)
+def test_tables_as_people_have_them(tmp_path, name, text, said, line):
+    (tmp_path / name).write_bytes(("\ufeff" + text).encode())
+    notices: list[str] = []
+    rows = list(read_table(tmp_path / name, ["text", "label"], notices))
+    assert [list(values) for _, values in rows] == [["a; b", "x"], ["गाँव, शहर", "y"]]
+    assert rows[0][0] == f"{tmp_path / name}:{line}"
+    assert len(notices) == len(said) and all(part in note for part, note in zip(said, notices, strict=True))
+
+
+@pytest.mark.parametrize("name, text, line, said", [
+    ("x.csv", "Text,TEXT,label\na,b,c\n", 1, "'text' once; with commas between it names 'Text', 'TEXT', 'label'"),
+    ("x.csv", "satz;klasse\na;b\n", 1, "'text' once; with commas between it names 'satz;klasse'; say with --columns"),
+    ("x.csv", "text;label\na;b\n\"never ends;e\n", 3, "does not parse"),
+    ("x.csv", "text;label\na;b\nc\n", 3, "1 fields, but the first line names 2"),
+    ("x.json", '[{"text": "a", "label": "b"},\n{"text": "a"}]', 2, "no 'label'; the object has 'text'"),
+    ("x.json", '[{"text": "a", "label": "b"},\n\n{"text": "a", }]', 3, "not JSON"),
+    ("x.json", '[{"text": "a", "label": "b"}\n', 2, "not JSON"),
+    ("x.json", '[{"text": "a", "label": "b"}]\n[]', 1, "something stands behind the array"),
+    ("x.json", '{"data": [\n{"text": "a", "label": "b"}]}', 1, "not JSON"),
+    ("x.json", '[\n{"text": "\\ud800", "label": "b"}]', 2, "half of a pair")])
+def test_tables_that_mean_nothing_certain(tmp_path, name, text, line, said):
+    (tmp_path / name).write_text(text)
+    with refused(f"{tmp_path / name}:{line}: ", said):
+        list(read_table(tmp_path / name, ["text", "label"], []))
+
+
+@pytest.mark.parametrize("names, split", [
+    (["train.csv", "validation.csv"], "dev"), (["training.jsonl", "val.jsonl"], "dev"),
+    (["Train.tsv", "Eval.TSV"], "dev"),
+    (["train.json", "dev1.json"], "dev"), (["TRAIN.txt", "Test.txt"], "test")])
+def test_names_of_splits(tmp_path, names, split):
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert find_files(tmp_path, TABLES) == {"train": tmp_path / names[0], split: tmp_path / names[1]}
 
 
 def test_a_field_in_quotes_may_have_lines_and_the_next_row_is_counted_right(tmp_path):
     (tmp_path / "x.csv").write_text('text,label\n"two\nlines",a\nnext,b\n')
-    rows = list(read_table(tmp_path / "x.csv", ["text", "label"]))
+    rows = list(read_table(tmp_path / "x.csv", ["text", "label"], []))
     assert rows == [(f"{tmp_path / 'x.csv'}:2", ["two\nlines", "a"]), (f"{tmp_path / 'x.csv'}:4", ["next", "b"])]
 
 
 def test_bars_in_the_text_stay(tmp_path):
     (tmp_path / "x.txt").write_text("a ||| one ||| two\n")
-    assert [v for _, v in read_table(tmp_path / "x.txt", ["text", "label"])] == [["one ||| two", "a"]]
+    assert [v for _, v in read_table(tmp_path / "x.txt", ["text", "label"], [])] == [["one ||| two", "a"]]
 
 
 @pytest.mark.parametrize("name, text, line, said", [
-    ("x.csv", "text,klass\na,b\n", 1, "must name the column 'label' once; it names 'text', 'klass'"),
+    ("x.csv", "text,klass\na,b\n", 1, "must name the column 'label' once; with commas between it names 'text', "
+                                        "'klass'"),
     ("x.csv", "text,label,label\na,b,c\n", 1, "'label' once"),
     ("x.csv", "text,label\na,b\nc\n", 3, "1 fields, but the first line names 2"),
     ("x.csv", 'text,label\na,b\n"c" d,e\n', 3, "does not parse"),
@@ -93,7 +149,7 @@ def test_bars_in_the_text_stay(tmp_path):
 def test_faults_name_their_line(tmp_path, name, text, line, said):
     (tmp_path / name).write_text(text)
     with refused(f"{tmp_path / name}:{line}: ", said):
-        list(read_table(tmp_path / name, ["text", "label"]))
+        list(read_table(tmp_path / name, ["text", "label"], []))
 
 
 @pytest.mark.parametrize("name, text", [("x.csv", ""), ("x.csv", "text,label\n"), ("x.jsonl", "\n\n"),
@@ -101,7 +157,7 @@ def test_faults_name_their_line(tmp_path, name, text, line, said):
 def test_a_file_without_rows(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with refused(f"{tmp_path / name}: no rows in it"):
-        list(read_table(tmp_path / name, ["text", "label"]))
+        list(read_table(tmp_path / name, ["text", "label"], []))
 
 
 @pytest.mark.parametrize("name, form", [("x.csv", "text,label\n{},b\n"), ("x.csv", 'text,label\n"{}",b\n'),
@@ -109,7 +165,7 @@ def test_a_file_without_rows(tmp_path, name, text):
                                         ("x.jsonl", '{{"text": "{}", "label": "b"}}\n')])
 def test_a_field_of_a_megabyte_is_read(tmp_path, name, form):
     (tmp_path / name).write_text(form.format("a" * 2 ** 20))
-    assert [v for _, v in read_table(tmp_path / name, ["text", "label"])] == [["a" * 2 ** 20, "b"]]
+    assert [v for _, v in read_table(tmp_path / name, ["text", "label"], [])] == [["a" * 2 ** 20, "b"]]
 
 
 @pytest.mark.parametrize("name, end, advised", [("x.csv", ",b", True), ("X.CSV", ",b", True), ("x.tsv", "\tb", False)])
@@ -118,7 +174,7 @@ def test_only_commas_bring_advice_about_quotes(tmp_path, name, end, advised):
     limit = csv.field_size_limit(20)
     try:
         with pytest.raises(MinibertError, match="2: does not parse .field larger than field limit") as caught:
-            list(read_table(tmp_path / name, ["text", "label"]))
+            list(read_table(tmp_path / name, ["text", "label"], []))
         assert ("quotes" in str(caught.value)) == advised
     finally:
         csv.field_size_limit(limit)
@@ -187,7 +243,7 @@ def test_no_answer_of_the_bank_is_in_two_splits_and_no_pair_comes_twice(tmp_path
     rows = [f'"Question {i}?","Answer {i // 3},\nfor you",cards\n' for i in range(600)]
     rows += [*rows[:50], *(row.upper() for row in rows[:50])]
     output = convert(tmp_path, "bank_faq", {"BankFAQs.csv": "Question,Answer,Class\n" + "".join(rows)})
-    pairs = {s: [tuple(v) for _, v in read_table(output / f"{s}.csv", ["question", "answer"])]
+    pairs = {s: [tuple(v) for _, v in read_table(output / f"{s}.csv", ["question", "answer"], [])]
              for s in ("train", "dev", "test")}
     assert sum(len(p) for p in pairs.values()) == len({p for split in pairs.values() for p in split}) == 650
     answers = [{answer.casefold() for _, answer in split} for split in pairs.values()]
@@ -210,7 +266,7 @@ def test_half_a_surrogate_pair_is_refused_where_it_stands(tmp_path, row):
     file = tmp_path / "train.jsonl"
     file.write_text('{"text": "\\ud83d\\ude00", "label": "a"}\n' + row + "\n")
     with refused(f"{file}:2", "UTF-8"):
-        list(read_table(file, ["text", "label"]))
+        list(read_table(file, ["text", "label"], []))
 
 
 def test_a_name_that_is_too_long_is_no_file(tmp_path):

@@ -302,8 +302,8 @@ def test_spans_point_at_the_original_characters_also_where_normalising_moves_the
 
 
 SIGNS = ["हिन्दी", "कि", "ภาษาไทย", "الكِتابُ", "\u200fشركة", "e\u0301tude\u0301", "cafe\u0301-bar\u0301",
-         "\u00ada\u00ad", "한국", "İi", "ti\u1ebf\u0301ng", "a\u200b,\u200bb\u0301", "Straße", "9\ufe0f\u20e3", "\u0301x", "日\U000e0100",
-         "ﬁx", "…\u0301"]
+         "\u00ada\u00ad", "한국", "İi", "ti\u1ebf\u0301ng", "a\u200b,\u200bb\u0301", "Straße", "9\ufe0f\u20e3",
+         "\u0301x", "日\U000e0100", "ﬁx", "…\u0301"]
 
 
 def test_no_character_of_a_word_is_left_out_in_any_script(uncased):

@@ -2,6 +2,8 @@
 import json
 import math
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from minibert.checkpoints import weights
 from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.heads import PooledHead
 from minibert.core.model import Model, initialise
-from minibert.tasks.classify import Classify, Example
+from minibert.tasks.classify import Classify, Example, Holding
 from minibert.tasks.labelled import Answer
 from minibert.use.predict import load
 
@@ -27,9 +29,14 @@ def task(**options) -> Classify:
     return Classify(Classify.Options(**options))
 
 
+def read(found: Classify, *values: object) -> list[tuple[str, ...]]:
+    """The labels of rows that have these values, in lines 1, 2, ..."""
+    return found.read_labels([(f"f:{i}", ("x", value)) for i, value in enumerate(values, 1)], Path("f"))
+
+
 def learnt(labels: list[str], **options) -> Classify:
     found = task(**options)
-    found.learn_labels({"train": [Example("x", found.read_labels(y, "f:1"), "f:1") for y in labels]})
+    found.learn_labels({"train": [Example("x", y, "f:1") for y in read(found, *labels)]})
     return found
 
 
@@ -57,14 +64,81 @@ def test_other_columns(tmp_path):
 @pytest.mark.parametrize("value, labels", [("b|a", ("a", "b")), ("", ()), (["x", 5], ("5", "x")), (" a | a ", ("a",)),
                                            ([], ())])
 def test_several_labels(value, labels):
-    assert task(choice="several").read_labels(value, "f:1") == labels
+    assert read(task(choice="several"), value) == [labels]
+
+
+@pytest.mark.parametrize("values, labels", [
+    ([[1, 0, 1], [0, 0, 0], [0, 1, 0]], [("0", "2"), (), ("1",)]), ([[0, 1], [1, 0]], [("1",), ("0",)]),
+    ([[True, False, True]], [("0", "2")]), (["[0, 1, 1]", "[1, 0, 0]"], [("1", "2"), ("0",)]),
+    (["1|0|0|1"], [("0", "3")])])
+def test_vectors_of_0_and_1_are_labels_by_their_places(values, labels):
+    found = task(choice="several")
+    assert read(found, *values) == labels
+    assert len(found.notices) == 1 and "vectors of 0 and 1" in found.notices[0]
+
+
+@pytest.mark.parametrize("values, labels", [
+    ([[1], [0]], [("1",), ("0",)]), ([["1", "a"], ["0", "b"]], [("1", "a"), ("0", "b")]), ([[], []], [(), ()]),
+    (["['खेल', 'news']", '["खेल"]', "[]"], [("news", "खेल"), ("खेल",), ()])])
+def test_lists_of_names_are_names(values, labels):
+    found = task(choice="several")
+    assert read(found, *values) == labels and found.notices == []
+
+
+def test_vectors_among_names_are_refused_with_both_places():
+    with refused("f:2: the labels are 1 0 1, a vector of 0 and 1", "f:1", "write names"):
+        read(task(choice="several"), ["a"], [1, 0, 1])
+    with refused("f:1: the labels are 1 0 1,", "f:2,"):
+        read(task(choice="several"), [1, 0, 1], [1, 0])
+
+
+def test_one_label_that_a_text_has_or_not(tmp_path):
+    """A single output is one sigmoid: softmax of one score would always be 1."""
+    (tmp_path / "train.jsonl").write_text('{"text": "late again", "label": ["complaint"]}\n'
+                                          '{"text": "thank you", "label": []}\n{"text": "ok", "label": ""}\n')
+    found = task(choice="several")
+    splits = found.read(tmp_path)
+    found.learn_labels(splits)
+    assert found.labels == ["complaint"] and [e.labels for e in splits["train"]] == [("complaint",), (), ()]
+    z = torch.tensor([[2.0], [-1.0], [0.5]], dtype=torch.float64)
+    row = SimpleNamespace(about=Holding(np.array([0])))
+    none = SimpleNamespace(about=Holding(np.zeros(0, np.int64)))
+    batch = SimpleNamespace(labels=torch.zeros(3, dtype=torch.int64), features=[row, none, none])
+    right = math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(0.5))
+    assert float(found.loss(z, batch)["texts"]) == pytest.approx(right, rel=1e-12)
+
+
+@pytest.mark.parametrize("name, form", [
+    ("train.csv", "text,label\n{0},a\n,b\n{1},\n  ,a\n{1},b\n"),
+    ("train.jsonl", '{{"text": "{0}", "label": "a"}}\n{{"text": null, "label": "b"}}\n{{"text": "{1}", "label": '
+                    'null}}\n{{"text": " ", "label": "a"}}\n{{"text": "{1}", "label": "b"}}\n')])
+def test_rows_that_lack_something(tmp_path, name, form):
+    first = 2 if name == "train.csv" else 1
+    (tmp_path / name).write_text(form.format("अच्छा दिन", "bad day"))
+    with refused(f"{tmp_path / name}:{first + (name == 'train.csv') + 1}: the ", "--incomplete skip"):
+        task().read(tmp_path)
+    found = task(incomplete="skip")
+    assert [(e.text, e.labels[0], e.where[-1]) for e in found.read(tmp_path)["train"]] == [
+        ("अच्छा दिन", "a", str(first)), ("bad day", "b", str(first + 4))]
+    assert found.notices == [f"3 rows without a text or a label are left out, the first {tmp_path / name}:{first + 1}"]
+
+
+def test_a_text_without_words_is_read_and_told(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nx,a\n,b\n")
+    found = task()
+    assert [e.text for e in found.read(tmp_path)["train"]] == ["x", ""]
+    assert found.notices == ["1 rows without a text or a label are read as they are; --incomplete skip leaves them "
+                             f"out, the first {tmp_path}/train.csv:3"]
+    (tmp_path / "train.csv").write_text("text,label\n,a\n,b\n")
+    with refused("no row in it has all of text, label"):
+        task(incomplete="skip").read(tmp_path)
 
 
 @pytest.mark.parametrize("choice, value", [("one", ""), ("one", "  "), ("one", ["a"]), ("one", None), ("one", 1.5),
                                            ("yes-no", ["a"]), ("several", [["a"]]), ("several", {"a": 1})])
 def test_what_is_no_label(choice, value):
-    with refused("f:7: the label"):
-        task(choice=choice).read_labels(value, "f:7")
+    with refused("f:2: the label", "--incomplete skip" if not value else ""):
+        read(task(choice=choice), "a", value)
 
 
 def test_a_text_that_is_none(tmp_path):

@@ -55,15 +55,19 @@ def test_impossible_questions_keep_no_plausible_answer(tmp_path):
 
 
 @pytest.mark.parametrize("text, line, said", [
-    ("", 1, "not JSON"), ("[" * 100_000, 1, "nested too deeply"), ("{\n]", 2, "not JSON"),
-    ("[]", 1, "data is not a list"),
+    ("", 1, "not JSON"), ("[" * 100_000, 1, "not JSON"), ("{\n]", 2, "not JSON"),
+    ('{"data": ' + "[" * 100_000, 1, "nested too deeply"), ("[]", 1, "no questions"),
+    ('{"data": 1}', 1, "data is not a"),
     ('{"data": [5]}', 1, "paragraphs is not a list"), ('{"data": []}', 1, "no questions"),
     ('{"data": [{"paragraphs": [{"context": null, "qas": []}]}]}', 1, "context is not a text"),
     ('{"data": [{"paragraphs": [{"context": "a", "qas": [7]}]}]}', 1, "question is not a text"),
     (squad(asked("a", "Bruno", 9)), 10, "is not at character 9, where the text has 'runo '"),
     (squad(asked("a", "Bruno", -46)), 10, "is not at character -46"),
     (squad(asked("a", "Bruno", True)), 10, "answer_start is not a whole number"),
-    (squad(asked("a", " ", 3)), 10, "is not at character 3"), (squad(asked("a", None)), 10, "no answer"),
+    (squad(asked("a", " ", 3)), 10, "is not at character 3"),
+    (squad(asked("a", "सर्दी", 1), context=" कल सर्दी है"), 10, "question a: the answer 'सर्दी' is not at character 1, "
+                                                     "where the text has 'कल सर'; it stands at 4; answer_start"),
+    (squad(asked("a", "o", 2)), 10, "'a'; answer_start"),
     (squad(asked("a", None, is_impossible="no")), 10, "is_impossible"),
     (squad(asked("a", None, is_impossible=False)), 10, "no answer"),
     (squad(asked("a", "Ada", 0, question=" ")), 10, "the question is empty"),
@@ -72,6 +76,33 @@ def test_impossible_questions_keep_no_plausible_answer(tmp_path):
 def test_files_that_are_none(tmp_path, text, line, said):
     (tmp_path / "dev.json").write_text(text)
     with refused(f"{tmp_path}/dev.json:{line or ''}", said):                  # 10: the line of the id
+        task().read(tmp_path)
+
+
+@pytest.mark.parametrize("more", [{}, {"answers": [{"text": "", "answer_start": -1}]},
+                                  {"answers": {"text": [], "answer_start": []}}])
+def test_no_answer_without_a_word_about_it(tmp_path, more):
+    """Annotation tools leave is_impossible out."""
+    (tmp_path / "train.json").write_text(squad(asked("x1", "Ada", 0), asked("x2", None) | more, asked("x3", None)))
+    found = task()
+    assert [e.answers for e in found.read(tmp_path)["train"]] == [(("Ada", 0),), (), ()]
+    said, = found.notices
+    assert said.startswith("2 questions without an answer do not say is_impossible") and "train.json:" in said
+
+
+@pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True), ("test.jsonl", True)])
+def test_a_question_an_object_with_answers_in_columns(tmp_path, name, array):
+    rows = [{"id": 7, "context": TEXT, "question": "who ?",
+             "answers": {"text": ["Ada", "Oslo"], "answer_start": [0, 24]}},
+            {"id": "b", "context": "오슬로에 비", "question": "어디 ?",
+             "answers": {"text": ["비"], "answer_start": [5]}}]
+    text = ",\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(f"[{text}]" if array else text.replace(",\n", "\n"))
+    found = task().read(tmp_path)["test"]
+    assert [(e.answers, e.where) for e in found] == [((("Ada", 0), ("Oslo", 24)), f"{tmp_path / name}:1"),
+                                                     ((("비", 5),), f"{tmp_path / name}:2")]
+    (tmp_path / name).write_text(json.dumps(rows[0] | {"answers": {"text": ["Ada"], "answer_start": []}}) + "\n")
+    with refused(f"{name}:1: question 7: 1 texts of answers, but 0 of answer_start" if "l" in name[-1] else "data"):
         task().read(tmp_path)
 
 

@@ -1,0 +1,183 @@
+"""Rows of files that name their columns: values with a sign between them, and objects of JSON.
+
+What people mean is taken where it is certain, and told in `notices`: another sign, names in other letter case.
+"""
+import contextlib
+import csv
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minibert.errors import MinibertError
+
+csv.field_size_limit(2 ** 31 - 1)                  # its own 131,072 refuses long texts; a C long may hold no more
+SIGNS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+ADVICE = "say with --columns which are meant"
+
+
+# ------------------------------------------------------------------------------------------------------- the columns
+
+
+def find_columns(names: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """The place of each of the `columns` in `names`, by other letter case if need be; [] where one is not there once.
+    """
+    folded, found = [name.casefold() for name in names], []
+    for column in columns:
+        for there, wanted in ((names, column), (folded, column.casefold())):
+            if there.count(wanted) == 1:
+                found.append(there.index(wanted))
+                break
+    return found if len(set(found)) == len(columns) else []
+
+
+def first_missing(names: Sequence[str], columns: Sequence[str]) -> str:
+    """Which of the `columns` find_columns() did not find."""
+    return next((column for column in columns if not find_columns(names, [column])), columns[-1])
+
+
+def tell_case(file: Path, found: Sequence[str], columns: Sequence[str], notices: list[str]) -> None:
+    """A notice where the columns are called so in other letter case."""
+    if other := [f"{name} as {column}" for name, column in zip(found, columns, strict=True) if name != column]:
+        notices.append(f"{file}: columns are told by other letter case: {', '.join(other)}")
+
+
+# ------------------------------------------------------------------------------------------ values with a sign between
+
+
+def read_values(file: Path, lines: Iterator[str], columns: Sequence[str],
+                notices: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Rows of .csv (quotes as in RFC 4180: a field in quotes may hold commas and line ends) and of .tsv (no quotes).
+
+    Between the values stands what the suffix says, what a first line "sep=;" says, as spreadsheets write it, or the
+    sign by which the first line names the columns.
+    """
+    begun, sign, names, places = read_header(file, lines, columns, notices)
+    rows, line = csv.reader(lines, **form(file, sign)), begun + 1
+    try:
+        for row in rows:
+            if row and len(row) != len(names):
+                raise MinibertError(f"{file}:{line}: {len(row)} fields, but the first line names {len(names)}")
+            if row:
+                yield line, [row[i] for i in places]
+            line = begun + rows.line_num + 1       # where the next row begins: a row may have several lines
+    except csv.Error as e:
+        quotes = '; a field with commas or quotes stands in quotes, as "She said ""no"""' if sign != "\t" else ""
+        raise MinibertError(f"{file}:{line}: does not parse ({e}){quotes}") from None
+
+
+def read_header(file: Path, lines: Iterator[str], columns: Sequence[str],
+                notices: list[str]) -> tuple[int, str, list[str], list[int]]:
+    """(its line, the sign between values, all names, the places of `columns`), up to the line that names the columns.
+    """
+    usual = "\t" if file.suffix.lower() == ".tsv" else ","
+    line, head, own = 0, "", usual
+    for head in lines:
+        line += 1
+        if named := re.fullmatch(r'"?sep=([,;|\t])"?\s*', head, re.I):
+            own = named[1]
+        elif head.strip():
+            break
+
+    ways = {sign: header(head, form(file, sign)) for sign in (own, *SIGNS)}
+    sign = next((sign for sign, names in ways.items() if find_columns(names, columns)), own)
+    names, places = ways[sign], find_columns(ways[sign], columns)
+    if head.strip() and not places:
+        raise MinibertError(f"{file}:{line}: the first line must name the column {first_missing(names, columns)!r} "
+                            f"once; with {SIGNS[sign]} between it names {', '.join(map(repr, names))}; {ADVICE}")
+    if sign != usual:
+        notices.append(f"{file}: {SIGNS[sign]} stand between its values")
+    if places:
+        tell_case(file, [names[i] for i in places], columns, notices)
+    return line, sign, names, places
+
+
+def form(file: Path, sign: str) -> dict[str, Any]:
+    """What csv.reader() is to know of a file with this sign between its values: in a .tsv tabs need no quotes."""
+    plain = sign == "\t" and file.suffix.lower() == ".tsv"
+    return {"delimiter": sign, **({"quoting": csv.QUOTE_NONE} if plain else {"strict": True})}
+
+
+def header(head: str, form: dict[str, Any]) -> list[str]:
+    """The names in a first line, if it has this form; else none."""
+    try:
+        return [name.strip() for row in csv.reader([head], **form) for name in row]
+    except csv.Error:
+        return []
+
+
+# ------------------------------------------------------------------------------------------------------ objects of JSON
+
+
+def read_objects(file: Path, lines: Iterator[str], columns: Sequence[str],
+                 notices: list[str]) -> Iterator[tuple[int, list[object]]]:
+    """Rows of JSON: an object a line, or an array of objects, told by the first sign; their members are the columns."""
+    told = list(columns)
+    for line, row in read_values_of_json(file, lines):
+        if not isinstance(row, dict):
+            raise MinibertError(f"{file}:{line}: {type(row).__name__}, not an object with {', '.join(columns)}")
+        names = list(row)
+        found = [names[i] for i in find_columns(names, columns)]
+        if not found:
+            raise MinibertError(f"{file}:{line}: no {first_missing(names, columns)!r}; the object has "
+                                f"{', '.join(map(repr, names))}; {ADVICE}")
+        if found != told:
+            tell_case(file, found, columns, notices)
+            told = found
+        yield line, [row[name] for name in found]
+
+
+def read_values_of_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, object]]:
+    """(line it begins in, value) of each line that is not blank, or of each member of one array.
+
+    Raises MinibertError with file:line.
+    """
+    line, text = next(((n, text) for n, text in enumerate(lines, 1) if text.strip()), (0, ""))
+    if text.lstrip().startswith("["):
+        yield from members(file, text + "".join(lines), line)
+        return
+    for n, text in enumerate(itertools.chain([text], lines), line):            # noqa: B020 (the first is put back)
+        if text.strip():
+            with json_at(f"{file}:{n}"):
+                value = json.loads(text)
+            refuse_halves("\\ud" in text.lower(), value, f"{file}:{n}")
+            yield n, value
+
+
+def members(file: Path, text: str, line: int) -> Iterator[tuple[int, object]]:
+    """(line, value) of each member of the array that begins in `text`, whose first line is number `line`."""
+    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
+    halves, counted, at = "\\ud" in text.lower(), 0, text.index("[") + 1
+    while True:
+        at = gap.match(text, at).end()
+        counted, line = at, line + text.count("\n", counted, at)
+        if text[at:at + 1] == "]":
+            break
+        with json_at(f"{file}:{line}"):
+            value, at = decoder.raw_decode(text, at)
+        refuse_halves(halves, value, f"{file}:{line}")
+        yield line, value
+    if text[at + 1:].strip():
+        raise MinibertError(f"{file}:{line}: something stands behind the array; keep one array in a file")
+
+
+@contextlib.contextmanager
+def json_at(where: str) -> Iterator[None]:
+    """What JSON's reader raises as a MinibertError."""
+    try:
+        yield
+    except (ValueError, RecursionError) as e:
+        raise MinibertError(f"{where}: not JSON ({e}); expected an object a line, or an array of objects") from None
+
+
+def refuse_halves(possible: bool, value: object, where: str) -> None:
+    """Raise MinibertError for text that no file can hold, where that is `possible` at all."""
+    if possible and not encodable(value):
+        raise MinibertError(f"{where}: \\ud... is half of a pair that UTF-8 cannot write; mend the line")
+
+
+def encodable(value: object) -> bool:
+    """Whether all texts in a JSON value can be written as UTF-8, which has no halves of surrogate pairs."""
+    return not re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
