@@ -41,6 +41,7 @@ from minibert.run.training import Training
 from minibert.settings import TrainConfig, resolve
 from minibert.tasks import TASKS
 from minibert.tasks.base import Task
+from minibert.use.divide import divide
 from minibert.use.evaluate import Evaluation, evaluate_split
 from minibert.use.prepare import Splits, encode_splits, read_splits
 
@@ -115,9 +116,11 @@ def set_up(argv: list[str]) -> Training:
 def read_data(task: Task, settings: TrainConfig) -> Splits:
     """{"train", "dev", "test": examples}; the task has learnt its labels from train. Raises MinibertError."""
     folder = Path(str(settings.data))
-    examples = read_splits(task, folder, settings.cache)
+    examples = divide(task, read_splits(task, folder, settings.cache), folder, settings.split, settings.stratify,
+                      settings.seed)
     if "train" not in examples:
-        raise MinibertError(f"{folder}: no training file; --data takes a folder with a train file, and dev and test")
+        raise MinibertError(f"{folder}: no training file; --data takes a folder with a train file, and dev and test, "
+                            "or with --split one file")
     if settings.limit:
         examples = examples.limited(settings.limit)
     task.learn_labels(examples)

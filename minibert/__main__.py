@@ -175,13 +175,15 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores of every split in the folder but train, in the precision of training."""
+    from minibert.use.divide import divide_as_then
     from minibert.use.evaluate import predict_examples
     from minibert.use.predict import load
+    from minibert.use.prepare import Splits
     model = load(arguments.run, **changes(arguments))
     precision = model.settings["precision"]
     model.tokenizer.case_shapes &= arguments.case_shapes == "on"
 
-    splits = model.task.read(arguments.data)
+    splits = divide_as_then(model.task, Splits(model.task.read(arguments.data)), arguments.data, model.settings)
     chosen = [arguments.split] if arguments.split else [s for s in splits if s != "train"]
     if not chosen or chosen[0] not in splits:
         raise MinibertError(f"{arguments.data}: no {arguments.split or 'dev or test'} file")

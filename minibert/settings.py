@@ -41,6 +41,10 @@ class TrainConfig:
     limit: int = option(0, "use only the first N examples of each split (0: all)", least=0, group="data",
                         aliases=("--max-train-samples",))
 
+    split: str | None = option(None, "--data is one file: shares of it for train, dev and perhaps test, such as "
+                                     "0.8,0.1,0.1, drawn by --seed", group="data")
+    stratify: bool = option(False, "with --split: every label in the same shares", group="data")
+
     dropout: float | None = option(None, "dropout everywhere (default: as the checkpoint says)", least=0, below=1,
                                    group="model")
     case_shapes: str = option("auto", "give letter case back to an uncased checkpoint through token types (auto: "
@@ -103,6 +107,9 @@ class TrainConfig:
         check_bounds(self)
         rules = [(self.accumulate <= self.batch_size, "accumulate", "between 1 and --batch-size"),
                  ((self.overlap or 0) <= self.max_pieces // 2, "overlap", "between 0 and half of --max-pieces"),
+                 (self.split is None or is_shares(self.split), "split",
+                  "two or three numbers with commas between whose sum is 1, such as 0.8,0.1,0.1"),
+                 (self.split is not None or not self.stratify, "stratify", "left out without --split"),
                  (re.fullmatch(r"[1-9]\d{0,8}m?", self.save_every), "save_every",
                   "a number of updates such as 50, or of minutes such as 5m"),
                  (re.fullmatch(r"none|embeddings|encoder|[0-9]{1,4}", self.freeze), "freeze",
@@ -119,6 +126,13 @@ class TrainConfig:
             if not holds:
                 refuse(self, name, wanted)
         return self
+
+
+def is_shares(text: str) -> bool:
+    """Whether a text is two or three positive numbers whose sum is 1."""
+    parts = text.split(",")
+    right = len(parts) in (2, 3) and all(re.fullmatch(r"0?\.[0-9]{1,9}", part) for part in parts)
+    return right and all(map(float, parts)) and abs(sum(map(float, parts)) - 1) < 1e-9
 
 
 # -------------------------------------------------------------------------------------------- where each comes from

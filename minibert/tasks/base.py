@@ -106,6 +106,14 @@ class Task(ABC, Generic[Example, Prediction]):
         """Take what raw texts choose from out of a file (--answers). Raises MinibertError where a task has no such."""
         raise MinibertError(f"--answers {file}: a model of --task {self.name} chooses no replies; leave it out")
 
+    def subset(self, examples: Sequence[Example], numbers: np.ndarray) -> Sequence[Example]:
+        """Some of the examples of one file, for --split; of class `Examples`, where that is what they were."""
+        return [examples[i] for i in numbers.tolist()]
+
+    def stratum(self, example: Example) -> object:
+        """What --stratify shares out evenly. Raises MinibertError for a task that has no such thing."""
+        raise MinibertError(f"--stratify: an example of --task {self.name} has no label of its own; leave it out")
+
     @abstractmethod
     def example(self, text: str) -> Example:
         """An example without labels from raw text. Raises MinibertError for a text that is none."""

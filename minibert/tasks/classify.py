@@ -77,8 +77,9 @@ class Classify(LabelTask[Example]):
     def read_file(self, file: Path) -> list[Example]:
         several = self.options.choice == "several"                            # perhaps none
         rows = list(table_rows(self, file, needed=slice(0, 1) if several else slice(None)))
-        return [Example(text_of(text, where), labels, where)
-                for (where, (text, _)), labels in zip(rows, self.read_labels(rows, file), strict=True)]
+        texts = [text_of(text, where) for where, (text, _) in rows]
+        return [Example(text, labels, where)
+                for (where, _), text, labels in zip(rows, texts, self.read_labels(rows, file), strict=True)]
 
     def read_labels(self, rows: Rows, file: Path) -> list[tuple[str, ...]]:
         """The labels of ("file:line", (text, value)) rows: one each; with --choice several see label_lists()."""

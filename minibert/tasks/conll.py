@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from minibert.data.features import check_ends, narrow
+from minibert.data.features import check_ends, narrow, ragged, running
 from minibert.data.tables import read_lines
 from minibert.data.wordlist import REMEMBERED, Numbering, Words
 from minibert.errors import MinibertError
@@ -75,6 +75,15 @@ class Examples(Sequence[Example]):
         inside = slice(bounds[0], bounds[-1])
         return Example(list(self.words.take(self.numbers[inside])), list(self.names.take(self.tags[inside])),
                        (bounds[:-1] - bounds[0]).tolist(), f"{self.file}:{self.lines[i]}")
+
+    def take(self, numbers: np.ndarray) -> "Examples":
+        """The examples of these numbers, in their order."""
+        sentences = np.diff(self.example_ends)[numbers]
+        kept = ragged(self.example_ends[numbers], sentences)
+        words = np.diff(self.sentence_ends)[kept]
+        cells = ragged(self.sentence_ends[kept], words)
+        return dataclasses.replace(self, numbers=self.numbers[cells], tags=self.tags[cells], lines=self.lines[numbers],
+                                   sentence_ends=running(words), example_ends=running(sentences))
 
     def count_tags(self) -> dict[str, int]:
         """{tag: words that have it}, in the order of their first words."""

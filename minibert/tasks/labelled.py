@@ -76,6 +76,9 @@ class LabelTask(Task[Example, Answer]):
         """The labels of an example: one."""
         return (example.label,)
 
+    def stratum(self, example: Any) -> object:
+        return self.right(example)
+
     def chosen(self, prediction: Answer) -> tuple[str, ...]:
         """The labels that a model gives an example: the most probable."""
         return (prediction.label,)

@@ -77,6 +77,9 @@ class Likeness(Match):
         super().learn_labels(splits)
         self.labels = ["score"]
 
+    def stratum(self, example: Pair) -> object:
+        raise MinibertError("--stratify: with --answer score a pair has a number, not a label; leave it out")
+
     def note_unseen(self, splits: Mapping[str, Sequence[Pair]]) -> None:
         """Of numbers none is."""
 

@@ -114,6 +114,9 @@ class MLM(VocabularyTask[str, Hits | Filling]):
             raise MinibertError(f"{file}: no text in it")
         return TextLines(file, count)
 
+    def subset(self, examples: Sequence[str], numbers: np.ndarray) -> Sequence[str]:
+        raise MinibertError("--split: --task mlm reads a file as one text; cut it into train.txt, dev.txt and test.txt")
+
     def example(self, text: str) -> str:
         if HIDDEN not in text:
             raise MinibertError(f"{text[:60]!r}: expected {HIDDEN} in it")

@@ -76,6 +76,9 @@ class NER(Task[Example, list[str]]):
         for split, examples in splits.items():
             self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
 
+    def subset(self, examples: conll.Examples, numbers: np.ndarray) -> conll.Examples:
+        return examples.take(numbers)
+
     def example(self, text: str) -> Example:
         spans = split_words(text)
         return Example([text[a:b] for a, b in spans], [], [0] if spans else [], "text", text, spans)

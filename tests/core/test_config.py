@@ -315,6 +315,7 @@ WORDS = {                                          # field -> words of the comma
     "evaluate": (["--evaluate", "dev"], "dev"),
     "before": (["--no-before"], False), "save_every": (["--save-every", "7m"], "7m"), "keep": (["--keep", "3"], 3),
     "resume": (["--resume"], True), "verbose": (["--verbose"], True),
+    "split": (["--split", "0.7,0.3"], "0.7,0.3"), "stratify": (["--stratify"], True),
     "limit": (["--limit", "29"], 29), "seed": (["--seed", "31"], 31), "device": (["--device", "cpu"], "cpu")}
 FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
 
