@@ -40,7 +40,7 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
     if not found:
         raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
     if silent:
-        notices.append(f"{len(silent):,} questions without an answer do not say is_impossible; read as if they did, "
+        notices.append(f"{len(silent):,} questions without an answer do not say that they are impossible; read as if they did, "
                        f"the first {silent[0]}")
     return found
 
@@ -107,7 +107,8 @@ def read_question(question: object, context: str, where: str) -> tuple[Example, 
 
     columns = isinstance(question.get("answers"), dict)
     answers = listed(question["answers"], where) if columns else member(question, "answers", list, where)
-    if without is None and all(isinstance(a, dict) and a.get("text") == "" for a in answers):
+    empty = all(isinstance(a, dict) and a.get("text") == "" for a in answers)
+    if empty and (answers or without is None):
         return Example(asked, context, (), place), True
     if not answers:
         raise MinibertError(f'{where}: no answer; a question without one says "is_impossible": true')

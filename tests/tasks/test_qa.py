@@ -80,6 +80,7 @@ def test_files_that_are_none(tmp_path, text, line, said):
 
 
 @pytest.mark.parametrize("more", [{}, {"answers": [{"text": "", "answer_start": -1}]},
+                                  {"answers": [{"text": "", "answer_start": 0}], "is_impossible": False},
                                   {"answers": {"text": [], "answer_start": []}}])
 def test_no_answer_without_a_word_about_it(tmp_path, more):
     """Annotation tools leave is_impossible out."""
@@ -87,7 +88,7 @@ def test_no_answer_without_a_word_about_it(tmp_path, more):
     found = task()
     assert [e.answers for e in found.read(tmp_path)["train"]] == [(("Ada", 0),), (), ()]
     said, = found.notices
-    assert said.startswith("2 questions without an answer do not say is_impossible") and "train.json:" in said
+    assert said.startswith("2 questions without an answer do not say that they are impossible") and "train.json:" in said
 
 
 @pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True), ("test.jsonl", True)])
