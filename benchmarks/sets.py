@@ -1,7 +1,7 @@
 """Public sets in the form that train.py reads, where it does not read them as published.
 
     python benchmarks/sets.py phrasebank|sts|banking77-10|bank_faq|xquad|multi30k|scitldr|
-                              gutenberg|wikitext2 SOURCE OUTPUT [--seed N]
+                              gutenberg|wikitext2|thucnews|weibo_ner SOURCE OUTPUT [--seed N]
 
 SOURCE is the folder of the set as published (each function below names its files), OUTPUT a new folder. sst5 needs
 nothing, banking77 only `--columns text,category`. Nothing of the sets is part of this project.
@@ -109,6 +109,37 @@ def wikitext2(source: Path, seed: int) -> Files:
     return files
 
 
+def thucnews(source: Path, seed: int) -> Files:
+    """dev.txt (every tenth line dev, the others train) and test.txt: title, tab, number of a line of class.txt.
+
+    text.txt has the titles of train, for a vocabulary.
+    """
+    names = (source / "class.txt").read_text("utf-8").split()
+    known, test = ([(title, names[int(number)]) for title, _, number in
+                    (line.rpartition("\t") for line in (source / name).read_text("utf-8").splitlines())]
+                   for name in ("dev.txt", "test.txt"))
+    train = [row for i, row in enumerate(known) if i % 10 != 9]
+    return {**tables("text,label", {"train": train, "dev": known[9::10], "test": test}),
+            "text.txt": ("".join(f"{title}\n" for title, _ in train), len(train))}
+
+
+def weibo_ner(source: Path, seed: int) -> Files:
+    """train, dev and test.conll: a character and its place in its word, tab, tag; the place is left out.
+
+    text.txt has the posts of train, for a vocabulary.
+    """
+    files = {}
+    for split in ("train", "dev", "test"):
+        posts = [[line.split("\t") for line in post.split("\n")] for post in
+                 (source / f"{split}.conll").read_text("utf-8").strip().split("\n\n")]
+        files[f"{split}.conll"] = "\n".join("".join(f"{field[0]}\t{tag}\n" for field, tag in post) for post in posts
+                                           ), len(posts)
+        if split == "train":
+            text = "".join("".join(field[0] for field, _ in post) + "\n" for post in posts)
+            files["text.txt"] = text, len(posts)
+    return files
+
+
 def read(file: Path, names: Sequence[str], delimiter: str = ",") -> list[Row]:
     """The columns `names` of a published table, without blanks at the ends; its line ends become \\n."""
     with open(file, encoding="utf-8-sig") as f:
@@ -128,7 +159,8 @@ def tables(columns: str, splits: dict[str, list[Row]]) -> Files:
 
 SETS: dict[str, Callable[[Path, int], Files]] = {"phrasebank": phrasebank, "sts": sts, "banking77-10": banking77_10,
                                                  "bank_faq": bank_faq, "xquad": xquad, "multi30k": multi30k,
-                                                 "scitldr": scitldr, "gutenberg": gutenberg, "wikitext2": wikitext2}
+                                                 "scitldr": scitldr, "gutenberg": gutenberg, "wikitext2": wikitext2,
+                                                 "thucnews": thucnews, "weibo_ner": weibo_ner}
 
 
 def main() -> int:
