@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minibert.errors import MinibertError
-from minibert.files import Json, flush_folder, write_json
+from minibert.files import Json, flush_folder, open_regular, read_text, write_json
 from minibert.run.processes import Processes
 from minibert.run.terminal import say
 from minibert.settings import TrainConfig
@@ -80,14 +80,16 @@ def lock(run: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
     file = run / ".lock"
     try:
+        open_regular(file, "a").close()            # no link, which the library might follow and cut
         held = FileLock(file).acquire(blocking=False)
     except Timeout:
-        holder = file.read_text("utf-8").strip() or "another process"
+        holder = read_text(file).strip() or "another process"
         raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
     except OSError as e:
         raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
     with held:
-        file.write_text(f"process {os.getpid()}", "utf-8")
+        with contextlib.suppress(OSError), open_regular(file, "w") as f:       # a full disk: it is held all the same
+            f.write(f"process {os.getpid()}")
         yield
 
 
@@ -103,7 +105,7 @@ class RunFolder:
             return
         file = self.path / "metrics.jsonl"
         try:
-            with open(file, "a", encoding="utf-8") as f:
+            with open_regular(file, "a", "utf-8") as f:
                 f.write(json.dumps(line) + "\n")
         except OSError as e:
             raise MinibertError(f"{file}: cannot be written ({e.strerror}); free space, then --resume") from None
@@ -121,7 +123,7 @@ class RunFolder:
         if self.verbose and not shown:
             say(text)
         file = self.path / "log.txt"               # names of tensors may hold what UTF-8 cannot write
-        with contextlib.suppress(OSError), open(file, "a", encoding="utf-8", errors="backslashreplace") as f:
+        with contextlib.suppress(OSError), open_regular(file, "a", "utf-8", "backslashreplace") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def write(self, name: str, value: object) -> None:

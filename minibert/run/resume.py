@@ -148,6 +148,8 @@ class RunStore:
         examples = [row["example"] for part in parts for row in part["rows"]]
         if self.processes.first:
             try:
+                if folder.is_symlink():            # nothing is written through one
+                    folder.unlink()
                 folder.mkdir(exist_ok=True)
                 write_update(folder / "update.json", step, parts, self.record, said)
                 if not broken:

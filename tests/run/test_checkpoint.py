@@ -263,19 +263,26 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"name {Path(b).name}"), replaced(a, b)))
     Checkpoints(tmp_path, 2).save("update-00000005", fill(5))
     growing = ".update-00000005.new"
-    assert order == [tmp_path.name, *FILES, ".complete.json.new", "name complete.json", growing,
+    assert order == [tmp_path.name, *FILES, "complete.json", "name complete.json", growing,
                      "name update-00000005", "checkpoints"]
 
 
 def test_what_is_removed_loses_its_name_first(three, monkeypatch):
     """Killed while an old one is removed: what is left has no name, and goes with the next."""
-    removed = checkpoint.shutil.rmtree
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder, **more: None)
-    three.save("update-00000020", fill(20))
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "remove", lambda folder: None)
+        three.save("update-00000020", fill(20))
     assert names(three) == [".update-00000005.old", "update-00000010", "update-00000015", "update-00000020"]
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
     three.save("update-00000025", fill(25))
     assert names(three) == ["update-00000015", "update-00000020", "update-00000025"]
+
+
+def test_what_a_killed_process_was_removing_goes_when_a_run_goes_on(three):
+    """A finished run makes no further checkpoint that would take it along."""
+    os.rename(three.folder / "update-00000005", three.folder / ".update-00000005.old")
+    fresh = Checkpoints(three.folder.parent, keep=3)
+    assert fresh.newest().name == "update-00000015" and ".update-00000005.old: removed" in fresh.notices[0]
+    assert names(three) == ["update-00000010", "update-00000015"]
 
 
 def test_an_interval_in_updates():

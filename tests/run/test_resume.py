@@ -426,13 +426,12 @@ def test_damage_to_the_best_model_does_not_spread(tiny_folder, tiny_data, tmp_pa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device that is always full")
 def test_a_log_on_a_full_disk_is_named(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
-    file = tmp_path / "r" / "metrics.jsonl"
+    file, real = tmp_path / "r" / "metrics.jsonl", runfolder.open_regular
 
-    def fill() -> None:
-        file.unlink()
-        file.symlink_to("/dev/full")
+    def full(path, *more):
+        return open("/dev/full", "a") if path == file else real(path, *more)
 
-    at_update(monkeypatch, 6, fill)
+    at_update(monkeypatch, 6, lambda: monkeypatch.setattr(runfolder, "open_regular", full))
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 2
     assert f"error: {file}: cannot be written (No space left on device)" in capsys.readouterr().err
 
