@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -125,12 +125,12 @@ def free_name(folder: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def seal(folder: Path) -> None:
-    """Write complete.json, after all the other files are on the disk."""
+def seal(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write complete.json, after the files it lists, all or these, are on the disk."""
     files = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir() if names is None else map(folder.joinpath, names)):
         files[file.name] = size_and_sha256(file)
-        with open(file, "rb") as f:
+        with open_regular(file, "rb") as f:
             os.fsync(f.fileno())
     write_json(folder / COMPLETE, {"files": files})
 
@@ -142,21 +142,30 @@ def size_and_sha256(file: Path) -> Json:
 
 
 def fault(folder: Path) -> str:
-    """What keeps a checkpoint from being whole, in words; "" where nothing does."""
+    """What keeps a checkpoint, or a finished run, from being whole, in words; "" where nothing does."""
     try:
-        files = read_json(folder / COMPLETE).get("files")
-        if not isinstance(files, dict) or not files:
-            return f"{COMPLETE} lists no files"
-        for name, wanted in files.items():
-            if not (folder / name).is_file() or Path(name).name != name:
-                return f"{name} is missing"
-            if size_and_sha256(folder / name) != wanted:
-                return f"{name} is not as it was written"
+        files = sealed(folder)
     except MinibertError as e:
         return str(e)
+    return next(filter(None, (fault_of(folder, name, wanted) for name, wanted in files.items())), "")
+
+
+def sealed(folder: Path) -> Json:
+    """{file: size and SHA-256} as complete.json lists them. Raises MinibertError where it lists none."""
+    files = read_json(folder / COMPLETE).get("files")
+    if not isinstance(files, dict) or not files:
+        raise MinibertError(f"{COMPLETE} lists no files")
+    return files
+
+
+def fault_of(folder: Path, name: str, wanted: object) -> str:
+    """What is wrong with one file of a sealed folder, which has `wanted` of it, in words; "" where nothing is."""
+    try:
+        if not (folder / name).is_file() or Path(name).name != name:
+            return f"{name} is missing"
+        return "" if size_and_sha256(folder / name) == wanted else f"{name} is not as it was written"
     except OSError as e:
-        return f"cannot be read ({e})"
-    return ""
+        return f"{name} cannot be read ({e.strerror})"
 
 
 # ----------------------------------------------------------------------------------------------------- the optimizer

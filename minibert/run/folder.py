@@ -14,6 +14,7 @@ from minibert.run.processes import Processes
 from minibert.run.terminal import say
 from minibert.settings import TrainConfig
 
+MARKS = ({"train.json"}, {"metrics.json", "complete.json"})                    # of a run, and of a finished one
 BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
 
 
@@ -31,7 +32,7 @@ def claim_folder(settings: TrainConfig) -> Path:
         if inside and not settings.resume:
             raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
                                 "continue it with --resume")
-        if inside and "train.json" not in inside:
+        if inside and not any(marks <= inside for marks in MARKS):
             raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
         return make_folder(output, exist_ok=True)
     make_folder(Path("runs"), exist_ok=True)       # else what is wrong with it would look like a number that is taken

@@ -162,7 +162,7 @@ class Run:
                  for split in self.plan.scored}
         speed = {"seconds": p.seconds, "pieces": p.pieces, "pieces_per_second": p.pieces / p.seconds, "steps": p.step}
         numbers = {"before": p.before, **after, "train": speed}
-        self.processes.by_first(lambda: self.folder.write("metrics.json", numbers))
+        self.processes.by_first(lambda: self.store.end(numbers))
         report.summarise(self.folder, self.training, p.before, after, speed)
         return self.folder.path
 

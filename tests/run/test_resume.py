@@ -584,9 +584,39 @@ def test_a_finished_run_stays_as_it_is(tiny_folder, tiny_data, copy, capsys):
     assert train.main(command) == 0
     assert "finished already, 27 updates" in capsys.readouterr().out
     assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name not in (".lock", "log.txt")} == before
+
+
+def test_an_end_without_a_checkpoint_stays_as_long_as_all_is_whole(tiny_folder, tiny_data, copy, capsys):
+    """As a full disk leaves it: the model and the scores could be written, no checkpoint could."""
+    command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
+    train.train(command)
     shutil.rmtree(copy / "checkpoints")
+    assert train.main(command) == 0
+    assert "finished already, 27 updates" in capsys.readouterr().out
+    for more, says in ((("--epochs", "5"), "finished, and without a whole checkpoint to go on from; name"),
+                       (("--seed", "3"), f"{copy}: saved with other settings: seed was 0, now 3")):
+        assert train.main([*command, *more]) == 2
+        assert says in capsys.readouterr().err
+    flip(copy / "model.safetensors")
     assert train.main(command) == 2
-    assert "finished, and without a whole checkpoint" in capsys.readouterr().err
+    assert "to go on from (model.safetensors is not as it was written); name" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_on_a_full_disk_is_finished_once_there_is_room(tiny_folder, tiny_data, tmp_path, monkeypatch,
+                                                                       capsys, reference):
+    """No checkpoint, of three epochs or of their end, finds room; the model does."""
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+
+    def full(file, tensors):
+        raise MinibertError(f"{file}: cannot be written ([Errno 28] No space left on device)")
+
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "write_tensors", full)
+        assert train.main(command) == 0
+    assert list((tmp_path / "r" / "checkpoints").iterdir()) == []
+    assert train.main([*command, "--resume"]) == 0
+    assert "finished already, 27 updates" in capsys.readouterr().out
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
 
 
 def test_without_a_checkpoint_it_starts_anew_and_says_so(tiny_folder, tiny_data, tmp_path, reference, capsys):
