@@ -1,5 +1,6 @@
 """checkpoint.py by itself: whole or not there, the newest whole one counts."""
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -184,6 +185,37 @@ def test_a_marker_that_points_outside_is_refused(three, tmp_path):
     for text in ('{"files": 5}', '{"files": {}}', "{}"):
         (folder / "complete.json").write_text(text)
         assert "lists no files" in fault(folder)
+
+
+def test_links_in_the_place_of_what_grows_or_goes_lead_nowhere(three, tmp_path):
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "kept").write_text("kept")
+    for name in (".update-00000020.new", ".update-00000001.old"):
+        (three.folder / name).symlink_to(outside)
+    three.save("update-00000020", fill(20))
+    assert names(three) == ["update-00000010", "update-00000015", "update-00000020"]
+    assert [f.name for f in outside.iterdir()] == ["kept"] and not (three.folder / "update-00000020").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["state.json", "complete.json"])
+def test_a_checkpoint_of_something_else_than_files_is_passed_over(three, kind, name):
+    file = three.folder / "update-00000015" / name
+    file.unlink()
+    os.mkfifo(file) if kind == "pipe" else file.symlink_to("/dev/zero")
+    signal.alarm(30)                                       # ends the process, where it waits for ever
+    try:
+        assert Checkpoints(three.folder.parent, keep=3).newest().name == "update-00000010"
+    finally:
+        signal.alarm(0)
+
+
+def test_a_linked_folder_of_checkpoints_is_one(tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "checkpoints").symlink_to("large")
+    Checkpoints(tmp_path, keep=2).save("update-00000005", fill(5))
+    assert Checkpoints(tmp_path, keep=2).newest().name == "update-00000005"
+    assert fault(tmp_path / "large" / "update-00000005") == ""
 
 
 # ------------------------------------------------------------------------------------------------------- the optimizer
