@@ -6,8 +6,9 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedRandom, BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -20,6 +21,13 @@ LARGEST = 200_000_000                              # bytes of a file that is rea
 NO_WAIT, NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 
 
+@overload
+def open_regular(file: str | Path, mode: Literal["rb"]) -> BufferedReader: ...
+@overload
+def open_regular(file: str | Path, mode: Literal["rb+"]) -> BufferedRandom: ...
+@overload
+def open_regular(file: str | Path, mode: Literal["r", "w", "a"] = "r", encoding: str | None = None,
+                 errors: str | None = None, pipe: bool = False) -> TextIOWrapper: ...
 def open_regular(file: str | Path, mode: str = "r", encoding: str | None = None, errors: str | None = None,
                  pipe: bool = False) -> IO[Any]:
     """open() of a regular file: OSError for a folder, a device, a named pipe, and without waiting for anybody.
@@ -52,7 +60,7 @@ def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False) -> str:
     """The text of a file of at most LARGEST bytes. Raises OSError, of a larger one before it is read, UnicodeError."""
     with open_regular(file, encoding=encoding, pipe=pipe) as f:
         large = os.fstat(f.fileno()).st_size > LARGEST
-        text: str = "" if large else f.read(LARGEST + 1)                       # a pipe says no size
+        text = "" if large else f.read(LARGEST + 1)                       # a pipe says no size
         if large or len(text) > LARGEST:
             raise OSError(errno.EFBIG, f"larger than {LARGEST:,} bytes", str(file))
     return text

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,5 +246,9 @@ def test_a_pipe_of_settings_is_read_to_its_bound_and_no_device_is(tmp_path, monk
                 with pytest.raises(MinibertError, match="larger than 40 bytes"):
                     read_table(Path(f"/dev/fd/{reading}"))
         os.close(reading)
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        with within(), pytest.raises(MinibertError, match="larger than 40 bytes"):
+            read_table(Path(f"/dev/fd/{endless.stdout.fileno()}"))
+        endless.kill()
     with within(), pytest.raises(MinibertError, match="/dev/zero: cannot be read as TOML .*not a regular file"):
         read_table(Path("/dev/zero"))
