@@ -36,6 +36,7 @@ from minibert.run.progress import Plan, chosen_by
 from minibert.run.replay import replay_command_line
 from minibert.run.run import Run, refuse_lonely_rows
 from minibert.run.start import fetch_weights, resolve_device, start_model, suited, suited_epochs
+from minibert.run.stopping import nothing_begun
 from minibert.run.terminal import TRAINING, exit_code
 from minibert.run.training import Training
 from minibert.settings import TrainConfig, resolve
@@ -53,7 +54,8 @@ DESCRIPTION = "Fine-tune a BERT encoder on your data for one of several tasks, a
 @torch.no_grad()                                   # torch derives nothing unless the engine says so
 def train(argv: list[str]) -> Path:
     """One run, from the command line's words to the run folder it returns; raises Stopped if it was asked to stop."""
-    t = set_up(argv)
+    with nothing_begun("give the same command again"):
+        t = set_up(argv)
     settings, features = t.settings, t.features["train"]
     derive = derivation(t.model, settings.adversarial, t.processes.first)
 

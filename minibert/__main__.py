@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 from minibert.options import INSTALLED, PROGRAM, OneLineParser
 from minibert.run.terminal import Advice, exit_code, lead_nowhere, training_command
 
@@ -189,7 +189,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         raise MinibertError(f"{arguments.data}: no {arguments.split or 'dev or test'} file")
     model.task.note_unseen({split: splits[split] for split in chosen})
     for note in model.task.notices:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {spelt_out(note)}", file=sys.stderr)
 
     scores = {}
     for split in chosen:

@@ -1,11 +1,14 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Opening nothing but regular files; writing so that a crash leaves the old one or the new one, never half of one."""
 import contextlib
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from io import BufferedRandom, BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -14,15 +17,64 @@ from torch import Tensor
 from minibert.errors import MinibertError
 
 Json = dict[str, Any]                              # an object of JSON
+LARGEST = 200_000_000                              # bytes of a file that is read whole: settings, vocabularies, states
+NO_WAIT, NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 
 
-def read_json(path: Path) -> Json:
+@overload
+def open_regular(file: str | Path, mode: Literal["rb"]) -> BufferedReader: ...
+@overload
+def open_regular(file: str | Path, mode: Literal["rb+"]) -> BufferedRandom: ...
+@overload
+def open_regular(file: str | Path, mode: Literal["r", "w", "a"] = "r", encoding: str | None = None,
+                 errors: str | None = None, pipe: bool = False) -> TextIOWrapper: ...
+def open_regular(file: str | Path, mode: str = "r", encoding: str | None = None, errors: str | None = None,
+                 pipe: bool = False) -> IO[Any]:
+    """open() of a regular file: OSError for a folder, a device, a named pipe, and without waiting for anybody.
+
+    A link is followed to read (the hub's cache consists of links), never to write. `pipe`: one is read as well, and
+    waited for.
+    """
+    writes = mode not in ("r", "rb")
+
+    def regular(path: str, flags: int) -> int:
+        if writes and os.path.islink(path):
+            raise OSError(errno.ELOOP, "a link, and nothing is written through one; remove it", path)
+        handle = os.open(path, flags | (0 if pipe else NO_WAIT) | (NO_LINK if writes else 0), 0o666)
+        kind = os.fstat(handle).st_mode
+        if stat.S_ISREG(kind) or (pipe and stat.S_ISFIFO(kind)):
+            return handle
+        os.close(handle)
+        folder = stat.S_ISDIR(kind)
+        raise OSError(errno.EISDIR if folder else errno.EINVAL, "a folder" if folder else "not a regular file", path)
+
+    return open(file, mode, encoding=encoding, errors=errors, opener=regular)
+
+
+def check_regular(file: Path) -> None:
+    """Raise OSError, as open_regular() does, for what a library is about to open by its path."""
+    open_regular(file, "rb").close()
+
+
+def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False) -> str:
+    """The text of a file of at most LARGEST bytes. Raises OSError, of a larger one before it is read, UnicodeError."""
+    with open_regular(file, encoding=encoding, pipe=pipe) as f:
+        large = os.fstat(f.fileno()).st_size > LARGEST
+        text = "" if large else f.read(LARGEST + 1)                       # a pipe says no size
+        if large or len(text) > LARGEST:
+            raise OSError(errno.EFBIG, f"larger than {LARGEST:,} bytes", str(file))
+    return text
+
+
+def read_json(path: Path, pipe: bool = False) -> Json:
     """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
     try:
-        value = json.loads(Path(path).read_text("utf-8-sig"))
+        value = json.loads(read_text(path, "utf-8-sig", pipe))
     except FileNotFoundError:
         raise MinibertError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as e:
+    except OSError as e:
+        raise MinibertError(f"{path}: cannot be read ({e.strerror})") from None
+    except (ValueError, RecursionError) as e:
         raise MinibertError(f"{path}: cannot be read as JSON ({e})") from None
     if not isinstance(value, dict):
         raise MinibertError(f"{path}: holds {type(value).__name__}, not a JSON object")
@@ -46,7 +98,7 @@ def write_json(file: Path, value: object) -> None:
 def copy(file: Path, second: Path) -> None:
     """A copy of a file, flushed to the disk: the whole of it or what was there before. Raises MinibertError."""
     try:
-        open(file, "rb").close()                   # else a file that is gone would look like a disk that is full
+        check_regular(file)                        # else a file that is gone would look like a disk that is full
     except OSError as e:
         raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
     with written(second) as temporary:
@@ -67,16 +119,26 @@ def written(file: Path) -> Iterator[Path]:
 def beside(file: Path, mark: str = "") -> Iterator[Path]:
     """Where to write what `file` is to hold: once that is done it is flushed to the disk and takes the file's place.
 
+    It lies in a folder made for it alone, which no link leads out of and where a library can have files of its own.
     Where it is not done, what was there before stays, nothing half-written does, and the error goes on.
     """
-    temporary = file.with_name(f".{file.name}{mark}.new")
+    folder = file.with_name(f".{file.name}{mark}.new")
+    remove(folder)                                 # of a process that was killed
+    folder.mkdir()
     try:
-        yield temporary
-        replace(temporary, file)
-    except Exception:
+        yield folder / file.name
+        replace(folder / file.name, file)
+    finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+            remove(folder)
+
+
+def remove(path: Path) -> None:
+    """What stands there, if anything does: a folder with all that is in it, of a link the link. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace(temporary: Path, file: Path) -> None:
@@ -98,25 +160,30 @@ def flush_folder(folder: Path) -> None:
 
 
 def flushed_size(file: Path) -> int:
-    """Bytes of a file that is on the disk when this returns; 0 where there is none."""
-    if not file.is_file():
+    """Bytes of a file that is on the disk when this returns; 0 where there is none. Raises OSError."""
+    try:
+        with open_regular(file, "rb+") as f:
+            os.fsync(f.fileno())
+            return f.seek(0, os.SEEK_END)
+    except FileNotFoundError:
         return 0
-    with open(file, "rb+") as f:
-        os.fsync(f.fileno())
-        return f.seek(0, os.SEEK_END)
 
 
 def truncate(file: Path, size: int) -> bool:
-    """Leave the first `size` bytes of a file, of a shorter one its whole lines; False if it has fewer."""
-    if not file.is_file():
+    """Leave the first `size` bytes of a file, of a shorter one its whole lines; False if it has fewer.
+
+    Raises MinibertError where it cannot be written.
+    """
+    try:
+        with open_regular(file, "rb+") as f:
+            there = f.seek(0, os.SEEK_END)
+            if shorter := there < size:
+                f.seek(0)
+                size = f.read().rfind(b"\n") + 1
+            f.truncate(size)
+            os.fsync(f.fileno())
+    except FileNotFoundError:
         return size == 0
-    with open(file, "rb+") as f:
-        there = f.seek(0, os.SEEK_END)
-        if there < size:
-            f.seek(0)
-            size, shorter = f.read().rfind(b"\n") + 1, True
-        else:
-            shorter = False
-        f.truncate(size)
-        os.fsync(f.fileno())
+    except OSError as e:
+        raise MinibertError(f"{file}: cannot be cut to {size} bytes ({e.strerror}); mend that, then --resume") from None
     return not shorter

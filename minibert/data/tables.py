@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minibert.data.records import read_objects, read_values
 from minibert.errors import MinibertError
+from minibert.files import check_regular, open_regular
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")        # suffixes that read_table() knows
 BAR = "|||"                                        # between the fields of a line of .txt, and of texts that come as one
@@ -14,16 +15,22 @@ Reader = Callable[[Path, Iterator[str], Sequence[str], list[str]], Iterator[tupl
 
 
 def split_files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """{"test": path} for one file, find_files() of a folder; MinibertError for neither."""
+    """{"test": path} for one file, find_files() of a folder; MinibertError for neither, or what cannot be opened."""
     if not os.path.exists(path):                   # Path.exists raises where the name is too long
         raise MinibertError(f"{path}: no such file or folder; --data takes a folder with train, dev and test files")
-    return {"test": path} if path.is_file() else find_files(path, suffixes)
+    found = find_files(path, suffixes) if path.is_dir() else {"test": path}
+    for file in found.values():
+        try:
+            check_regular(file)
+        except OSError as e:
+            raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
+    return found
 
 
 def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """{"train", "dev", "test": file} of a folder, those that are there; suffixes in any letter case."""
     try:
-        there = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and f.is_file())
+        there = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.is_dir())
     except OSError as e:
         raise MinibertError(f"{folder}: cannot be read ({e.strerror})") from None
 
@@ -45,12 +52,12 @@ def read_lines(file: Path) -> Iterator[str]:
     Raises MinibertError with file:line.
     """
     try:
-        with open(file, encoding="utf-8-sig") as f:
+        with open_regular(file, encoding="utf-8-sig") as f:
             yield from f
     except OSError as e:
         raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
     except UnicodeDecodeError:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as f:  # so its lines are counted as above
+        with open_regular(file, encoding="utf-8-sig", errors="surrogateescape") as f:   # lines counted as above
             number, stray = next((n, c) for n, line in enumerate(f, 1) for c in line if "\udc80" <= c <= "\udcff")
         byte = ord(stray) - 0xdc00
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None

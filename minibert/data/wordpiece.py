@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from minibert.errors import MinibertError
-from minibert.files import Json, read_json
+from minibert.files import Json, read_json, read_text
 
 SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 NAMES = {"unknown": "unk_token", "start": "cls_token", "end": "sep_token", "pad": "pad_token", "mask": "mask_token"}
@@ -45,9 +45,9 @@ class Cleaning:
 def read_wordpiece(folder: Path) -> tuple[Backend, list[str]]:
     """The tokenizer of a folder, and what is worth telling of it. Raises MinibertError naming file and place."""
     config, file, lines = (folder / name for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt"))
-    settings = read_json(config) if config.is_file() else {}
+    settings = read_json(config) if config.exists() else {}
     refuse_others(settings, config)
-    if file.is_file():
+    if file.exists():
         published = read_json(file)
         pieces, notices = published_pieces(published, file), []
         count = len(pieces)
@@ -56,7 +56,7 @@ def read_wordpiece(folder: Path) -> tuple[Backend, list[str]]:
             own, cleaning = cleaning, cleaning_of(settings, config)
             if str(own) != str(cleaning):
                 notices.append(f"{file} asks for {own}; what counts, as for transformers, is {config.name}: {cleaning}")
-    elif lines.is_file():
+    elif lines.exists():
         published, cleaning = {}, cleaning_of(settings, config)
         pieces, count, notices = read_vocabulary(lines)
     else:
@@ -118,7 +118,7 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], int, list[str]]:
     leaves a number that no piece has.
     """
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = read_text(file).split("\n")
     except (OSError, UnicodeError) as e:
         raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
     pieces = {piece: number for number, piece in enumerate(lines) if piece}
@@ -166,7 +166,7 @@ def added_tokens(folder: Path, settings: Json, published: Json) -> list[tuple[in
         for number, token in listed.items():
             found[numbered(number, config)] = added_token(token, config), str(config)
     else:
-        for piece, number in (read_json(plain) if plain.is_file() else {}).items():
+        for piece, number in (read_json(plain) if plain.exists() else {}).items():
             special = piece in SPECIAL.values()
             token = {"content": piece, "special": special, "normalized": not special}
             found[numbered(number, plain)] = added_token(token, plain), str(plain)

@@ -14,9 +14,8 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from minibert.core.optim import Optimizer, State
 from minibert.errors import MinibertError
-from minibert.files import Json, flush_folder, read_json, write_json, write_tensors
+from minibert.files import Json, check_regular, flush_folder, open_regular, read_json, remove, write_json, write_tensors
 
 COMPLETE, OPTIMIZER = "complete.json", "optimizer.safetensors"
 NAME = re.compile(r"update-(\d{8,})(-scored)?")
@@ -53,14 +52,15 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             flush_folder(self.folder.parent)
-            shutil.rmtree(growing, ignore_errors=True)
+            remove(growing)
             growing.mkdir()
             write(growing)
             seal(growing)
             os.rename(growing, target)
             flush_folder(self.folder)
         except (OSError, MinibertError) as e:
-            shutil.rmtree(growing, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(growing)
             if isinstance(e, MinibertError):       # it says what, why and what to do
                 raise
             raise MinibertError(f"{target}: cannot be written ({e}); free space") from None
@@ -72,7 +72,8 @@ class Checkpoints:
         later run takes it, removes it, or finds its place taken.
         """
         for folder in self.inside(growing=True):
-            self.notices.append(f"{folder}: passed over: the process ended while it was written or removed")
+            self.notices.append(f"{folder}: removed: the process ended while it was written or removed")
+        self.sweep()
         for folder in self.inside():
             wrong = fault(folder)
             if not wrong:
@@ -96,8 +97,13 @@ class Checkpoints:
         for folder in self.inside()[self.keep:]:
             with contextlib.suppress(OSError):     # first the name: half a checkpoint must not have one
                 os.rename(folder, folder.with_name(f".{folder.name}.old"))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what has no name yet, or no more: it is of a process that was killed."""
         for folder in self.inside(growing=True):
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(folder)
 
 
 class Interval:
@@ -119,38 +125,47 @@ def free_name(folder: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def seal(folder: Path) -> None:
-    """Write complete.json, after all the other files are on the disk."""
+def seal(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write complete.json, after the files it lists, all or these, are on the disk."""
     files = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir() if names is None else map(folder.joinpath, names)):
         files[file.name] = size_and_sha256(file)
-        with open(file, "rb") as f:
+        with open_regular(file, "rb") as f:
             os.fsync(f.fileno())
     write_json(folder / COMPLETE, {"files": files})
 
 
 def size_and_sha256(file: Path) -> Json:
     """{"bytes", "sha256"} of a file."""
-    with open(file, "rb") as f:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+    with open_regular(file, "rb") as f:
+        return {"bytes": os.fstat(f.fileno()).st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
 def fault(folder: Path) -> str:
-    """What keeps a checkpoint from being whole, in words; "" where nothing does."""
+    """What keeps a checkpoint, or a finished run, from being whole, in words; "" where nothing does."""
     try:
-        files = read_json(folder / COMPLETE).get("files")
-        if not isinstance(files, dict) or not files:
-            return f"{COMPLETE} lists no files"
-        for name, wanted in files.items():
-            if not (folder / name).is_file() or Path(name).name != name:
-                return f"{name} is missing"
-            if size_and_sha256(folder / name) != wanted:
-                return f"{name} is not as it was written"
+        files = sealed(folder)
     except MinibertError as e:
         return str(e)
+    return next(filter(None, (fault_of(folder, name, wanted) for name, wanted in files.items())), "")
+
+
+def sealed(folder: Path) -> Json:
+    """{file: size and SHA-256} as complete.json lists them. Raises MinibertError where it lists none."""
+    files = read_json(folder / COMPLETE).get("files")
+    if not isinstance(files, dict) or not files:
+        raise MinibertError(f"{COMPLETE} lists no files")
+    return files
+
+
+def fault_of(folder: Path, name: str, wanted: object) -> str:
+    """What is wrong with one file of a sealed folder, which has `wanted` of it, in words; "" where nothing is."""
+    try:
+        if not (folder / name).is_file() or Path(name).name != name:
+            return f"{name} is missing"
+        return "" if size_and_sha256(folder / name) == wanted else f"{name} is not as it was written"
     except OSError as e:
-        return f"cannot be read ({e})"
-    return ""
+        return f"{name} cannot be read ({e.strerror})"
 
 
 # ----------------------------------------------------------------------------------------------------- the optimizer
@@ -179,13 +194,14 @@ def read_optimizer(folder: Path, optimizer: Optimizer, rest: dict[str, Json]) ->
     file, numbers = folder / OPTIMIZER, {name: i for i, name in enumerate(parameter_names(optimizer))}
     params = optimizer.params
     try:
+        check_regular(file)
         state = {numbers[name]: dict(values) for name, values in rest.items()}
         with safe_open(file, framework="pt") as tensors:
             for full in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
                 key, _, name = full.partition(".")
                 p = params[numbers[name]]
                 state.setdefault(numbers[name], {})[key] = tensors.get_tensor(full).to(p.device)
-    except (KeyError, SafetensorError) as e:
+    except (KeyError, OSError, SafetensorError) as e:
         raise MinibertError(f"{file}: does not fit this run ({type(e).__name__}: {e}); start a new one") from None
     groups = [g for g in optimizer.groups for _ in g["params"]]
     for number, kept in state.items():

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minibert.errors import MinibertError
-from minibert.files import Json, flush_folder, write_json
+from minibert.files import Json, flush_folder, open_regular, read_text, write_json
 from minibert.run.processes import Processes
 from minibert.run.terminal import say
 from minibert.settings import TrainConfig
 
+MARKS = ({"train.json"}, {"metrics.json", "complete.json"})                    # of a run, and of a finished one
 BARELY_BEGUN = {".lock", "log.txt", ".train.json.new"}                         # what a run writes before train.json
 
 
@@ -31,7 +32,7 @@ def claim_folder(settings: TrainConfig) -> Path:
         if inside and not settings.resume:
             raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
                                 "continue it with --resume")
-        if inside and "train.json" not in inside:
+        if inside and not any(marks <= inside for marks in MARKS):
             raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
         return make_folder(output, exist_ok=True)
     make_folder(Path("runs"), exist_ok=True)       # else what is wrong with it would look like a number that is taken
@@ -80,14 +81,16 @@ def lock(run: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
     file = run / ".lock"
     try:
+        open_regular(file, "a").close()            # no link, which the library might follow and cut
         held = FileLock(file).acquire(blocking=False)
     except Timeout:
-        holder = file.read_text("utf-8").strip() or "another process"
+        holder = read_text(file).strip() or "another process"
         raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
     except OSError as e:
         raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
     with held:
-        file.write_text(f"process {os.getpid()}", "utf-8")
+        with contextlib.suppress(OSError), open_regular(file, "w") as f:       # a full disk: it is held all the same
+            f.write(f"process {os.getpid()}")
         yield
 
 
@@ -103,7 +106,7 @@ class RunFolder:
             return
         file = self.path / "metrics.jsonl"
         try:
-            with open(file, "a", encoding="utf-8") as f:
+            with open_regular(file, "a", "utf-8") as f:
                 f.write(json.dumps(line) + "\n")
         except OSError as e:
             raise MinibertError(f"{file}: cannot be written ({e.strerror}); free space, then --resume") from None
@@ -121,7 +124,7 @@ class RunFolder:
         if self.verbose and not shown:
             say(text)
         file = self.path / "log.txt"               # names of tensors may hold what UTF-8 cannot write
-        with contextlib.suppress(OSError), open(file, "a", encoding="utf-8", errors="backslashreplace") as f:
+        with contextlib.suppress(OSError), open_regular(file, "a", "utf-8", "backslashreplace") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def write(self, name: str, value: object) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from minibert.core.optim import Group
+from minibert.errors import spelt_out
 from minibert.files import Json
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Plan, Progress
@@ -31,7 +32,7 @@ def introduce(folder: RunFolder, record: Json, t: Training) -> None:
     folder.tell(wrapped(f"data: {record['data']}: {sizes} examples{labels}"))
     folder.tell(wrapped(f"training: {describe_plan(record, t.plan)}"))
     for notice in (*t.tokenizer.notices, *t.task.notices):
-        folder.tell(wrapped(f"note: {notice}"))
+        folder.tell(wrapped(f"note: {spelt_out(notice)}"))
 
     folder.note(str(t.loaded))
     for group in t.optimizer.groups:

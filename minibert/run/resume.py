@@ -1,4 +1,5 @@
 """A run as it stands on the disk: its best model, checkpoints of all of it, going on from one to the same bits."""
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -10,8 +11,18 @@ from minibert.core.config import BertConfig
 from minibert.core.precision import LossScaler
 from minibert.data.cache import checksum
 from minibert.errors import MinibertError
-from minibert.files import Json, copy, flushed_size, read_json, truncate, write_json
-from minibert.run.checkpoint import Checkpoints, read_optimizer, size_and_sha256, write_optimizer
+from minibert.files import Json, copy, flushed_size, read_json, remove, truncate, write_json
+from minibert.run.checkpoint import (
+    COMPLETE,
+    Checkpoints,
+    fault,
+    fault_of,
+    read_optimizer,
+    seal,
+    sealed,
+    size_and_sha256,
+    write_optimizer,
+)
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Progress, expect
 from minibert.run.replay import as_parts, broken_weight, write_update
@@ -19,6 +30,8 @@ from minibert.run.terminal import replay_command, resume_command
 from minibert.run.training import Training
 
 BEST = "model.safetensors"                         # of a run folder: the best model so far
+BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+SEALED = (BEST, *BESIDE, "train.json")             # what belongs to a finished run
 FREE = {"data", "cache", "weights", "output", "epochs", "max_steps", "updates", "before", "save_every", "keep",
         "resume", "verbose", "threads", "processes", "torch"}                  # what a resumed run may change
 
@@ -36,7 +49,14 @@ class RunStore:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do, the final scores included."""
-        return self.progress.done(self.plan) and (self.folder.path / "metrics.json").is_file()
+        return self.progress.done(self.plan) and self.final_scores() is not None
+
+    def final_scores(self) -> Json | None:
+        """metrics.json; None where it is not there, or damaged: then they are found again."""
+        try:
+            return read_json(self.folder.path / "metrics.json")
+        except MinibertError:
+            return None
 
     @functools.cached_property                     # every byte of them: once a run, not once a checkpoint
     def row_hashes(self) -> dict[str, str]:
@@ -58,7 +78,14 @@ class RunStore:
             "minibert": {**({"labels": labels} if labels != outputs else {}), **task.learnt}})
 
     def save_best(self) -> None:
-        """The model as it is now is the best so far: it becomes the run folder's. Only the first process writes."""
+        """The model as it is now is the best so far: it becomes the run folder's. Only the first process writes.
+
+        Raises MinibertError where it cannot be written, or is worth nothing.
+        """
+        if broken := broken_weight(self.training.model):
+            raise MinibertError(f"{broken} holds numbers that are not finite after update {self.progress.step}: this "
+                                "model is not saved; lower --learning-rate")
+
         def write() -> str:
             self.save(self.folder.path)
             return size_and_sha256(self.folder.path / BEST)["sha256"]
@@ -77,10 +104,9 @@ class RunStore:
             raise MinibertError(f"{best} is {wrong}; --resume brings it back, with the last checkpoint")
 
     def best_is_there(self) -> bool:
-        """Whether the run folder holds the best model as it was written, and what belongs to it."""
-        path = self.folder.path
-        there = all((path / name).is_file() for name in (BEST, "config.json", "tokenizer.json"))
-        return there and size_and_sha256(path / BEST)["sha256"] == self.progress.saved_sha256
+        """Whether the run folder holds the best model as it was written."""
+        best = self.folder.path / BEST
+        return best.is_file() and size_and_sha256(best)["sha256"] == self.progress.saved_sha256
 
     def go_back_to_best(self) -> None:
         """The weights of the best epoch, into the model. Raises MinibertError where they are no longer there."""
@@ -90,6 +116,15 @@ class RunStore:
         if not self.best_is_there():
             raise MinibertError(f"{self.folder.path}: the best model is not as it was written; --resume brings it back")
         weights.load_into(self.folder.path, self.training.model)
+
+    def end(self, scores: Json) -> None:
+        """The run is finished: what belongs to it is sealed, then metrics.json says so. Raises MinibertError."""
+        path = self.folder.path
+        try:
+            seal(path, SEALED)
+        except OSError as e:
+            raise MinibertError(f"{e.filename}: cannot be read ({e.strerror}); --resume brings it back") from None
+        self.folder.write("metrics.json", scores)
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -148,6 +183,8 @@ class RunStore:
         examples = [row["example"] for part in parts for row in part["rows"]]
         if self.processes.first:
             try:
+                if folder.is_symlink():            # nothing is written through one
+                    folder.unlink()
                 folder.mkdir(exist_ok=True)
                 write_update(folder / "update.json", step, parts, self.record, said)
                 if not broken:
@@ -167,17 +204,40 @@ class RunStore:
     def resume(self) -> None:
         """Go to the newest whole checkpoint, or say that there is none. All processes read the same folder."""
         path = self.folder.path
+        self.processes.by_first(self.sweep)
         found = self.processes.by_first(lambda: str(self.checkpoints.newest() or ""))
         for notice in self.checkpoints.notices:
             self.folder.tell(f"note: {notice}")
         if found:
             self.go_to(Path(found), read_state(Path(found) / "state.json"))
             return
-        if (path / "metrics.json").is_file():
-            raise MinibertError(f"{path}: finished, and without a whole checkpoint to go on from; name another "
-                                "--output")
+        if (path / "metrics.json").exists():
+            self.stay_finished()
+            return
         self.folder.tell(f"{path}: no whole checkpoint to resume from; starting anew")
         self.processes.by_first(lambda: (path / "metrics.jsonl").unlink(missing_ok=True))
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed had begun to write."""
+        for folder in self.folder.path.glob(".*.new"):
+            with contextlib.suppress(OSError):
+                remove(folder)
+
+    def stay_finished(self) -> None:
+        """The end of a run that no checkpoint was left of, on a full disk: it needs none as long as all is whole.
+
+        Raises MinibertError where something is to be done, which no checkpoint is there for.
+        """
+        path = self.folder.path
+        wrong = self.processes.by_first(lambda: fault(path))
+        scores = (self.final_scores() or {}).get("train")
+        steps = scores.get("steps") if isinstance(scores, dict) else None
+        if not wrong and isinstance(steps, int):
+            refuse_changes(read_json(path / "train.json"), self.record, path)
+            self.progress = Progress(step=steps, scored=steps, over=True)
+        if not (self.progress.step and self.finished):
+            raise MinibertError(f"{path}: finished, and without a whole checkpoint to go on from"
+                                f"{f' ({wrong})' if wrong else ''}; name another --output")
 
     def go_to(self, found: Path, state: Json) -> None:
         """The run as it was when a checkpoint of it was saved. Raises MinibertError where this is not that run."""
@@ -188,7 +248,7 @@ class RunStore:
         self.progress = state["progress"]
 
         if self.finished:
-            self.processes.by_first(lambda: self.bring_back(found))
+            self.processes.by_first(lambda: self.mend(found, state["settings"]))
             return
         self.processes.by_first(lambda: self.rewind(found, state["metrics_bytes"]))
         self.folder.tell(f"resumed from update {self.progress.step}")
@@ -213,17 +273,45 @@ class RunStore:
         """The run folder as it was at a checkpoint: its best model, its lines of metrics.jsonl, no final scores."""
         path = self.folder.path
         self.bring_back(found)
-        (path / "metrics.json").unlink(missing_ok=True)
+        for name in ("metrics.json", COMPLETE):
+            remove(path / name)
         if not truncate(path / "metrics.jsonl", size):
             self.folder.tell(f"note: {path}/metrics.jsonl is shorter than it was at this checkpoint; lines are missing")
 
-    def bring_back(self, found: Path) -> None:
-        """The best model, if there was one, from a checkpoint into the run folder, and what belongs to it."""
-        if self.progress.saved:
-            if not self.best_is_there():
-                copy(found / "best.safetensors", self.folder.path / BEST)
-            copy(found / "config.json", self.folder.path / "config.json")
-            self.training.tokenizer.save(self.folder.path)
+    def mend(self, found: Path, settings: Json) -> None:
+        """All that belongs to a finished run as it was written, from its last checkpoint; what was not is told."""
+        path = self.folder.path
+        changed = self.bring_back(found)
+        try:
+            wrong = fault_of(path, "train.json", sealed(path).get("train.json"))
+        except MinibertError as e:
+            wrong = str(e)
+        if wrong:
+            changed.append("train.json")
+            self.folder.write("train.json", settings)
+        if changed:
+            self.folder.tell(f"note: {path}: not as written, and brought back: {', '.join(changed)}")
+        if fault(path):
+            seal(path, SEALED)
+
+    def bring_back(self, found: Path) -> list[str]:
+        """The best model, if there was one, from a checkpoint into the run folder, and what belongs to it; -> the names
+        of the files that were otherwise.
+        """
+        if not self.progress.saved:
+            return []
+        path = self.folder.path
+        before, lost = digests(path), not self.best_is_there()
+        if lost:
+            copy(found / "best.safetensors", path / BEST)
+        copy(found / "config.json", path / "config.json")
+        self.training.tokenizer.save(path)
+        return [BEST] * lost + [name for name, digest in digests(path).items() if digest != before[name]]
+
+
+def digests(folder: Path) -> dict[str, Json | None]:
+    """Size and SHA-256 of what stands beside the model in a run folder; None for what is not there."""
+    return {name: size_and_sha256(folder / name) if (folder / name).is_file() else None for name in BESIDE}
 
 
 def read_state(file: Path) -> Json:

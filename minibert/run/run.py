@@ -17,7 +17,8 @@ from minibert.run.folder import RunFolder, claim_folder, lock
 from minibert.run.processes import Processes
 from minibert.run.progress import Progress
 from minibert.run.resume import RunStore
-from minibert.run.stopping import Stopped, StopRequest
+from minibert.run.stopping import Stopped, StopRequest, nothing_begun
+from minibert.run.terminal import resume_command
 from minibert.run.training import Training
 from minibert.scores.tables import score_at
 from minibert.settings import TrainConfig
@@ -46,10 +47,11 @@ class Run:
             self.processes.by_first(lambda: held.enter_context(lock(path)))
             self.folder = RunFolder(path, self.processes, self.settings.verbose)
             self.store = RunStore(self.folder, self.training, {**self.training.record, "output": str(path)})
-            if self.settings.resume:
-                self.store.resume()
-            if not self.store.finished:
-                self.processes.by_first(self.introduce)
+            with nothing_begun(f"go on with {resume_command(path)}"):
+                if self.settings.resume:
+                    self.store.resume()
+                if not self.store.finished:
+                    self.processes.by_first(self.introduce)
             held.enter_context(self.stop)
             self.bar = held.enter_context(report.progress_bar(self.plan.total, self.at.step, self.processes.first))
             self.held = held.pop_all()
@@ -162,7 +164,7 @@ class Run:
                  for split in self.plan.scored}
         speed = {"seconds": p.seconds, "pieces": p.pieces, "pieces_per_second": p.pieces / p.seconds, "steps": p.step}
         numbers = {"before": p.before, **after, "train": speed}
-        self.processes.by_first(lambda: self.folder.write("metrics.json", numbers))
+        self.processes.by_first(lambda: self.store.end(numbers))
         report.summarise(self.folder, self.training, p.before, after, speed)
         return self.folder.path
 

@@ -2,14 +2,39 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOPPED = 75                                       # exit code: not finished, nothing lost, --resume goes on
 
 
-class Stopped(Exception):
-    """The run ends here because it was asked to; the text says what asked."""
+class Stopped(BaseException):
+    """The run ends here because it was asked to; the text says what asked. No `except Exception` holds it up."""
+
+
+@contextlib.contextmanager
+def nothing_begun(then: str) -> Iterator[None]:
+    """Within it SIGTERM raises Stopped at once, and one line says that no update was made yet, and what to do `then`.
+
+    Ctrl-C ends as Python has it. Several processes wait for each other where no handler is heard: there, as in another
+    thread than the main one, SIGTERM is left alone.
+    """
+    def ask(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    if os.environ.get("WORLD_SIZE", "1") != "1" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    except Stopped as e:
+        with contextlib.suppress(OSError):         # whoever reads this may be gone
+            os.write(2, f"stopped by {e} before training began; nothing is lost: {then}\n".encode())
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

@@ -1,5 +1,6 @@
 """What a run says to the person in front of it, and how its end becomes an exit code."""
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -28,6 +29,11 @@ TRAINING = Advice(                                 # what to do when a run ends 
     memory="give --accumulate 2 or more, or a smaller --batch-size or --max-pieces; --resume goes on from the last "
            "checkpoint",
     interrupted="interrupted; --resume goes on from the last checkpoint, if one was saved")
+
+
+MEND = {(errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "free space on the disk, or write to another one",
+        (errno.EACCES, errno.EPERM): "you lack the permission: change it, or name another place",
+        (errno.EROFS,): "the disk cannot be written to: name another place"}
 
 
 def say(text: str) -> None:
@@ -119,7 +125,8 @@ def exit_code(work: Callable[[], object], advice: Advice) -> int:
         return 0
     except (MinibertError, OSError) as e:
         if speaks(e):
-            complain(str(MinibertError(e)))        # one line, of a length that can be read
+            words = refused(e) if isinstance(e, OSError) else str(e)
+            complain(str(MinibertError(words)))    # one line, of a length that can be read
         return 2
     except (MemoryError, RuntimeError) as e:       # torch says RuntimeError, on a GPU a kind of it
         if not (words := mendable(e, advice)):
@@ -132,6 +139,12 @@ def exit_code(work: Callable[[], object], advice: Advice) -> int:
         if advice.interrupted:
             complain(advice.interrupted)
         return 130
+
+
+def refused(e: OSError) -> str:
+    """What the system refused, in one line, and what to do about it where that is known."""
+    advice = next((f"; {words}" for numbers, words in MEND.items() if e.errno in numbers), "")
+    return f"{f'{e.filename}: ' if e.filename else ''}{e.strerror or e}{advice}"
 
 
 def mendable(e: Exception, advice: Advice) -> str:

@@ -2,6 +2,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from minibert.errors import spelt_out
 from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, side_by_side, table
 
 
@@ -85,6 +86,7 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[st
 
 def confusion_report(table: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """`confusion` as text, a row a label; columns have numbers where names are long or many."""
+    labels = [spelt_out(label) for label in labels]
     width = max(map(len, labels))
     plain = width <= 9 and len(labels) <= 9
     heads = list(labels) if plain else [str(i) for i in range(1, len(labels) + 1)]

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 
 Right = TypeVar("Right")
 Guess = TypeVar("Guess")
@@ -54,7 +54,7 @@ def score_at(scores: Scores, path: str) -> float:
 
 def table(*groups: Mapping[str, Row], before: Mapping[str, Row] | None = None, gaps: bool = True) -> str:
     """Text with a heading and one line a row, an empty one before each group; and F1 as it was, if any was `before`."""
-    width = max((len(name) for group in groups for name in group), default=0)
+    width = max((len(spelt_out(name)) for group in groups for name in group), default=0)
     lines = [f"{'':{width}}  {'precision':>9}  {'recall':>9}  {'f1-score':>9}"
              + f"  {'f1 before':>9}" * bool(before) + f"  {'support':>9}"]
     for group in filter(None, groups):
@@ -62,7 +62,7 @@ def table(*groups: Mapping[str, Row], before: Mapping[str, Row] | None = None, g
         for name, row in group.items():
             numbers = "  ".join(f"{row[column]:9.3f}" for column in COLUMNS)
             was = f"  {before.get(name, {}).get('f1', 0.0):9.3f}" if before else ""
-            lines.append(f"{name:{width}}  {numbers}{was}  {row['support']:9d}")
+            lines.append(f"{spelt_out(name):{width}}  {numbers}{was}  {row['support']:9d}")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
 from minibert.scores.labels import label_scores
 from minibert.scores.tables import Scores
@@ -188,7 +188,7 @@ class Classify(LabelTask[Example]):
 
     def render(self, result: Result, colour: bool) -> str:
         """The chosen labels, the text, and the three most probable labels below."""
-        said = coloured(" ".join(result["labels"]) or "none", colour)
+        said = coloured(spelt_out(" ".join(result["labels"])) or "none", colour)
         return f"{said}  {result['text']}\n  {three_best(result['probabilities'])}"
 
 

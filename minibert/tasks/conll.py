@@ -15,6 +15,7 @@ from minibert.data.features import check_ends, narrow, ragged, running
 from minibert.data.tables import read_lines
 from minibert.data.wordlist import REMEMBERED, Numbering, Words
 from minibert.errors import MinibertError
+from minibert.files import open_regular
 from minibert.scores.tags import invalid_starts, is_tag, to_iob2
 
 Value = TypeVar("Value")
@@ -151,7 +152,7 @@ class Sentence:
 
 def has_documents(file: Path) -> bool:
     """Whether some line of a file begins with -DOCSTART-."""
-    with open(file, "rb") as f:
+    with open_regular(file, "rb") as f:
         return any(line.startswith(b"-DOCSTART-") for line in f)
 
 

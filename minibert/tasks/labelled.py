@@ -15,7 +15,7 @@ from minibert.core.heads import Head, PooledHead
 from minibert.data.rows import PairRow, word_features
 from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
 from minibert.scores.tables import Scores, averages, compared
 from minibert.tasks.base import Result, Task, only_one
@@ -163,4 +163,4 @@ class LabelTask(Task[Example, Answer]):
 
 def three_best(probabilities: Mapping[str, float]) -> str:
     """The first three labels of a ranking with their probabilities."""
-    return "  ".join(f"{label} {p:.3f}" for label, p in list(probabilities.items())[:3])
+    return "  ".join(f"{spelt_out(label)} {p:.3f}" for label, p in list(probabilities.items())[:3])

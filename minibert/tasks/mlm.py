@@ -23,7 +23,7 @@ from minibert.data.rows import WordNumbers, word_features
 from minibert.data.tables import read_lines
 from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.tasks.base import Result, RowDraw, Scorer, TaskOptions, coloured
@@ -234,7 +234,8 @@ class MLM(VocabularyTask[str, Hits | Filling]):
         return {"text": example, "masks": masks}
 
     def render(self, result: Result, colour: bool) -> str:
-        best = ["  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"]) for mask in result["masks"]]
+        best = ["  ".join(f"{spelt_out(p['piece'])} {p['probability']:.3f}" for p in mask["pieces"])
+                for mask in result["masks"]]
         return "\n".join([result["text"], *(f"  {coloured(line, colour)}" for line in best)])
 
 

@@ -15,7 +15,7 @@ from minibert.data.features import Features, narrow, texts_of_words
 from minibert.data.rows import WordNumbers, word_features
 from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores, compared
@@ -140,10 +140,11 @@ class NER(Task[Example, list[str]]):
         """Angela Merkel [PER] met Tim Cook [PER] …, a colour a type; spans below."""
         line, spans, at = "", [], 0
         for e in result["entities"]:
-            word = f"{e['text']} [{e['type']}]"
+            kind = spelt_out(e["type"])
+            word = f"{e['text']} [{kind}]"
             shown = f"\033[{COLOURS.get(e['type'], 34)}m{word}\033[0m" if colour else word
             line += result["text"][at:e["start"]] + shown
-            spans.append(f"{e['type']} {e['start']}-{e['end']} {e['text']}")
+            spans.append(f"{kind} {e['start']}-{e['end']} {e['text']}")
             at = e["end"]
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
 

@@ -18,7 +18,7 @@ from minibert.core.heads import Head, PairHead
 from minibert.data.tables import read_lines
 from minibert.data.text import leading_marks, words_of
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
 from minibert.scores.labels import relation_report, relation_scores
 from minibert.scores.tables import Scores, compared
@@ -114,9 +114,9 @@ class Relation(LabelTask[Example]):
 
     def render(self, result: Result, colour: bool) -> str:
         """The label with the spans in the places of e1 and e2, then the text."""
-        relation, bracket, direction = result["label"].rpartition("(")
-        said = relation + bracket + re.sub("e[12]", lambda name: result[name[0]]["text"], direction) if bracket else (
-            result["label"])
+        relation, bracket, direction = spelt_out(result["label"]).rpartition("(")
+        said = direction if not bracket else (
+            relation + bracket + re.sub("e[12]", lambda name: result[name[0]]["text"], direction))
         return f"{coloured(said, colour)}  {result['probabilities'][result['label']]:.3f}\n  {result['text']}"
 
 

@@ -68,7 +68,7 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) 
     """
     folder = Path(folder)
     source = checkpoint or folder
-    if not (folder / "train.json").is_file():
+    if not (folder / "train.json").exists():
         raise MinibertError(f"{folder}: no train.json; a run folder is expected, which training wrote")
 
     settings = read_json(folder / "train.json")

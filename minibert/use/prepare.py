@@ -17,7 +17,7 @@ from minibert.data.cache import Arrays, Cache
 from minibert.data.features import Features, concatenate, pack, spill
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import Json
+from minibert.files import Json, open_regular
 from minibert.tasks.base import Example, Prediction, Task
 
 EXAMPLES = 4096                                        # examples whose features are objects at the same time
@@ -119,7 +119,7 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
     result = {}
     for name, file in files.items():
         try:
-            with open(file, "rb") as f:
+            with open_regular(file, "rb") as f:
                 result[name] = hashlib.file_digest(f, "sha256").hexdigest()
         except OSError as e:
             raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None

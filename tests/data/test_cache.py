@@ -162,7 +162,8 @@ def test_a_full_disk_leaves_the_old_entry(saved, monkeypatch):
 
 def test_two_processes_do_not_write_into_one_temporary_file(saved, monkeypatch):
     names, save = [], module.save_file
-    monkeypatch.setattr(module, "save_file", lambda x, file, **more: (names.append(file.name), save(x, file, **more)))
+    monkeypatch.setattr(module, "save_file",
+                        lambda x, file, **more: (names.append(file.parent.name), save(x, file, **more)))
     for process in (11, 12):
         monkeypatch.setattr(os, "getpid", lambda number=process: number)
         saved.save(KEY, arrays(), EXTRA)

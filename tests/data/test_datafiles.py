@@ -58,7 +58,7 @@ def test_two_files_of_one_split(tmp_path):
 
 
 def test_what_is_neither_a_file_nor_a_folder():
-    with refused("/dev/null: cannot be read (Not a directory)"):
+    with refused("/dev/null: cannot be read (not a regular file)"):
         Classify(Classify.Options()).read(Path("/dev/null"))
 
 

@@ -1,5 +1,6 @@
 """checkpoint.py by itself: whole or not there, the newest whole one counts."""
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -186,6 +187,37 @@ def test_a_marker_that_points_outside_is_refused(three, tmp_path):
         assert "lists no files" in fault(folder)
 
 
+def test_links_in_the_place_of_what_grows_or_goes_lead_nowhere(three, tmp_path):
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "kept").write_text("kept")
+    for name in (".update-00000020.new", ".update-00000001.old"):
+        (three.folder / name).symlink_to(outside)
+    three.save("update-00000020", fill(20))
+    assert names(three) == ["update-00000010", "update-00000015", "update-00000020"]
+    assert [f.name for f in outside.iterdir()] == ["kept"] and not (three.folder / "update-00000020").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["state.json", "complete.json"])
+def test_a_checkpoint_of_something_else_than_files_is_passed_over(three, kind, name):
+    file = three.folder / "update-00000015" / name
+    file.unlink()
+    os.mkfifo(file) if kind == "pipe" else file.symlink_to("/dev/zero")
+    signal.alarm(30)                                       # ends the process, where it waits for ever
+    try:
+        assert Checkpoints(three.folder.parent, keep=3).newest().name == "update-00000010"
+    finally:
+        signal.alarm(0)
+
+
+def test_a_linked_folder_of_checkpoints_is_one(tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "checkpoints").symlink_to("large")
+    Checkpoints(tmp_path, keep=2).save("update-00000005", fill(5))
+    assert Checkpoints(tmp_path, keep=2).newest().name == "update-00000005"
+    assert fault(tmp_path / "large" / "update-00000005") == ""
+
+
 # ------------------------------------------------------------------------------------------------------- the optimizer
 
 
@@ -263,19 +295,26 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"name {Path(b).name}"), replaced(a, b)))
     Checkpoints(tmp_path, 2).save("update-00000005", fill(5))
     growing = ".update-00000005.new"
-    assert order == [tmp_path.name, *FILES, ".complete.json.new", "name complete.json", growing,
+    assert order == [tmp_path.name, *FILES, "complete.json", "name complete.json", growing,
                      "name update-00000005", "checkpoints"]
 
 
 def test_what_is_removed_loses_its_name_first(three, monkeypatch):
     """Killed while an old one is removed: what is left has no name, and goes with the next."""
-    removed = checkpoint.shutil.rmtree
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder, **more: None)
-    three.save("update-00000020", fill(20))
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "remove", lambda folder: None)
+        three.save("update-00000020", fill(20))
     assert names(three) == [".update-00000005.old", "update-00000010", "update-00000015", "update-00000020"]
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
     three.save("update-00000025", fill(25))
     assert names(three) == ["update-00000015", "update-00000020", "update-00000025"]
+
+
+def test_what_a_killed_process_was_removing_goes_when_a_run_goes_on(three):
+    """A finished run makes no further checkpoint that would take it along."""
+    os.rename(three.folder / "update-00000005", three.folder / ".update-00000005.old")
+    fresh = Checkpoints(three.folder.parent, keep=3)
+    assert fresh.newest().name == "update-00000015" and ".update-00000005.old: removed" in fresh.notices[0]
+    assert names(three) == ["update-00000010", "update-00000015"]
 
 
 def test_an_interval_in_updates():

@@ -214,6 +214,25 @@ def test_asked_before_the_first_update_there_is_nothing_to_save(tiny_folder, tin
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("where, says", [("read_data", "give the same command again"),
+                                         ("resume", "go on with --resume")])
+def test_asked_before_training_begins_one_line_says_so(tiny_folder, tiny_data, copy, tmp_path, monkeypatch, capfd,
+                                                       where, says):
+    """While data are read, nothing is there; while a checkpoint is, everything is as it was."""
+    def asked(*a):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(*((train, "read_data") if where == "read_data" else (train.Run, "introduce")), asked)
+    before = signal.getsignal(signal.SIGTERM)
+    command = arguments(tiny_folder, tiny_data, tmp_path / "new") if where == "read_data" else [
+        *arguments(tiny_folder, tiny_data, copy), "--resume"]
+    assert train.main(command) == STOPPED
+    said = capfd.readouterr().err
+    assert said.startswith("stopped by SIGTERM before training began; nothing is lost: ") and says in said
+    assert said.count("\n") == 1 and not (tmp_path / "new").exists() and signal.getsignal(signal.SIGTERM) == before
+
+
 def test_the_second_ctrl_c_ends_at_once(tiny_folder, tiny_data, tmp_path, monkeypatch, capfd):
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -360,6 +379,83 @@ def test_a_model_that_was_lost_after_the_end_comes_back(tiny_folder, tiny_data, 
     assert predict.load(copy).predict(["Ada met Bruno in Oslo ."]) == said
 
 
+@pytest.mark.parametrize("name", resume.SEALED)
+@pytest.mark.parametrize("damage", ["cut", "one bit", "gone", "a pipe"])
+def test_what_belongs_to_a_finished_run_comes_back_as_it_was_and_is_named(tiny_folder, tiny_data, ended, tmp_path,
+                                                                         capsys, name, damage):
+    run = Path(shutil.copytree(ended, tmp_path / "r"))
+    file, command = run / name, [*arguments(tiny_folder, tiny_data, run), "--resume"]
+    whole = {f.name: f.read_bytes() for f in run.iterdir() if f.name in resume.SEALED}
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "a pipe":
+        os.mkfifo(file)
+    elif damage != "gone":
+        file.write_bytes(data[:len(data) // 2] if damage == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    signal.alarm(120)                                      # ends the process, where it waits for ever
+    try:
+        assert train.main(command) == 0
+    finally:
+        signal.alarm(0)
+    said = capsys.readouterr().out
+    assert f"note: {run}: not as written, and brought back: {name}\n" in said and "finished already" in said
+    changed = {f.name: f.read_bytes() for f in run.iterdir() if f.name in resume.SEALED}
+    assert {k: v for k, v in changed.items() if k != "train.json"} == {
+        k: v for k, v in whole.items() if k != "train.json"}
+    settings, before = json.loads(changed["train.json"]), json.loads(whole["train.json"])
+    assert {k: v for k, v in settings.items() if k not in resume.FREE} == {
+        k: v for k, v in before.items() if k not in resume.FREE}
+    assert predict.load(run).predict(["Ada met Bruno in Oslo ."])
+    assert train.main(command) == 0                        # all is whole: not a word more
+    assert "note:" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_folder, tiny_data, halfway, tmp_path_factory) -> Path:
+    """The run of `halfway`, finished. Copy it."""
+    output = Path(shutil.copytree(halfway, tmp_path_factory.mktemp("ended") / "r"))
+    train.train([*arguments(tiny_folder, tiny_data, output), "--resume"])
+    return output
+
+
+def test_final_scores_that_are_damaged_are_found_again(tiny_folder, tiny_data, ended, tmp_path, capsys):
+    run = Path(shutil.copytree(ended, tmp_path / "r"))
+    scores = json.loads((run / "metrics.json").read_text())
+    os.truncate(run / "metrics.json", 30)
+    assert train.main([*arguments(tiny_folder, tiny_data, run), "--resume"]) == 0
+    assert "finished already" not in capsys.readouterr().out
+    found = json.loads((run / "metrics.json").read_text())
+    assert {k: found[k] for k in ("dev", "test")} == {k: scores[k] for k in ("dev", "test")}
+
+
+def test_what_killed_processes_left_goes_when_a_run_goes_on(tiny_folder, tiny_data, ended, tmp_path):
+    """Also in a run that is finished, where nothing else is written."""
+    run = Path(shutil.copytree(ended, tmp_path / "r"))
+    (run / ".model.safetensors.new").mkdir()
+    (run / ".model.safetensors.new" / "its-own.tmp").write_text("half")
+    (run / "checkpoints" / ".update-00000016.old").mkdir()
+    assert train.main([*arguments(tiny_folder, tiny_data, run), "--resume"]) == 0
+    assert [f.name for f in run.rglob(".*")] == [".lock"]
+
+
+def test_a_best_model_that_is_no_numbers_is_not_saved(tiny_folder, tiny_data, tmp_path, capsys):
+    """The update itself is finite; the weights it makes are not."""
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r", "--optimizer", "sgd", "--learning-rate", "1e9",
+                        "--clip", "0", "--weight-decay", "1e30", "--max-steps", "1")
+    assert train.main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "holds numbers that are not finite after update 1: this model is not saved" in error[0]
+    assert not {f.name for f in (tmp_path / "r").iterdir()} & {"model.safetensors", "metrics.json", "checkpoints"}
+
+
+def test_an_update_that_went_wrong_is_not_written_through_a_link(tiny_folder, tiny_data, tmp_path, monkeypatch):
+    (outside := tmp_path / "outside").mkdir()
+    at_update(monkeypatch, 3, lambda: (tmp_path / "r" / "broken-update-3").symlink_to(outside))
+    poisoned(monkeypatch, 3)
+    assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 2
+    assert list(outside.iterdir()) == [] and (tmp_path / "r" / "broken-update-3" / "update.json").is_file()
+
+
 def flip(file: Path) -> None:
     """One bit of a file, at a number that is a weight."""
     with open(file, "rb+") as f:
@@ -426,13 +522,12 @@ def test_damage_to_the_best_model_does_not_spread(tiny_folder, tiny_data, tmp_pa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device that is always full")
 def test_a_log_on_a_full_disk_is_named(tiny_folder, tiny_data, tmp_path, monkeypatch, capsys):
-    file = tmp_path / "r" / "metrics.jsonl"
+    file, real = tmp_path / "r" / "metrics.jsonl", runfolder.open_regular
 
-    def fill() -> None:
-        file.unlink()
-        file.symlink_to("/dev/full")
+    def full(path, *more):
+        return open("/dev/full", "a") if path == file else real(path, *more)
 
-    at_update(monkeypatch, 6, fill)
+    at_update(monkeypatch, 6, lambda: monkeypatch.setattr(runfolder, "open_regular", full))
     assert train.main(arguments(tiny_folder, tiny_data, tmp_path / "r")) == 2
     assert f"error: {file}: cannot be written (No space left on device)" in capsys.readouterr().err
 
@@ -585,9 +680,39 @@ def test_a_finished_run_stays_as_it_is(tiny_folder, tiny_data, copy, capsys):
     assert train.main(command) == 0
     assert "finished already, 27 updates" in capsys.readouterr().out
     assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and f.name not in (".lock", "log.txt")} == before
+
+
+def test_an_end_without_a_checkpoint_stays_as_long_as_all_is_whole(tiny_folder, tiny_data, copy, capsys):
+    """As a full disk leaves it: the model and the scores could be written, no checkpoint could."""
+    command = [*arguments(tiny_folder, tiny_data, copy), "--resume"]
+    train.train(command)
     shutil.rmtree(copy / "checkpoints")
+    assert train.main(command) == 0
+    assert "finished already, 27 updates" in capsys.readouterr().out
+    for more, says in ((("--epochs", "5"), "finished, and without a whole checkpoint to go on from; name"),
+                       (("--seed", "3"), f"{copy}: saved with other settings: seed was 0, now 3")):
+        assert train.main([*command, *more]) == 2
+        assert says in capsys.readouterr().err
+    flip(copy / "model.safetensors")
     assert train.main(command) == 2
-    assert "finished, and without a whole checkpoint" in capsys.readouterr().err
+    assert "to go on from (model.safetensors is not as it was written); name" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_on_a_full_disk_is_finished_once_there_is_room(tiny_folder, tiny_data, tmp_path, monkeypatch,
+                                                                       capsys, reference):
+    """No checkpoint, of three epochs or of their end, finds room; the model does."""
+    command = arguments(tiny_folder, tiny_data, tmp_path / "r")
+
+    def full(file, tensors):
+        raise MinibertError(f"{file}: cannot be written ([Errno 28] No space left on device)")
+
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "write_tensors", full)
+        assert train.main(command) == 0
+    assert list((tmp_path / "r" / "checkpoints").iterdir()) == []
+    assert train.main([*command, "--resume"]) == 0
+    assert "finished already, 27 updates" in capsys.readouterr().out
+    assert_same_run(tmp_path / "r", reference("fast fp32"))
 
 
 def test_without_a_checkpoint_it_starts_anew_and_says_so(tiny_folder, tiny_data, tmp_path, reference, capsys):

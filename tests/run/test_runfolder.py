@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from minibert.errors import MinibertError
+from minibert.run import folder as runfolder
 from minibert.run.folder import RunFolder, claim_folder, lock
 from minibert.run.processes import ALONE
 from minibert.settings import TrainConfig
@@ -81,4 +82,44 @@ def test_a_folder_is_one_processs_and_free_once_that_is_killed(tmp_path):
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(37, "No locks available")))
     with pytest.raises(MinibertError, match="cannot be locked .*No locks available"):
+        hold(tmp_path)
+
+
+def test_nothing_is_written_through_a_link_in_a_run_folder(tmp_path, capsys):
+    """Whoever can make a name in the folder cannot have another file cut, or grown, with it."""
+    (run := tmp_path / "run").mkdir()
+    (outside := tmp_path / "outside").write_text("kept")
+    for name in (".lock", "metrics.jsonl", "log.txt"):
+        (run / name).symlink_to(outside)
+    with pytest.raises(MinibertError, match="cannot be locked .*a link, and nothing is written through one"):
+        hold(run)
+    folder = RunFolder(run, ALONE)
+    with pytest.raises(MinibertError, match="metrics.jsonl: cannot be written .a link, and"):
+        folder.log({"step": 1})
+    folder.tell("said")
+    assert capsys.readouterr().out == "said\n" and outside.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", [".lock", "log.txt", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_makes_nobody_wait(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    script = ("import sys, pathlib\nfrom minibert.run.folder import RunFolder, lock\n"
+              "from minibert.run.processes import ALONE\npath = pathlib.Path(sys.argv[1])\nwith lock(path):\n"
+              "    folder = RunFolder(path, ALONE)\n    folder.note('x')\n    folder.log({})\n")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == (name == "log.txt"), done.stderr
+    if name != "log.txt":
+        assert f"MinibertError: {tmp_path}" in done.stderr.splitlines()[-1]
+
+
+def test_a_full_disk_does_not_keep_a_folder_from_being_held(tmp_path, monkeypatch):
+    real = runfolder.open_regular
+
+    def full(file, mode, *more):
+        if mode == "w":
+            raise OSError(28, "No space left on device")
+        return real(file, mode, *more)
+
+    monkeypatch.setattr(runfolder, "open_regular", full)
+    with lock(tmp_path), pytest.raises(MinibertError, match="another process is training in it"):
         hold(tmp_path)

@@ -1,4 +1,5 @@
 """terminal.py and what people do to a program: streams that are closed, full or narrow; words that cannot be meant."""
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from minibert.__main__ import main
 from minibert.errors import MinibertError
 from minibert.run import report, terminal
 from minibert.run.processes import Shared
+from minibert.scores.labels import confusion_report
+from minibert.scores.tables import table
+from minibert.tasks.classify import Classify
+from minibert.tasks.ner import NER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,3 +173,35 @@ def test_what_nobody_expects_goes_through():
 
     with pytest.raises(RuntimeError, match="something else"):
         terminal.exit_code(work, terminal.Advice())
+
+
+@pytest.mark.parametrize("number, advice", [
+    (errno.ENOSPC, "; free space on the disk, or write to another one"), (errno.EDQUOT, "; free space on the disk"),
+    (errno.EACCES, "; you lack the permission: change it"), (errno.EROFS, "; the disk cannot be written to"),
+    (errno.EIO, "")])
+def test_what_the_system_refuses_is_said_with_what_to_do(capsys, number, advice):
+    def work() -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    assert terminal.exit_code(work, terminal.Advice()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: some/file: {os.strerror(number)}{advice}") and said.count("\n") == 1
+    assert "Errno" not in said and (advice or said == f"error: some/file: {os.strerror(number)}\n")
+
+
+@pytest.mark.parametrize("sign", ["\x1b[2J", "\r", "\n", "\x9b"])
+def test_labels_that_would_move_the_cursor_are_spelt_out(sign):
+    """In tables of scores and in answers; where a program reads them, as JSON, they stay as they are."""
+    label, other = f"gut{sign}x", "böse"
+    shown = f"gut{repr(sign)[1:-1]}x"
+    row = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
+    texts = [
+        table({label: row, other: row}, before={label: row}), confusion_report([[1, 0], [2, 3]], [label, other]),
+        Classify(Classify.Options(), [label, other]).render(
+            {"text": "हाँ", "labels": [label], "probabilities": {label: 0.75, other: 0.25}}, False),
+        NER(NER.Options(), ["O", f"B-{label}"]).render(
+            {"text": "Zoë", "entities": [{"text": "Zoë", "type": label, "start": 0, "end": 3}]}, False)]
+    for text in texts:
+        assert shown in text and label not in text
+    heading, one, two = table({label: row, other: row}, gaps=False).splitlines()
+    assert len(heading) == len(one) == len(two)            # as wide as it is shown
