@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from minibert.errors import MinibertError
-from minibert.files import Json, read_json
+from minibert.files import Json, read_json, refuse_stand_in
 
 SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 NAMES = {"unknown": "unk_token", "start": "cls_token", "end": "sep_token", "pad": "pad_token", "mask": "mask_token"}
@@ -118,6 +118,7 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], int, list[str]]:
     leaves a number that no piece has.
     """
     try:
+        refuse_stand_in(file)
         lines = file.read_text("utf-8").split("\n")
     except (OSError, UnicodeError) as e:
         raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
