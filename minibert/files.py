@@ -37,7 +37,7 @@ def refuse_stand_in(file: Path) -> None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     archive = start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"))
     if not start:
-        raise MinibertError(f"{file}: is empty; fetch it again")
+        raise MinibertError(f"{file}: is empty; fetch it again, or mend it")
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise MinibertError(f"{file}: is a pointer of git-lfs, which stands for the file; type git lfs pull in "
                             f"{file.parent}, or fetch the file itself")

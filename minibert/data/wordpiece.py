@@ -232,7 +232,7 @@ def extra_tokens(settings: Json, named: Json, config: Path) -> list[tuple[AddedT
     found = [(both[name], config if name in settings and name not in named.keys() & set(ends) else table)
              for name in names]
 
-    own = next((settings[name] for name in LISTS if settings.get(name)), [])
+    own: object = next((settings[name] for name in LISTS if settings.get(name)), [])
     more = named.get(LISTS[1] if LISTS[0] not in named and not settings.keys() & set(LISTS) else LISTS[0]) or []
     for listed, where in ((own, config), (more, table)):
         if not isinstance(listed, list):
