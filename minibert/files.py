@@ -69,6 +69,8 @@ def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False) -> str:
 def read_json(path: Path, pipe: bool = False) -> Json:
     """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
     try:
+        if not pipe:                               # of which nothing can be read twice
+            refuse_stand_in(path)
         value = json.loads(read_text(path, "utf-8-sig", pipe))
     except FileNotFoundError:
         raise MinibertError(f"{path}: no such file") from None
@@ -79,6 +81,25 @@ def read_json(path: Path, pipe: bool = False) -> Json:
     if not isinstance(value, dict):
         raise MinibertError(f"{path}: holds {type(value).__name__}, not a JSON object")
     return value
+
+
+def refuse_stand_in(file: Path) -> None:
+    """Raise MinibertError where something else was saved under the name of a checkpoint's file; OSError as open()."""
+    with open_regular(file, "rb") as f:
+        start = f.read(256)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    archive = start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"))
+    if not start:
+        raise MinibertError(f"{file}: is empty; fetch it again, or mend it")
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise MinibertError(f"{file}: is a pointer of git-lfs, which stands for the file; type git lfs pull in "
+                            f"{file.parent}, or fetch the file itself")
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise MinibertError(f"{file}: is a web page, perhaps of an error or a login, saved under this name; fetch the "
+                            "file itself")
+    if archive and start[8:9] != b"{":             # else it is safetensors with a header of so many bytes
+        raise MinibertError(f"{file}: is a zip archive or a pickle, such as pytorch_model.bin, under another name; "
+                            "that can run code when opened and is never read; save the weights as safetensors")
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from minibert.core.heads import Head
 from minibert.core.model import Bert, Model, initialise
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
 from minibert.errors import MinibertError
-from minibert.files import Json, open_regular, read_json, write_json, write_tensors
+from minibert.files import Json, open_regular, read_json, refuse_stand_in, write_json, write_tensors
 
 
 def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
@@ -48,13 +49,15 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
 Stored = tuple[Path, Any]                          # file, lazy slice of a tensor in it
 MAX_HEADER = 100_000_000                           # bytes, the format's own limit
 FLOATS = ("F64", "F32", "F16", "BF16")
+WRAPPED = re.compile(r"((?:(?:module|_orig_mod|model)\.)+)(?:bert\.|embeddings\.|encoder\.)")
 
 
 def read_header(file: Path) -> Json:
-    """The JSON header of a safetensors file. Raises MinibertError for one that cannot be read, is truncated, or names
-    a tensor twice.
+    """The JSON header of a safetensors file. Raises MinibertError for one that cannot be read, is something else or
+    truncated, or names a tensor twice.
     """
     try:
+        refuse_stand_in(file)
         with open_regular(file, "rb") as f:
             size, start = os.fstat(f.fileno()).st_size, f.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
@@ -102,18 +105,35 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tensors(folder: Path) -> Iterator[tuple[str, Path, Any]]:
     """(published name without "bert.", file, lazy slice) of every tensor of a checkpoint, gamma/beta renamed."""
     seen: dict[str, Path] = {}
+    wrapper = wrapper_of(folder)
     for file in weight_files(Path(folder)):
-        read_header(file)
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
-                    plain = modern_name(name)
+                    plain = modern_name(name.removeprefix(wrapper))
                     if plain in seen:
                         raise MinibertError(f"{file}: {name!r} means {plain!r}, which {seen[plain].name} has already")
                     seen[plain] = file
                     yield plain, file, tensors.get_slice(name)
         except SafetensorError as e:
             raise MinibertError(f"{file}: not a whole safetensors file ({e}); fetch it again") from None
+
+
+def wrapper_of(folder: Path) -> str:
+    """What all names of a folder's tensors begin with where a model was saved inside of a wrapper, such as "module.".
+
+    Raises MinibertError where some encoder weights have such a prefix and other tensors have not, and as read_header()
+    does.
+    """
+    names = [name for file in weight_files(Path(folder)) for name in read_header(file) if name != "__metadata__"]
+    found = [match for match in map(WRAPPED.match, names) if match]
+    if not found:
+        return ""
+    prefix, name = found[0][1], found[0].string
+    if other := next((name for name in names if not name.startswith(prefix)), None):
+        raise MinibertError(f"{folder}: {name!r} has the prefix {prefix!r} of a wrapper (DataParallel, torch.compile), "
+                            f"{other!r} has not; save the state_dict() of the model inside it")
+    return prefix
 
 
 def modern_name(name: str) -> str:
@@ -144,9 +164,13 @@ class Report:
     new: list[str] = field(default_factory=list)            # of ours, not in the file
     ignored: dict[str, list[str]] = field(default_factory=dict)  # what it is -> names in the file
     grown: list[str] = field(default_factory=list)          # what was made from loaded tensors, in words
+    wrapper: str = ""                                       # what all names in the file begin with
 
     def __str__(self) -> str:
         lines = [f"loaded: {len(self.loaded)} tensors"]
+        if self.wrapper:
+            lines.append(f"all names in the file begin with {self.wrapper!r}, of a wrapper around the model; read "
+                         "without")
         if self.new:
             what = "new pooler and head" if POOLER_NAMES[0].published in self.new else "new head"
             lines.append(f"newly initialised: {', '.join(self.new)} (expected: {what})")
@@ -188,7 +212,7 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     bert = Bert(config, pooler=stored or (head is not None and head.uses_pooler))
     new = new_names(head, set(found), new_head, parts)
     table = {n.published: n.ours for n in name_table(config, pooler=stored or not new and bert.pooler is not None)}
-    report, state = Report(), bert.state_dict()
+    report, state = Report(wrapper=wrapper_of(folder)), bert.state_dict()
     if missing := [name for name in table if name not in found]:
         raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
                             "checkpoint, and does config.json belong to it?")

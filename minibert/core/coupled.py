@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minibert.core import ops
 from minibert.core.batch import Batch
 from minibert.core.dropout import Masks
 from minibert.core.model import Model
@@ -29,7 +30,8 @@ class KnownLoss:
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{term: its share of the sum}, whose derivative by the scores is the known one."""
-        along = {term: (scores * dterm.to(scores.dtype)).sum() for term, dterm in self.dscores.items()}
+        z = ops.at_least_fp32(scores)              # a sum of many terms: in fp16 it might be no number
+        along = {term: (z * dterm).sum() for term, dterm in self.dscores.items()}
         return {term: along[term] + (total - along[term].detach()) for term, total in self.sums.items()}
 
     def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -1,17 +1,19 @@
 """The files of a published tokenizer, as people have them -> one WordPiece, or one line that says why not.
 
 Pieces and their numbers stand in tokenizer.json or vocab.txt, pieces that were added later in tokenizer_config.json,
-added_tokens.json or tokenizer.json, and how text is cleaned in tokenizer_config.json. Where two files disagree, what
-counts is what counts for transformers, and a notice says so.
+added_tokens.json or tokenizer.json, special ones in tokenizer_config.json or special_tokens_map.json, and how text is
+cleaned in tokenizer_config.json. Where two files disagree, what counts is what counts for transformers, and a notice
+says so where it is the cleaning.
 """
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from minibert.errors import MinibertError
-from minibert.files import Json, read_json, read_text
+from minibert.files import Json, read_json, read_text, refuse_stand_in
 
 SPECIAL = {"unknown": "[UNK]", "start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 NAMES = {"unknown": "unk_token", "start": "cls_token", "end": "sep_token", "pad": "pad_token", "mask": "mask_token"}
@@ -20,6 +22,7 @@ CLASSES = (None, *(name + fast for name in ("BertTokenizer", "DistilBertTokenize
                    for fast in ("", "Fast")), *OWN)
 PARTS = {"normalizer": ("BertNormalizer",), "pre_tokenizer": ("BertPreTokenizer",), "model": ("WordPiece",),
          "post_processor": ("TemplateProcessing", "BertProcessing"), "decoder": ("WordPiece",)}
+MAP, LISTS = "special_tokens_map.json", ("extra_special_tokens", "additional_special_tokens")
 MOST = 2 ** 27                                     # numbers of pieces, more than any vocabulary has
 LONGEST = 100                                      # letters of a word that is cut into pieces; longer ones are unknown
 
@@ -46,7 +49,9 @@ def read_wordpiece(folder: Path) -> tuple[Backend, list[str]]:
     """The tokenizer of a folder, and what is worth telling of it. Raises MinibertError naming file and place."""
     config, file, lines = (folder / name for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt"))
     settings = read_json(config) if config.exists() else {}
-    refuse_others(settings, config)
+    named = special_names(folder, settings)
+    refuse_others(settings, config, named)
+    extra = extra_tokens(settings, named, config)
     if file.exists():
         published = read_json(file)
         pieces, notices = published_pieces(published, file), []
@@ -63,12 +68,8 @@ def read_wordpiece(folder: Path) -> tuple[Backend, list[str]]:
         raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
 
     backend = bert_tokenizer(pieces, cleaning)
-    for number, token, where in added_tokens(folder, settings, published):
-        following = max([count, *(n + 1 for n in backend.get_added_tokens_decoder())])
-        if backend.token_to_id(token.content) is None and number != following:
-            raise MinibertError(f"{where}: {token.content!r} has the number {number}, but the next one is {following}; "
-                                "transformers would take that; mend the file")
-        add_token(backend, token, number, where)
+    added = added_tokens(folder, settings, published, {token.content for token, _ in extra})
+    add_pieces(backend, count, added, extra)
     if cleaning.lowercase and "do_lower_case" not in settings:
         notices += capitals(pieces, folder)
     return backend, notices
@@ -87,6 +88,35 @@ def bert_tokenizer(pieces: dict[str, int], cleaning: Cleaning) -> Backend:
             special_tokens=[(start, pieces[start]), (end, pieces[end])])
     backend.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in SPECIAL.values() if p in pieces])
     return backend
+
+
+def add_pieces(backend: Backend, count: int, added: Sequence[tuple[int, AddedToken, str]],
+               extra: Sequence[tuple[AddedToken, str]]) -> None:
+    """Add to a vocabulary of `count` lines pieces that have a number, and then special ones that may have none yet.
+
+    Raises MinibertError for a number that transformers would not give them.
+    """
+    holes = count <= max(backend.get_vocab().values(), default=-1)
+    for number, token, where in added:
+        following = next_number(backend, count)
+        if backend.token_to_id(token.content) is None and number != following:
+            raise MinibertError(f"{where}: {token.content!r} has the number {number}, but the next one is {following}; "
+                                "transformers would take that; mend the file")
+        add_token(backend, token, number, where)
+
+    for token, where in extra:
+        if token.content in {t.content for t in backend.get_added_tokens_decoder().values()}:
+            continue
+        there = backend.token_to_id(token.content)
+        if there is None and holes:
+            raise MinibertError(f"{where}: {token.content!r} has no number, and the next one, {count}, is taken, as "
+                                "lines of the vocabulary repeat; mend the vocabulary")
+        add_token(backend, token, next_number(backend, count) if there is None else there, where)
+
+
+def next_number(backend: Backend, count: int) -> int:
+    """The number of the next piece that is added to a vocabulary of so many lines."""
+    return max([count, *(n + 1 for n in backend.get_added_tokens_decoder())])
 
 
 def add_token(backend: Backend, token: AddedToken, number: int, where: str) -> None:
@@ -118,6 +148,7 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], int, list[str]]:
     leaves a number that no piece has.
     """
     try:
+        refuse_stand_in(file)
         lines = read_text(file).split("\n")
     except (OSError, UnicodeError) as e:
         raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
@@ -152,10 +183,12 @@ def published_pieces(published: Json, file: Path) -> dict[str, int]:
     return pieces
 
 
-def added_tokens(folder: Path, settings: Json, published: Json) -> list[tuple[int, AddedToken, str]]:
+def added_tokens(folder: Path, settings: Json, published: Json, special: set[str],
+                 ) -> list[tuple[int, AddedToken, str]]:
     """(number, token, where it stands), by number: what was added to a vocabulary after it was made.
 
-    If tokenizer_config.json has a list, it is the only one that counts, as for transformers.
+    If tokenizer_config.json has a list, it is the only one that counts, as for transformers. Of added_tokens.json those
+    that are called `special` elsewhere are looked for before text is cleaned.
     """
     config, plain, file = (folder / name for name in ("tokenizer_config.json", "added_tokens.json", "tokenizer.json"))
     found: dict[int, tuple[AddedToken, str]] = {}
@@ -167,14 +200,50 @@ def added_tokens(folder: Path, settings: Json, published: Json) -> list[tuple[in
             found[numbered(number, config)] = added_token(token, config), str(config)
     else:
         for piece, number in (read_json(plain) if plain.exists() else {}).items():
-            special = piece in SPECIAL.values()
-            token = {"content": piece, "special": special, "normalized": not special}
+            whole = piece in special or piece in SPECIAL.values()
+            token = {"content": piece, "special": whole, "normalized": not whole}
             found[numbered(number, plain)] = added_token(token, plain), str(plain)
         listed = published.get("added_tokens", [])
         for token in listed if isinstance(listed, list) else [None]:
             number = token.get("id") if isinstance(token, dict) else None
             found[numbered(number, file)] = added_token(token, file), str(file)
     return [(number, *found[number]) for number in sorted(found)]
+
+
+def special_names(folder: Path, settings: Json) -> Json:
+    """What special_tokens_map.json says; {} where tokenizer_config.json lists what was added: then nobody asks it."""
+    file = folder / MAP
+    return read_json(file) if file.exists() and "added_tokens_decoder" not in settings else {}
+
+
+def extra_tokens(settings: Json, named: Json, config: Path) -> list[tuple[AddedToken, str]]:
+    """(token, where it stands) of special pieces beside BERT's five: such as bos_token, then those of a list.
+
+    They are known as a whole wherever they stand in text, and have the number of the vocabulary or, in this order, the
+    next ones. Where both files have a name, special_tokens_map.json has the last word on bos_token and eos_token alone;
+    it adds to the list of the other, but its `additional_special_tokens` count only where there is no list at all.
+    Raises MinibertError for what is no token.
+    """
+    table, ends = config.with_name(MAP), ("bos_token", "eos_token")
+    both = named | settings | {name: named[name] for name in ends if name in named}
+    names = [name for name in both if name.endswith("_token") and name not in NAMES.values()
+             and isinstance(both[name], (str, dict))]
+    names.sort(key=lambda name: ends.index(name) if name in ends else len(ends))
+    found = [(both[name], config if name in settings and name not in named.keys() & set(ends) else table)
+             for name in names]
+
+    own: object = next((settings[name] for name in LISTS if settings.get(name)), [])
+    more = named.get(LISTS[1] if LISTS[0] not in named and not settings.keys() & set(LISTS) else LISTS[0]) or []
+    for listed, where in ((own, config), (more, table)):
+        if not isinstance(listed, list):
+            raise MinibertError(f"{where}: {LISTS[0]} is {str(listed)[:60]}; expected a list of pieces; mend the file")
+        found += [(value, where) for value in listed]
+    return [(special_token(value, file), str(file)) for value, file in found]
+
+
+def special_token(value: object, file: Path) -> AddedToken:
+    """A special token, given as such or as its letters alone. Raises MinibertError for what is none."""
+    return added_token({"content": value} if isinstance(value, str) else value, file, special=True)
 
 
 def numbered(number: object, file: Path) -> int:
@@ -185,12 +254,12 @@ def numbered(number: object, file: Path) -> int:
     return int(text)
 
 
-def added_token(value: object, file: Path) -> AddedToken:
-    """An added token as the library knows it. Raises MinibertError for what is none."""
+def added_token(value: object, file: Path, special: bool = False) -> AddedToken:
+    """An added token as the library knows it, `special` or as it says. Raises MinibertError for what is none."""
     given = value if isinstance(value, dict) else {}
     content = given.get("content")
     flags = {name: given.get(name, default) for name, default in
-             (("single_word", False), ("lstrip", False), ("rstrip", False), ("special", False))}
+             (("single_word", False), ("lstrip", False), ("rstrip", False), ("special", special))}
     flags["normalized"] = given.get("normalized", not flags["special"])
     if not isinstance(content, str) or not content or not all(isinstance(flag, bool) for flag in flags.values()):
         raise MinibertError(f"{file}: {str(value)[:60]!r} is no added piece; mend the file")
@@ -200,16 +269,19 @@ def added_token(value: object, file: Path) -> AddedToken:
 # ------------------------------------------------------------------------------------------------------- cleaning
 
 
-def refuse_others(settings: Json, config: Path) -> None:
-    """Raise MinibertError by name for a tokenizer that is not BERT's, or that calls its special pieces otherwise."""
+def refuse_others(settings: Json, config: Path, named: Json) -> None:
+    """Raise MinibertError by name for a tokenizer that is not BERT's, or that calls its special pieces otherwise.
+
+    `named`: special_tokens_map.json, which has the last word on these.
+    """
     kind = settings.get("tokenizer_class")
     if kind not in CLASSES:
         raise MinibertError(f"{config}: tokenizer_class is {str(kind)[:40]!r}; minibert reads BERT's WordPiece alone")
     for role, name in NAMES.items():
-        value = settings.get(name)
+        value, file = (named[name], config.with_name(MAP)) if name in named else (settings.get(name), config)
         piece = value.get("content") if isinstance(value, dict) else value
         if piece not in (SPECIAL[role], None):
-            raise MinibertError(f"{config}: {name} is {str(piece)[:40]!r}; minibert reads {SPECIAL[role]} alone")
+            raise MinibertError(f"{file}: {name} is {str(piece)[:40]!r}; minibert reads {SPECIAL[role]} alone")
 
 
 def cleaning_of(settings: Json, config: Path) -> Cleaning:

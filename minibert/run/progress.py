@@ -57,7 +57,7 @@ class Progress:
     over: bool = False                             # patience is at its end
     seconds: float = 0.0                           # of all updates, and their pieces
     pieces: int = 0
-    losses: int = 0                                # finite ones of this epoch so far, and their sum
+    losses: int = 0                                # of this epoch so far, and their sum
     loss_sum: float = 0.0
     best: tuple[float, Scores] | None = None          # value, scores on dev
     before: dict[str, Scores] = field(default_factory=dict)                       # scores of the untrained model
@@ -83,11 +83,10 @@ class Progress:
         """Whether all updates are made and scored, or none is worth making any more."""
         return self.scored == self.step and (self.step >= plan.total or (self.over and plan.patience > 0))
 
-    def count(self, loss: float | None, seconds: float, pieces: int) -> None:
-        """One update more; None for the loss of one that overflowed and was skipped."""
+    def count(self, loss: float, seconds: float, pieces: int) -> None:
+        """One update more."""
         self.step, self.seconds, self.pieces = self.step + 1, self.seconds + seconds, self.pieces + pieces
-        if loss is not None:
-            self.losses, self.loss_sum = self.losses + 1, self.loss_sum + loss
+        self.losses, self.loss_sum = self.losses + 1, self.loss_sum + loss
 
     def end_epoch(self, epoch: int, scores: Scores | None, value: float, plan: Plan) -> tuple[bool, bool]:
         """The epoch is at its end, dev scored `value` (`scores` None: it is not) -> (better than all, or as good).

@@ -1,16 +1,16 @@
 """What a run says: what is trained on what and how, a bar, a line an epoch, a table at the end, what to type next."""
 import collections
 import dataclasses
-import math
 import shlex
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from minibert.core.optim import Group
 from minibert.errors import spelt_out
+from minibert.core.precision import precision_notices
 from minibert.files import Json
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Plan, Progress
@@ -31,7 +31,8 @@ def introduce(folder: RunFolder, record: Json, t: Training) -> None:
     labels = f"; {len(t.task.labels)} labels" if t.task.labels else ""
     folder.tell(wrapped(f"data: {record['data']}: {sizes} examples{labels}"))
     folder.tell(wrapped(f"training: {describe_plan(record, t.plan)}"))
-    for notice in (*t.tokenizer.notices, *t.task.notices):
+    notices = (*t.tokenizer.notices, *t.task.notices, *precision_notices(t.settings.precision, t.device))
+    for notice in notices:
         folder.tell(wrapped(f"note: {spelt_out(notice)}"))
 
     folder.note(str(t.loaded))
@@ -82,12 +83,12 @@ class Bar:
     """A bar of updates."""
 
     def __init__(self, bar: tqdm):
-        self.bar, self.recent = bar, collections.deque[float | None](maxlen=20)
+        self.bar, self.recent = bar, collections.deque[float](maxlen=20)
 
     def show(self, line: Json, p: Progress) -> None:
         """One update more."""
         self.recent.append(line["loss"])
-        self.bar.set_postfix_str(f"epoch {line['epoch']}, loss {mean(self.recent):.3f}, lr "
+        self.bar.set_postfix_str(f"epoch {line['epoch']}, loss {sum(self.recent) / len(self.recent):.3f}, lr "
                                  f"{line['learning_rate']:.1e}, {p.pieces / p.seconds:,.0f} pieces/s")
         self.bar.update()
 
@@ -101,12 +102,6 @@ def progress_bar(total: int, done: int, first: bool) -> Iterator[Bar]:
     """A bar where somebody watches the first process."""
     with tqdm(total=total, initial=done, unit="update", disable=None if first else True, dynamic_ncols=True) as bar:
         yield Bar(bar)
-
-
-def mean(losses: Iterable[float | None]) -> float:
-    """Of those that there are: an fp16 update that overflowed and was skipped has no loss."""
-    kept = [x for x in losses if x is not None]
-    return sum(kept) / len(kept) if kept else math.nan
 
 
 def collapse(epoch: int, label: str, rate: float) -> str:

@@ -102,10 +102,11 @@ class Run:
         epoch = self.at.epoch_in_hand(self.plan)
         pieces = int(self.processes.add(sum(b.pieces for b in batches)))
         took = self.lap()
-        line = {"step": self.at.step + 1, "epoch": epoch, "loss": finite(loss), "learning_rate": rate,
-                "gradient_norm": finite(norm), "pieces": pieces, "seconds": took}
+        line = {"step": self.at.step + 1, "epoch": epoch, "loss": loss, "learning_rate": rate,
+                "gradient_norm": norm if math.isfinite(norm) else None,        # JSON has no infinity
+                "pieces": pieces, "seconds": took}
         self.folder.log(line)
-        self.at.count(line["loss"], took, pieces)
+        self.at.count(loss, took, pieces)
         self.bar.show(line, self.at)
 
         asked, due = self.processes.any(self.stop.asked is not None,
@@ -167,11 +168,6 @@ class Run:
         self.processes.by_first(lambda: self.store.end(numbers))
         report.summarise(self.folder, self.training, p.before, after, speed)
         return self.folder.path
-
-
-def finite(x: float) -> float | None:
-    """x, or None for what JSON has no number for: an fp16 update that overflowed and was skipped."""
-    return x if math.isfinite(x) else None
 
 
 def refuse_lonely_rows(coupled: bool, settings: TrainConfig, processes: Processes) -> None:

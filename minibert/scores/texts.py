@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from minibert.scores.tables import COLUMNS, Row, Scores, ratio, row_of, side_by_side
+from minibert.scores.words import BLEU_WORDS, ROUGE_WORDS, word_rules
 
 
 def plain_answer(text: str) -> str:
@@ -20,6 +21,10 @@ def plain_answer(text: str) -> str:
 
 def answer_f1(gold: str, predicted: str) -> float:
     """F1 of the words that two answers share, counted with repeats; 1 if both are empty, 0 if one is.
+
+    Words are what blanks divide, in every language, as in SQuAD's script and so in XQuAD's: a Chinese or Thai answer is
+    one word and right as a whole or not at all. (MLQA's own script takes Chinese characters one by one, and has other
+    articles for other languages; its numbers are not these.)
 
     >>> answer_f1("the old red house", "red house"), answer_f1("", "house"), answer_f1("", "the")
     (0.8, 0.0, 1.0)
@@ -71,39 +76,25 @@ def answer_report(scores: Scores) -> str:
     return "\n".join([f"{'':12}  {'exact':>7}  {'f1':>7}  {'support':>9}", *lines])
 
 
-def words_13a(text: str) -> list[str]:
-    """The words that BLEU compares: the rules of NIST's mteval-v13a, which every published score assumes.
-
-    >>> words_13a("It's 3,000.50 (net) - not 4-5%.")
-    ["It's", '3,000.50', '(', 'net', ')', '-', 'not', '4', '-', '5', '%', '.']
-    """
-    text = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
-    for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
-        text = text.replace(entity, character)
-    text = f" {text} "
-    text = re.sub(r"([{-~\[-` -&(-+:-@/])", r" \1 ", text)         # ASCII signs but ' , - . stand alone
-    text = re.sub(r"([^0-9])([.,])", r"\1 \2 ", text)              # . and , unless digits stand on both sides
-    text = re.sub(r"([.,])([^0-9])", r" \1 \2", text)
-    return re.sub(r"([0-9])(-)", r"\1 \2 ", text).split()
-
-
 def runs(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     """How often each run of n words stands in a text."""
     return Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
 
 
-def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
+def bleu(gold: Sequence[str], predicted: Sequence[str], rule: str | None = None) -> float:
     """BLEU of a whole set, 0 to 100, one right text each (Papineni et al. 2002), as sacrebleu computes it.
 
     The geometric mean over n = 1 to 4 of the share of predicted runs of n words that the right text has too, a run at
     most as often as there; times e^(1 − r/c) where the c predicted words are fewer than the r right ones. The k-th n
     without a shared run counts as 2^-k of one; a set without a predicted run of four words has 0. Letter case counts.
-    Raises MinibertError where the two sides differ in length.
+    `rule` is a name of words.BLEU_WORDS and of sacrebleu's tokenizers: 13a, zh, char; None: as words.word_rules() says
+    of `gold`. Raises MinibertError where the two sides differ in length.
 
     >>> round(bleu(["the cat sat on the mat today"], ["the cat sat on a mat today"]), 2)
     48.89
     """
-    pairs = [(words_13a(right), words_13a(guess)) for right, guess in side_by_side(gold, predicted, "texts")]
+    words = BLEU_WORDS[rule or word_rules(gold)["bleu"]]
+    pairs = [(words(right), words(guess)) for right, guess in side_by_side(gold, predicted, "texts")]
     logs, missing = 0.0, 0
     for n in range(1, 5):
         shared = sum((runs(right, n) & runs(guess, n)).total() for right, guess in pairs)
@@ -117,19 +108,21 @@ def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
     return 100 * math.exp(logs + min(0.0, 1 - right / guess))
 
 
-def rouge(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, float]]:
+def rouge(gold: Sequence[str], predicted: Sequence[str], rule: str | None = None) -> dict[str, dict[str, float]]:
     """{"1", "2", "L": {"precision", "recall", "f1"}}, each the mean over texts (Lin 2004), as rouge-score computes it.
 
-    Words are lower-case runs of a to z and digits; 1 and 2 compare words and pairs of neighbours with repeats, L the
-    longest common subsequence. Raises MinibertError where the two sides differ in length.
+    1 and 2 compare words and pairs of neighbours with repeats, L the longest common subsequence. `rule` is a name of
+    words.ROUGE_WORDS: latin, rouge-score's own, or unicode; None: as words.word_rules() says of `gold`. Raises
+    MinibertError where the two sides differ in length.
 
     >>> scores = rouge(["The cat sat."], ["the black cat"])
     >>> [round(scores[k]["f1"], 3) for k in ("1", "2", "L")]
     [0.667, 0.0, 0.667]
     """
+    words = ROUGE_WORDS[rule or word_rules(gold)["rouge"]]
     rows: dict[str, list[Row]] = {"1": [], "2": [], "L": []}
     for texts in side_by_side(gold, predicted, "texts"):
-        right, guess = (re.findall("[a-z0-9]+", text.lower()) for text in texts)
+        right, guess = map(words, texts)
         for name, n in (("1", 1), ("2", 2)):
             there, found = runs(right, n), runs(guess, n)
             rows[name].append(row_of((there & found).total(), found.total(), there.total()))

@@ -155,9 +155,14 @@ def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4)
-def transitions(labels: tuple[str, ...]) -> np.ndarray:
-    """[K,K] what label b costs after label a: 0, or −∞ for an I-X after what is no X. The same for every sentence."""
-    return np.array([[0.0 if b[:2] != "I-" or a[2:] == b[2:] else -np.inf for b in labels] for a in labels])
+def continuations(labels: tuple[str, ...]) -> np.ndarray:
+    """int64 [3,n]: the labels I-X, and the two that each may follow, B-X and I-X, the one of lower number first.
+
+    The same for every sentence. Where there is no B-X both are I-X.
+    """
+    number = {label: k for k, label in enumerate(labels)}
+    rows = [(k, *sorted((k, number.get(f"B-{label[2:]}", k)))) for label, k in number.items() if label[:2] == "I-"]
+    return np.array(rows, np.int64).reshape(-1, 3).T
 
 
 def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
@@ -165,15 +170,17 @@ def best_valid_path(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
 
     Words are taken as independent given the text, so the sum of their log-softmax is the joint log-probability.
     """
-    after = transitions(tuple(labels))
+    inside, first, second = continuations(tuple(labels))
     top = scores.max(-1, keepdims=True)
     logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
 
-    best, back = logs[0] + after[labels.index("O")], []                       # a sentence begins as if O stood before
+    best, back = logs[0].astype(np.float64), []    # [K], a sum over many words
+    best[inside] = -np.inf                         # nothing stands before the first word
     for row in logs[1:]:
-        through = best[:, None] + after                                      # [K before, K now]
-        back.append(through.argmax(0))
-        best = through.max(0) + row                                           # [VIT-2]
+        through = np.full(len(row), best.argmax())                            # most labels may follow any
+        through[inside] = np.where(best[first] >= best[second], first, second)
+        back.append(through)
+        best = best[through] + row                                            # [VIT-2]
 
     path = [int(best.argmax())]
     for choice in reversed(back):

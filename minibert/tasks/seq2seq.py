@@ -22,6 +22,7 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
+from minibert.scores.words import word_rules
 from minibert.tasks.base import Result, Scorer, coloured, only_one
 from minibert.tasks.generate import write
 from minibert.tasks.tabular import TableOptions, table_rows, text_of
@@ -148,12 +149,17 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         return found
 
     def score(self, predictions: Sequence[Written], examples: Sequence[Example]) -> Scores:
-        """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case."""
+        """Loss a piece, texts that are right word for word, and BLEU and ROUGE, all without letter case.
+
+        `words_by` says by which rules these two cut so many texts into words, such as bleu_13a.
+        """
         gold, said = [(e.target or "").lower() for e in examples], [p.text.lower() for p in predictions]
         loss = sum(p.loss for p in predictions) / max(1, sum(p.pieces for p in predictions))
         exact = sum(words_of(g) == words_of(p) for g, p in zip(gold, said, strict=True)) / max(1, len(gold))
+        rules = word_rules(gold)
         return {"loss_a_piece": loss, "perplexity": math.exp(min(loss, 700)), "exact": exact,
-                "bleu": bleu(gold, said), "rouge": rouge(gold, said), "support": len(gold)}
+                "bleu": bleu(gold, said, rules["bleu"]), "rouge": rouge(gold, said, rules["rouge"]),
+                "words_by": {f"{kind}_{rule}": len(gold) for kind, rule in rules.items()}, "support": len(gold)}
 
     def collapsed(self, predictions: Sequence[Written], examples: Sequence[Example]) -> str | None:
         given = only_one({p.text for p in predictions}, {e.target or "" for e in examples})
@@ -163,7 +169,8 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         rows = {"loss a piece": scores["loss_a_piece"], "perplexity": scores["perplexity"], "exact": scores["exact"],
                 "BLEU": scores["bleu"], **{f"ROUGE-{k}": v["f1"] for k, v in scores["rouge"].items()}}
         lines = [f"{name:13}{value:12,.3f}" for name, value in rows.items()]
-        return "\n".join([*lines, f"{'texts':13}{scores['support']:8,}"])
+        rules = ", ".join(name.replace("_", " ") for name in scores.get("words_by", {}))  # older runs have none
+        return "\n".join([*lines, f"{'words by':13}{rules}", f"{'texts':13}{scores['support']:8,}"])
 
     def result(self, example: Example, prediction: Written) -> Result:
         """{"source", "text"}."""

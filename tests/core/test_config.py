@@ -174,7 +174,7 @@ def test_another_kind_of_model_is_called_so_before_its_sizes_are_missed(tmp_path
 
 
 @pytest.mark.parametrize("text, parts", [
-    ('{"model_type": "bert",', ["JSON"]), ("", ["JSON"]), ("[1, 2]", ["list", "object"]), ("7", ["int", "object"]),
+    ('{"model_type": "bert",', ["JSON"]), ("", ["empty"]), ("[1, 2]", ["list", "object"]), ("7", ["int", "object"]),
     ("null", ["object"]), ("[" * 100_000, ["JSON"]), ('{"a": "line\nbreak"}', ["JSON"])],
     ids=["broken", "empty", "list", "number", "null", "deep", "control"])
 def test_a_config_that_is_no_json_object(tmp_path, text, parts):

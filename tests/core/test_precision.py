@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from minibert.core.dropout import DropoutMasks
-from minibert.core.precision import LossScaler, autocast, resolve_precision
+from minibert.core.precision import (
+    LossScaler,
+    NotFinite,
+    autocast,
+    precision_notices,
+    refuse_not_finite,
+    resolve_precision,
+)
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -264,6 +271,22 @@ def test_unscale_finds_one_bad_number_among_many(bad, scale):
     assert scaler.unscale(gradients_of([1.0, 2.0], [3.0, 4.0])) is True
 
 
+@pytest.mark.parametrize("loss", [0.7, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("norm", [2.0, math.inf, math.nan])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_only_a_gradient_may_overflow_and_only_where_there_is_a_scale(loss, norm, scaled):
+    fine = loss == 0.7 and (norm == 2.0 or scaled)
+    try:
+        refuse_not_finite(loss, norm, LossScaler(scaled, scale=2.0 ** -23))
+    except NotFinite as e:
+        assert not fine and f"the loss is {loss}" in str(e) and ("--precision bf16" in str(e)) == scaled
+    else:
+        assert fine
+    if loss == 0.7 and norm != 2.0:
+        with pytest.raises(NotFinite, match="overflow at every loss scale" if scaled else "the gradient norm"):
+            refuse_not_finite(loss, norm, LossScaler(scaled, scale=2.0 ** -24))
+
+
 # ----------------------------------------------------------------------------------------------------- choice of format
 
 
@@ -274,6 +297,24 @@ def test_auto_on_a_cpu(monkeypatch, capabilities, chosen):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resolve_precision("auto", CPU) == chosen
     assert [resolve_precision(p, CPU) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+
+
+@pytest.mark.parametrize("capabilities, slow", [
+    ({"architecture": "x86_64", "avx512_fp16": False, "amx_fp16": False, "avx512_bf16": True}, True),
+    ({"architecture": "x86_64", "avx512_fp16": True, "amx_fp16": False}, False),
+    ({"architecture": "x86_64", "avx512_fp16": False, "amx_fp16": True}, False),
+    ({"architecture": "aarch64", "neon": True}, False)])
+def test_fp16_on_a_cpu_that_has_none_is_told(monkeypatch, capabilities, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    told = precision_notices("fp16", CPU)
+    assert len(told) == slow and all("--precision fp32" in notice for notice in told)
+    assert not precision_notices("fp32", CPU) + precision_notices("bf16", CPU)
+    assert not precision_notices("fp16", torch.device("cuda", 0))
+
+
+def test_torch_knows_the_names_of_fp16_on_this_kind_of_cpu():
+    can = torch.cpu.get_capabilities()
+    assert can.get("architecture") != "x86_64" or {"avx512_fp16", "amx_fp16"} <= can.keys()
 
 
 @pytest.mark.parametrize("supported, chosen", [(True, "bf16"), (False, "fp32")])

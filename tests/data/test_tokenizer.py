@@ -516,7 +516,7 @@ def test_a_vocabulary_without_mask_is_enough(tmp_path):
 
 def test_an_empty_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("", encoding="utf-8")
-    with refused(tmp_path / "vocab.txt", "[CLS]"):
+    with refused(tmp_path / "vocab.txt", "is empty"):
         Tokenizer.read(tmp_path)
 
 

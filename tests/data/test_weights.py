@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import pickle
 import shutil
 import struct
 from pathlib import Path
@@ -26,6 +27,7 @@ from minibert.checkpoints.names import name_table
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, WordHead
 from minibert.core.model import Model
+from minibert.data.tokenizer import Tokenizer
 from minibert.files import write_json
 
 V, H, L, A, F, P, TYPES, K = 53, 30, 2, 5, 44, 19, 7, 9
@@ -539,6 +541,76 @@ def test_an_unknown_format_of_numbers(tmp_path):
     write_raw(folder / "model.safetensors", "{" + ", ".join(texts).replace('"F32"', '"Q7"', 1) + "}", body)
     with refused(folder / "model.safetensors"):
         weights.load(folder)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 90868376\n"
+STAND_INS = {"pointer": (POINTER, "git lfs pull"), "page": (b"\n <!DOCTYPE html>\n<html><body>Sign in", "web page"),
+             "html": (b"\xef\xbb\xbf<HTML lang='hi'>", "web page"), "xml": (b"<?xml version='1.0'?>", "web page"),
+             "zip": (b"PK\3\4\0\0\x08\x08" + bytes(40), "pickle"), "empty": (b"", "is empty"),
+             "pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
+             "pickle 4": (pickle.dumps({"bert": [1, 2]}, 4), "pickle")}
+
+
+@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00003.safetensors", "config.json",
+                                  "model.safetensors.index.json", "vocab.txt", "tokenizer.json",
+                                  "tokenizer_config.json", "added_tokens.json"])
+def test_what_stands_in_for_a_file_is_named(tiny_folder, tmp_path, kind, name):
+    content, says = STAND_INS[kind]
+    folder = indexed(tmp_path, draw())
+    (folder / "vocab.txt").write_bytes((tiny_folder / "vocab.txt").read_bytes())
+    (folder / name).write_bytes(content)
+    with refused(str(folder / name), says, f"git lfs pull in {folder}" if kind == "pointer" else ""):
+        if name.startswith(("config", "model")):
+            weights.load(folder)
+        Tokenizer.read(folder)
+
+
+def test_headers_of_640_bytes_and_of_a_length_that_spells_pk_are_no_archives(tmp_path):
+    """A safetensors file of 640 = 0x280 bytes of header begins as a pickle does, one of 67 MB as a zip archive."""
+    for length in (0x280, 0x380, 0x480, 0x580, 0x04034B50):
+        (file := tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a": 1' + b" " * 64)
+        files.refuse_stand_in(file)
+        with refused("pickle"):
+            file.write_bytes(struct.pack("<Q", length) + b"}q\0X" + b" " * 64)
+            files.refuse_stand_in(file)
+
+
+WRAPPERS = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.",
+            "module.model.", "module.module."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_prefix_of_all_names_is_a_wrappers(tmp_path, wrapper, prefix, shards):
+    tensors = {wrapper + prefix + k: v for k, v in draw().items()}
+    tensors |= {wrapper + k: v for k, v in head_tensors().items()}
+    folder = indexed(tmp_path, tensors) if shards else checkpoint(tmp_path, tensors)
+    bert, report = weights.load(folder, head := MapHead())
+    assert_computes(bert, draw())
+    assert np.array_equal(head.classifier.weight.detach().numpy(), head_tensors()["classifier.weight"])
+    assert report.wrapper == wrapper and f"begin with {wrapper!r}" in str(report) and not report.ignored
+    model = Model(weights.random_bert(CONFIG, seed=3), MapHead())
+    weights.load_into(folder, model)
+    assert_computes(model.bert, draw())
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_published_names_have_no_wrapper(tmp_path, prefix):
+    tensors = {prefix + k: v for k, v in draw().items()} | {"module.scale": np.ones(7, np.float32)}
+    bert, report = weights.load(checkpoint(tmp_path, tensors))
+    assert_computes(bert, draw())
+    assert not report.wrapper and "wrapper" not in str(report) and report.ignored == {
+        "unknown: module.scale": ["module.scale"]}
+
+
+@pytest.mark.parametrize("one, other", [("module.", ""), ("_orig_mod.", "module."), ("module._orig_mod.", "module.")])
+def test_a_prefix_of_some_names_is_refused(tmp_path, one, other):
+    odd = "encoder.layer.1.output.dense.bias"
+    tensors = {(other if k == odd else one) + "bert." + k: v for k, v in draw().items()}
+    with refused(f"{one}bert.embeddings.word_embeddings.weight'", f"'{other}bert.{odd}' has not", "state_dict()"):
+        weights.load(checkpoint(tmp_path, tensors))
 
 
 @pytest.mark.parametrize("other, hint", [("pytorch_model.bin", "pytorch_model.bin"), ("bert_model.ckpt.index", "ckpt"),

@@ -27,9 +27,9 @@ CHINESE = [*SPECIALS, "中", "国", "中国", "a", "##b"]
 
 
 def folder_of(folder: Path, **files: object) -> Path:
-    """A folder with vocab (lines), config, published (a tokenizer.json), added (added_tokens.json)."""
+    """A folder with vocab (lines), config, published (a tokenizer.json), added (added_tokens.json), special (a map)."""
     names = {"vocab": "vocab.txt", "config": "tokenizer_config.json", "published": "tokenizer.json",
-             "added": "added_tokens.json"}
+             "added": "added_tokens.json", "special": "special_tokens_map.json"}
     folder.mkdir(exist_ok=True)
     for name, value in files.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -183,6 +183,42 @@ ADDED = {"@кто": 11, "[url]": 12}
 def test_added_pieces_are_known_as_wholes(tmp_path, files):
     tokenizer = Tokenizer.read(folder_of(tmp_path, **files))
     assert tokenizer.pieces(["@кто в [url] дома".split()])[0].ids == [11, 10, 12, 5, 7]
+
+
+@pytest.mark.parametrize("files, wanted", [
+    ({"special": {"extra_special_tokens": ["дом", "@ник"]}}, ["[UNK]", "дом", "[UNK]", "@ник", "ёж"]),
+    ({"special": {"additional_special_tokens": ["@ник"], "bos_token": "дом"}}, ["[UNK]", "дом", "[UNK]", "@ник", "ёж"]),
+    ({"config": {"additional_special_tokens": ["@ник"]}, "special": {"additional_special_tokens": ["дом"]}},
+     ["[UNK]", "@ник", "ёж"]),                                                # a list there is: this one does not count
+    ({"config": {"extra_special_tokens": ["@ник"]}, "special": {"extra_special_tokens": ["дом"]}},
+     ["[UNK]", "дом", "[UNK]", "@ник", "ёж"]),                                  # but this one is added to it
+    ({"config": {"extra_special_tokens": ["@ник"], "added_tokens_decoder": {}},
+      "special": {"extra_special_tokens": ["дом"], "cls_token": "<s>"}}, ["[UNK]", "@ник", "ёж"]),   # nobody asks it
+    ({"config": {"cls_token": "<s>"}, "special": {"cls_token": {"content": "[CLS]"},
+      "additional_special_tokens": [{"content": "@ник", "lstrip": True}]}}, ["[UNK]", "@ник", "ёж"]),
+    ({"special": {"unk_token": "[UNK]", "extra_special_tokens": []}}, ["[UNK]", "[UNK]", "[UNK]", "ёж"])])
+@pytest.mark.parametrize("where", ["vocab", "published"])
+def test_special_pieces_of_either_file_are_known_as_wholes(tmp_path, where, files, wanted):
+    """A special piece is found inside of words, before anything is cleaned; дом has a number, @ник gets the next."""
+    cyrillic = [p for p in CYRILLIC if p != "еж"]
+    files = {"config": {}, **files} | {where: published(cyrillic) if where == "published" else lines(cyrillic)}
+    files["config"] = {"strip_accents": False, **files["config"]}
+    folder = folder_of(tmp_path, **files)
+    found = spelt(folder, "адома @ник ёж")
+    assert found == wanted
+    assert "@ник" not in found or Tokenizer.read(folder).backend.token_to_id("@ник") == len(cyrillic)
+
+
+@pytest.mark.parametrize("files, said", [
+    ({"special": {"cls_token": "<s>"}}, "special_tokens_map.json: cls_token is '<s>'; minibert reads [CLS] alone"),
+    ({"special": {"mask_token": {"content": "<mask>"}}, "config": {"mask_token": "[MASK]"}}, "mask_token is '<mask>'"),
+    ({"special": {"extra_special_tokens": {"url": "дом"}}}, "special_tokens_map.json: extra_special_tokens is"),
+    ({"special": {"additional_special_tokens": [7]}}, "special_tokens_map.json: '7' is no added piece"),
+    ({"config": {"extra_special_tokens": "дом"}}, "tokenizer_config.json: extra_special_tokens is дом; expected"),
+    ({"special": {"bos_token": "<нет>"}, "vocab": lines([*CYRILLIC, "дом"])}, "'<нет>' has no number")])
+def test_special_pieces_that_cannot_be_honoured_are_refused_by_name(tmp_path, files, said):
+    with refused(tmp_path, said):
+        Tokenizer.read(folder_of(tmp_path, **{"vocab": lines(CYRILLIC)} | files))
 
 
 def test_the_list_of_the_config_is_the_only_one_that_counts(tmp_path):

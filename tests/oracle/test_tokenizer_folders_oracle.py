@@ -7,7 +7,7 @@ import pytest
 import transformers as hf
 
 from minibert.data.tokenizer import Tokenizer
-from minibert.data.wordpiece import SPECIAL, Cleaning, bert_tokenizer
+from minibert.data.wordpiece import NAMES, SPECIAL, Cleaning, bert_tokenizer
 from minibert.errors import MinibertError
 
 FOLDERS = 300
@@ -46,9 +46,31 @@ def drawn(draw: random.Random, folder: Path) -> dict[str, object]:
         if "tokenizer.json" in places:
             backend.add_tokens(list(more))
         backend.save(str(folder / "tokenizer.json"))
+    named = draw_special(draw, settings, folder, lines, list(more)) if draw.random() < 0.6 else {}
     if settings or draw.random() < 0.5:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    return {"there": there, "places": places, "lines": lines, "settings": settings, "more": more}
+    return {"there": there, "places": places, "lines": lines, "settings": settings, "more": more, "map": named}
+
+
+def draw_special(draw: random.Random, settings: dict[str, object], folder: Path, lines: list[str], more: list[str]):
+    """Names of special pieces, in either file, mostly those that BERT has; -> those in special_tokens_map.json."""
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    named: dict[str, object] = {}
+    for place in (settings, named):
+        for role, name in NAMES.items():
+            if draw.random() < 0.3:
+                piece = SPECIAL[role] if draw.random() < 0.97 else draw.choice(["<s>", "anna"])
+                kind = {"__type": "AddedToken"} if place is settings else {}
+                place[name] = draw.choice([piece, {"content": piece, **flags, **kind}])
+        for name in ("bos_token", "eos_token", "url_token"):
+            if draw.random() < 0.1:
+                place[name] = draw.choice(["[CLS]", "[unused1]", "[url]", "<x>", "@user"])
+        for name in ("extra_special_tokens", "additional_special_tokens"):
+            if draw.random() < 0.3:
+                place[name] = draw.sample(sorted({*lines[5:], *more, *NEW}), draw.randrange(3))
+    if named:
+        (folder / "special_tokens_map.json").write_text(json.dumps(named, ensure_ascii=False), encoding="utf-8")
+    return named
 
 
 def test_random_folders_are_read_as_transformers_does_or_refused_by_name(tmp_path):

@@ -1,4 +1,5 @@
 """train.py as a whole: exact accumulation, the run folder, reproducibility, and what gets a clear error."""
+import functools
 import json
 import re
 import shutil
@@ -221,6 +222,33 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(uneven):
 
 
 # ---------------------------------------------------------------------------------------------------- a whole run
+
+
+@pytest.mark.parametrize("engine", ["fast", "by-hand", "autograd"])
+def test_weights_that_fp16_cannot_hold_end_the_run_at_the_next_update(tiny_folder, tiny_data, tmp_path, capsys,
+                                                                      monkeypatch, engine):
+    """The first update breaks them: the loss of the second is no number, which no loss scale can mend."""
+    monkeypatch.setattr(train, "LossScaler", functools.partial(LossScaler, scale=16.0))      # no overflow at first
+    words = ["--weights", str(tiny_folder), "--data", str(tiny_data), "--output", str(tmp_path / "r"), *QUICK,
+             "--precision", "fp16", "--gradients", engine, "--optimizer", "sgd", "--max-steps", "6",
+             "--evaluate", "none"]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
+    broken, step = [], SGD.step
+
+    def too_far(self):
+        broken.append(1)
+        step(self)
+        for p in self.params:
+            p.mul_(1e20)
+
+    monkeypatch.setattr(SGD, "step", too_far)
+    assert train.main(words) == 2
+    said = capsys.readouterr()
+    error = said.err.strip().splitlines()[-1]
+    assert said.out.count("note: this CPU has no products in fp16") == 1
+    assert "update 2: the loss is nan" in error and "--precision bf16 or fp32" in error
+    assert (tmp_path / "r" / "broken-update-2" / "update.json").is_file() and broken == [1]
+    assert [u["step"] for u in updates(tmp_path / "r")] == [1]
 
 
 @pytest.fixture(scope="module")

@@ -319,6 +319,17 @@ def test_the_first_pass_has_the_dropout_masks_of_the_second(tiny_folder, tmp_pat
     assert seen == [0.0, 0.0]
 
 
+def test_a_known_loss_is_a_number_where_a_sum_in_fp16_is_none():
+    """350 products of 100 · 30 are more than fp16 holds; the loss they stand for is 3."""
+    scores, dscores = torch.full((70, 5), 100.0, dtype=torch.float16), torch.full((70, 5), 30.0)
+    known = coupled.KnownLoss({"texts": torch.tensor(3.0)}, {"texts": dscores})
+    assert float(known.loss(scores, None)["texts"]) == pytest.approx(3.0, abs=0.1)
+    scores = scores.requires_grad_()
+    with torch.enable_grad():
+        known.loss(scores, None)["texts"].backward()
+    assert torch.equal(scores.grad, dscores.half())
+
+
 def test_a_batch_of_one_row_has_nothing_to_learn_from(tiny_folder, tmp_path, capsys):
     command = ["--task", "reply", "--weights", str(tiny_folder), "--data", str(write(tmp_path / "d")), "--output",
                str(tmp_path / "r"), "--batch-size", "1"]

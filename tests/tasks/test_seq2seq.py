@@ -237,6 +237,36 @@ def test_rouge_by_hand():
     assert textscores.rouge([], [])["1"]["f1"] == 0
 
 
+@pytest.mark.parametrize("text, bleu, rouge", [
+    ("नदी के किनारे एक पुराना घर है", "13a", "unicode"), ("У реки стоит старый дом", "13a", "unicode"),
+    ("강가에 오래된 집이 있다", "13a", "unicode"), ("ذهب الولد إلى المدرسة اليوم", "13a", "unicode"),
+    ("河边有一座老房子", "zh", "unicode"), ("川のそばに古い家がある", "char", "unicode"),
+    ("มีบ้านเก่าอยู่ริมแม่น้ำ", "char", "unicode"), ("Où est l’église ? Ça", "13a", "latin"),
+    ("E\u0301cole a\u0300 No\u0308el ici", "13a", "latin"), ("ﬁve 中 letters of thirty are none", "13a", "latin"),
+    ("12 + 34 = 46 😀", "13a", "latin"), ("", "13a", "latin")])
+def test_the_rule_for_words_is_the_texts_own_and_the_same_text_is_all_right(text, bleu, rouge):
+    assert textscores.word_rules([text]) == {"bleu": bleu, "rouge": rouge}
+    if text and text[0] != "1":
+        assert textscores.rouge([text], [text])["L"]["f1"] == 1
+        assert textscores.bleu([text], [text]) == pytest.approx(100)
+
+
+def test_a_tenth_of_other_letters_is_few_and_one_more_is_not():
+    """The whole set decides, not a text of it: 18 Latin letters and 2 others, then 3."""
+    for others, rouge, bleu in (("дж", "latin", "13a"), ("джи", "unicode", "13a"), ("河边", "latin", "13a"),
+                                ("河边房", "unicode", "zh"), ("そばに", "unicode", "char")):
+        assert textscores.word_rules(["abc def ghi", "jkl mno pqr", others]) == {"bleu": bleu, "rouge": rouge}
+    assert textscores.word_rules(["河边有一座老房の"])["bleu"] == "char"
+    assert textscores.word_rules(["河边有一座老房子子の"])["bleu"] == "zh"
+
+
+def test_rouge_of_a_script_without_blanks_by_hand():
+    """Four Thai letters of which one carries a mark, against three: น้ำ is น with its mark, then the vowel."""
+    scores = textscores.rouge(["กินดี"], ["กิน"])             # กิ น ดี against กิ น
+    assert scores["1"]["recall"] == pytest.approx(2 / 3) and scores["1"]["precision"] == 1
+    assert textscores.rouge(["नमस्ते दुनिया"], ["नमस्ते"])["1"]["recall"] == 1 / 2
+
+
 def test_lengths_must_agree():
     for score in (textscores.bleu, textscores.rouge, textscores.answer_scores):
         with refused("2 gold", "1 predicted"):
@@ -249,6 +279,10 @@ def test_scores_of_the_task():
     scores = task().score(said, examples)
     assert scores["loss_a_piece"] == 1.0 and scores["perplexity"] == pytest.approx(math.e) and scores["exact"] == 0.5
     assert scores["bleu"] > 50 and "BLEU" in task().report(scores)
+    assert scores["words_by"] == {"bleu_13a": 2, "rouge_latin": 2}
+    assert "words by     bleu 13a, rouge latin" in task().report(scores)
+    hindi = [Example("s", "नदी के किनारे", "")]
+    assert task().score([Written("नदी", 1.0, 2)], hindi)["words_by"] == {"bleu_13a": 1, "rouge_unicode": 1}
     assert task().collapsed([said[0]] * 2, examples) == said[0].text and task().collapsed(said, examples) is None
 
 
