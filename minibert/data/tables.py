@@ -9,7 +9,7 @@ from minibert.files import check_regular, open_regular
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")        # suffixes that read_table() knows
 BAR = "|||"                                        # between the fields of a line of .txt, and of texts that come as one
-SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "val", "eval", "dev1", "testa"),
+SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val", "eval", "dev1", "testa"),
           "test": ("test", "testb")}
 Reader = Callable[[Path, Iterator[str], Sequence[str], list[str]], Iterator[tuple[int, Sequence[object]]]]
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from minibert.core.optim import Group
-from minibert.errors import spelt_out
 from minibert.core.precision import precision_notices
+from minibert.errors import spelt_out
 from minibert.files import Json
 from minibert.run.folder import RunFolder
 from minibert.run.progress import Plan, Progress

@@ -114,7 +114,7 @@ def test_tables_that_mean_nothing_certain(tmp_path, name, text, line, said):
 
 
 @pytest.mark.parametrize("names, split", [
-    (["train.csv", "validation.csv"], "dev"), (["training.jsonl", "val.jsonl"], "dev"),
+    (["train.csv", "validation.csv"], "dev"), (["train.jsonl", "val.jsonl"], "dev"),
     (["Train.tsv", "Eval.TSV"], "dev"),
     (["train.json", "dev1.json"], "dev"), (["TRAIN.txt", "Test.txt"], "test")])
 def test_names_of_splits(tmp_path, names, split):

@@ -88,7 +88,8 @@ def test_no_answer_without_a_word_about_it(tmp_path, more):
     found = task()
     assert [e.answers for e in found.read(tmp_path)["train"]] == [(("Ada", 0),), (), ()]
     said, = found.notices
-    assert said.startswith("2 questions without an answer do not say that they are impossible") and "train.json:" in said
+    assert said.startswith("2 questions without an answer do not say that they are impossible")
+    assert "the first" in said and "train.json:" in said
 
 
 @pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True), ("test.jsonl", True)])
