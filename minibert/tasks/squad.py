@@ -40,8 +40,8 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
     if not found:
         raise MinibertError(f"{file}:1: no questions in it; expected the layout of SQuAD")
     if silent:
-        notices.append(f"{len(silent):,} questions without an answer do not say that they are impossible; read as if they "
-                       f"did, the first {silent[0]}")
+        notices.append(f"{len(silent):,} questions without an answer do not say that they are impossible; read as if "
+                       f"they did, the first {silent[0]}")
     return found
 
 
