@@ -8,11 +8,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from minibert.errors import MinibertError
 from minibert.options import INSTALLED, PROGRAM, OneLineParser
 from minibert.run.terminal import Advice, exit_code, lead_nowhere, training_command
+
+if TYPE_CHECKING:                                  # torch is imported by the commands that need it
+    from minibert.use.predict import FineTuned
 
 Answer = TypeVar("Answer")
 
@@ -28,14 +31,14 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     fetch.add_argument("name", help="a name of the manifest, or org/name[@revision] of the model hub")
 
     predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
-    predict.add_argument("run", type=Path, help="run folder, which training wrote")
+    add_model(predict)
     predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
     predict.add_argument("--answers", type=Path, help="of a model that chooses replies: the file it chooses from, an "
                                                       "answer a line, or a table")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
-    evaluate.add_argument("run", type=Path, help="run folder, which training wrote")
+    add_model(evaluate)
     evaluate.add_argument("--data", required=True, type=Path, help="folder with dev and test files, or one file")
     evaluate.add_argument("--split", choices=("train", "dev", "test"), help="only this one")
     evaluate.add_argument("--case-shapes", choices=("on", "off"), default="on",
@@ -55,6 +58,14 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
         new.add_argument(f"--{name}", type=int, default=value, help=f"{what} (default: {value})")
     new.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     return top
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and of which task where it does not say."""
+    parser.add_argument("run", help="run folder, which training wrote; or a model that was fine-tuned elsewhere: a "
+                                    "folder with its config.json, or org/name[@revision] of the model hub")
+    parser.add_argument("--task", help="what a model from elsewhere was trained for, where its class leaves that open: "
+                                       "match for a classifier of pairs (default: classify)")
 
 
 def add_later_options(*parsers: argparse.ArgumentParser) -> None:
@@ -117,15 +128,35 @@ def run_train(words: list[str]) -> int:
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Print where the verified checkpoint lies."""
     from minibert.checkpoints import hub
-    if not hub.at_hand(arguments.name):
-        print(f"fetching {hub.describe(arguments.name)}")
+    announce(arguments.name, sys.stdout)
     print(hub.fetch(arguments.name))
+
+
+def announce(name: str, stream: TextIO) -> None:
+    """Say what is about to be fetched, if anything is. Raises MinibertError for what is no name."""
+    from minibert.checkpoints import hub
+    if not hub.at_hand(name):
+        print(f"fetching {hub.describe(name)}", file=stream, flush=True)
+
+
+def load_model(arguments: argparse.Namespace) -> "FineTuned":
+    """The model of predict and evaluate."""
+    from minibert.use.predict import is_run, load
+    if not is_run(arguments.run):
+        announce(arguments.run, sys.stderr)        # standard output has the answers
+    return load(arguments.run, task=arguments.task, **changes(arguments))
+
+
+def tell(notices: Iterable[str]) -> None:
+    """What is worth knowing, each thing once, a line each on standard error."""
+    for note in dict.fromkeys(notices):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print a result a text, as soon as it is there."""
-    from minibert.use.predict import load
-    model = load(arguments.run, **changes(arguments))
+    model = load_model(arguments)
+    tell(model.notices)
     if arguments.answers:
         model.task.read_candidates(arguments.answers)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -176,8 +207,7 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores of every split in the folder but train, in the precision of training."""
     from minibert.use.evaluate import predict_examples
-    from minibert.use.predict import load
-    model = load(arguments.run, **changes(arguments))
+    model = load_model(arguments)
     precision = model.settings["precision"]
     model.tokenizer.case_shapes &= arguments.case_shapes == "on"
 
@@ -186,8 +216,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if not chosen or chosen[0] not in splits:
         raise MinibertError(f"{arguments.data}: no {arguments.split or 'dev or test'} file")
     model.task.note_unseen({split: splits[split] for split in chosen})
-    for note in model.task.notices:
-        print(f"note: {note}", file=sys.stderr)
+    tell(model.notices)
 
     scores = {}
     for split in chosen:

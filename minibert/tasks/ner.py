@@ -19,7 +19,16 @@ from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores, compared
-from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
+from minibert.scores.tags import (
+    entities,
+    entity_scores,
+    entity_table,
+    iob2_tags,
+    scheme_of,
+    tag_scores,
+    tag_table,
+    to_iob2,
+)
 from minibert.tasks import conll
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, has_documents, read_examples
@@ -65,16 +74,15 @@ class NER(Task[Example, list[str]]):
 
     def learn_labels(self, splits: Mapping[str, conll.Examples]) -> None:
         """O, and B-X and I-X of every type X in train."""
-        types = sorted({t[2:] for t in splits["train"].count_tags() if t != "O"})
-        if not types:
+        self.labels = iob2_tags(splits["train"].count_tags())
+        if self.labels == ["O"]:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
-        self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 
     def note_unseen(self, splits: Mapping[str, conll.Examples]) -> None:
         for split, examples in splits.items():
-            self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
+            self.notices += unseen(split, examples.count_tags(), iob2_tags(self.labels), "tags", "words")
 
     def example(self, text: str) -> Example:
         spans = split_words(text)
@@ -99,13 +107,19 @@ class NER(Task[Example, list[str]]):
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[list[str]]:
+        """IOB2, whatever the scheme of the labels: a published model may have another."""
         table = [np.zeros((len(e.words), len(self.labels)), np.float32) for e in examples]
         for feature, rows in zip(features, scores, strict=True):
             table[feature.example][feature.about.words] = rows
 
         path = best_valid_path if self.options.decoding == "valid" else best_tags
-        return [[self.labels[k] for sentence in e.cut(list(t)) for k in path(np.array(sentence), self.labels)]
-                for e, t in zip(examples, table, strict=True)]
+        whole = set(self.labels) == set(iob2_tags(self.labels))
+        found: list[list[str]] = [[] for _ in examples]
+        for tags, e, t in zip(found, examples, table, strict=True):
+            for sentence in e.cut(list(t)):
+                best = [self.labels[k] for k in path(np.array(sentence), self.labels)]
+                tags += best if whole else to_iob2(best, "BIOES")              # which has all prefixes there are
+        return found
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:
         gold = [s for e in examples for s in e.cut(e.tags)]                    # entities never cross sentences

@@ -113,7 +113,9 @@ def test_evaluate_repeats_what_training_reported(finished, tiny_data, capsys):
     (["predict", "/no/such/run", "x"], "/no/such/run"), (["evaluate", "RUN", "--data", "/no/data"], "/no/data"),
     (["fetch", "bert-enormous"], "minilm-l6"), (["dance"], "dance"), ([], "fetch | predict"),
     (["predict", "RUN"], "text"),
-    (["predict", "CHECKPOINT", "x"], "train.json")])
+    (["predict", "CHECKPOINT", "x"], "train.json"), (["predict", "CHECKPOINT", "--task", "qa", "x"], "architectures"),
+    (["predict", "RUN", "--task", "qa", "x"], "--task is 'qa', but "),
+    (["evaluate", "RUN", "--task", "classify", "--data", "DATA"], "holds a model of --task ner; leave it out")])
 def test_mistakes_are_one_line_with_exit_code_2(finished, tiny_folder, capsys, arguments, says):
     words = [{"RUN": str(finished), "CHECKPOINT": str(tiny_folder)}.get(a, a) for a in arguments]
     assert main(words) == 2
