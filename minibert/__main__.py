@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from minibert.run.terminal import Advice, exit_code, lead_nowhere, training_comm
 if TYPE_CHECKING:                                  # torch is imported by the commands that need it
     from minibert.use.predict import FineTuned
 
-Answer = TypeVar("Answer")
+Given, Answer = TypeVar("Given"), TypeVar("Answer")
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -35,6 +36,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
     predict.add_argument("--answers", type=Path, help="of a model that chooses replies: the file it chooses from, an "
                                                       "answer a line, or a table")
+    predict.add_argument("--words", action="store_true", help="of a model that tags words: a text is words with blanks "
+                                                              "between, which are not cut again")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
@@ -161,12 +164,13 @@ def run_predict(arguments: argparse.Namespace) -> None:
         model.task.read_candidates(arguments.answers)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
-        for result in one_by_one(model.predict, texts):
+        given = [re.findall("[^ \t]+", text) if arguments.words else text for text in texts]
+        for result in one_by_one(model.predict, given):
             print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour))
         sys.stdout.flush()
 
 
-def one_by_one(predict: Callable[[list[str]], list[Answer]], texts: list[str]) -> Iterator[Answer]:
+def one_by_one(predict: Callable[[list[Given]], list[Answer]], texts: list[Given]) -> Iterator[Answer]:
     """predict(texts); where one of them is refused, the results of those before it come first."""
     try:
         yield from predict(texts)

@@ -230,6 +230,9 @@ class MLM(VocabularyTask[str, Hits | Filling]):
                  for word, best in sorted(prediction.items())]
         return {"text": example, "masks": masks}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "masks": []}
+
     def render(self, result: Result, colour: bool) -> str:
         best = ["  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask["pieces"]) for mask in result["masks"]]
         return "\n".join([result["text"], *(f"  {coloured(line, colour)}" for line in best)])

@@ -88,6 +88,9 @@ class NER(Task[Example, list[str]]):
         spans = split_words(text)
         return Example([text[a:b] for a, b in spans], [], [0] if spans else [], "text", text, spans)
 
+    def example_of_words(self, words: Sequence[str]) -> Example:
+        return Example(list(words), [], [0] if words else [], "text")
+
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
         """A label on the first piece of each word, in the window where the word has most context."""
@@ -140,23 +143,42 @@ class NER(Task[Example, list[str]]):
         return only_one({tag for tags in predictions for tag in tags}, {tag for e in examples for tag in e.tags})
 
     def result(self, example: Example, prediction: list[str]) -> Result:
-        """{"text", "entities": [{"text", "type", "start", "end"}]}, offsets in characters."""
+        """{"text", "entities": [{"text", "type", "start", "end"}]}, offsets in characters.
+
+        Of words that were cut already {"words", "tags": one a word, "entities": [{"text", "type", "first", "stop"}]}:
+        the words of an entity are words[first:stop], its text has a blank between them.
+        """
+        if not example.spans:
+            entries = [{"text": " ".join(example.words[first:stop]), "type": kind, "first": first, "stop": stop}
+                       for kind, first, stop in entities(prediction)]
+            return {"words": example.words, "tags": prediction, "entities": entries}
+
         found = []
         for kind, first, stop in entities(prediction):
             start, end = example.spans[first][0], example.spans[stop - 1][1]
             found.append({"text": example.text[start:end], "type": kind, "start": start, "end": end})
         return {"text": example.text, "entities": found}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "entities": []}
+
     def render(self, result: Result, colour: bool) -> str:
-        """Angela Merkel [PER] met Tim Cook [PER] …, a colour a type; spans below."""
+        """Angela Merkel [PER] met Tim Cook [PER] …, a colour a type; spans below. Of words each and its tag."""
+        if "words" in result:
+            pairs = zip(result["words"], result["tags"], strict=True)
+            return "".join(f"{word}\t{in_colour(tag, tag[2:], colour and tag != 'O')}\n" for word, tag in pairs)
         line, spans, at = "", [], 0
         for e in result["entities"]:
             word = f"{e['text']} [{e['type']}]"
-            shown = f"\033[{COLOURS.get(e['type'], 34)}m{word}\033[0m" if colour else word
-            line += result["text"][at:e["start"]] + shown
+            line += result["text"][at:e["start"]] + in_colour(word, e["type"], colour)
             spans.append(f"{e['type']} {e['start']}-{e['end']} {e['text']}")
             at = e["end"]
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
+
+
+def in_colour(text: str, kind: str, colour: bool) -> str:
+    """What belongs to an entity in the colour of its type."""
+    return f"\033[{COLOURS.get(kind, 34)}m{text}\033[0m" if colour else text
 
 
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:

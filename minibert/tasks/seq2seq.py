@@ -19,7 +19,6 @@ from minibert.data.features import Features
 from minibert.data.tables import read_table
 from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
@@ -82,8 +81,6 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 for where, (source, target) in read_table(file, self.options.names)]
 
     def example(self, text: str) -> Example:
-        if not text.strip():
-            raise MinibertError("'': expected a text to write from")
         return Example(text, None, "text")
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
@@ -168,6 +165,9 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     def result(self, example: Example, prediction: Written) -> Result:
         """{"source", "text"}."""
         return {"source": example.source, "text": prediction.text}
+
+    def empty(self, text: str) -> Result:
+        return {"source": text, "text": ""}
 
     def render(self, result: Result, colour: bool) -> str:
         return coloured(result["text"], colour)

@@ -27,6 +27,8 @@ from minibert.use.evaluate import predict_examples
 from minibert.use.prepare import encode_all
 from minibert.use.published import Published, read_published
 
+Text = str | Sequence[str]                         # raw, or its words
+
 
 class FineTuned(Model):
     """A Model with its task and tokenizer, as load() gives it."""
@@ -41,15 +43,21 @@ class FineTuned(Model):
         """What is worth telling of its files and its labels, in words."""
         return [*self.tokenizer.notices, *self.task.notices]
 
-    def predict(self, texts: Sequence[str]) -> list[Result]:
-        """One result a text, with character offsets; float32, no dropout. The form is the task's result()."""
-        examples = self.examples(texts)
-        predictions = predict_examples(self, self.task, examples, self.encode_examples(examples))
-        return [self.task.result(e, p) for e, p in zip(examples, predictions, strict=True)]
+    def predict(self, texts: Sequence[Text]) -> list[Result]:
+        """One result a text, with character offsets; float32, no dropout. The form is the task's result().
 
-    def features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        A list of words in the place of a text is read as these words, which nothing cuts again. A text of nothing but
+        blanks has the task's empty() result.
+        """
+        examples = self.examples(texts)
+        given = list(examples.values())
+        predictions = predict_examples(self, self.task, given, self.encode_examples(given)) if given else []
+        found = dict(zip(examples, map(self.task.result, given, predictions), strict=True))
+        return [found[i] if i in found else self.task.empty(str(text)) for i, text in enumerate(texts)]
+
+    def features(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
-        rows = self.encode_examples(self.examples(texts))
+        rows = self.encode_examples(list(self.examples(texts).values()))
         if not rows:
             nothing = torch.zeros(0, 0, dtype=torch.int64)
             return nothing, nothing.clone(), nothing.clone()
@@ -57,15 +65,37 @@ class FineTuned(Model):
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
 
-    def examples(self, texts: Sequence[str]) -> list[Any]:
-        """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
+    def examples(self, texts: Sequence[Text]) -> dict[int, Any]:
+        """{place in `texts`: the task's example} of those that are not blank.
+
+        Raises MinibertError naming the text that is none, the first being text 1; one string is a list of letters.
+        """
         if isinstance(texts, str):
             raise MinibertError("expected a list of texts, not one string; write [text]")
-        return [self.task.example(t) for t in texts]
+        found = {}
+        for i, text in enumerate(texts):
+            try:
+                if not isinstance(text, str):
+                    found[i] = self.task.example_of_words(checked_words(text))
+                elif text.strip():
+                    found[i] = self.task.example(text)
+            except MinibertError as e:
+                raise MinibertError(f"text {i + 1}: {e}") from None
+        return found
 
     def encode_examples(self, examples: Sequence[Any]) -> Sequence[Feature]:
         """The task's features under the settings of the run."""
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
+
+
+def checked_words(words: Sequence[str]) -> Sequence[str]:
+    """`words`. Raises MinibertError for one that a file of a word a line could not have."""
+    if not isinstance(words, Sequence):
+        raise MinibertError(f"{repr(words)[:60]}: expected a text, or a list of words")
+    for number, word in enumerate(words, 1):
+        if not isinstance(word, str) or not word.strip() or word.splitlines() != [word]:
+            raise MinibertError(f"word {number} is {repr(word)[:60]}; expected letters or signs, and no line end")
+    return words
 
 
 def load(folder: str | Path, checkpoint: Path | None = None, task: str | None = None, **changes: object) -> FineTuned:

@@ -143,9 +143,9 @@ def test_questions(publish, tmp_path, capsys):
     found = minibert.load(folder).predict([" ||| ".join(pair) for pair in questions])
     assert [r["answer"] and (r["answer"]["start"], r["answer"]["end"]) for r in found] == wanted
     assert None in wanted and len(set(wanted)) > 3
-    qas = [{"paragraphs": [{"context": text, "qas": [{"id": f"q{i}", "question": q, "answers": [], "is_impossible": True}]}]}
-           for i, (q, text) in enumerate(questions)]
-    (tmp_path / "test.json").write_text(json.dumps({"data": qas}))
+    paragraphs = [{"context": text, "qas": [{"id": f"q{i}", "question": q, "answers": [], "is_impossible": True}]}
+                  for i, (q, text) in enumerate(questions)]
+    (tmp_path / "test.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert scores(capsys, folder, tmp_path / "test.json")["exact"] == pytest.approx(wanted.count(None) / len(wanted))
 
 

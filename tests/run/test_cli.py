@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import minibert
 import train
@@ -76,6 +77,61 @@ def test_options_that_a_trained_model_cannot_take(finished, capsys, words, says)
     assert main(["predict", str(finished), "Ada", *words]) == 2
     error = capsys.readouterr().err.strip()
     assert says in error and len(error.splitlines()) == 1
+
+
+CUT = ["Ada", "Stone-Keller", "met", "U.S.", "\u200b", "Nordia", "San Lima", "!?", "आज", "北京", "cafe\u0301"]
+
+
+def test_words_that_are_cut_already_have_a_tag_each(finished):
+    """Also those of several windows, or without a piece: of one row each tag is the best at the word's first piece."""
+    model = minibert.load(finished, decoding="argmax")
+    long = CUT * 5
+    text, short, whole, none = model.predict(["Ada met Bruno .", CUT, long, []])
+    assert list(text) == ["text", "entities"] and none == {"words": [], "tags": [], "entities": []}
+    assert (short["words"], whole["words"]) == (CUT, long)
+
+    model.settings["max_pieces"] = 40              # all positions: one row holds CUT
+    pieces, = model.tokenizer.pieces([CUT])
+    ids = torch.tensor([[model.tokenizer.start, *pieces.ids, model.tokenizer.end]])
+    types = torch.tensor([[0, *(2 * shape for shape in pieces.shapes), 0]])
+    assert 24 < ids.shape[1] <= 40
+    with torch.no_grad():
+        hidden = model.bert.encode(ids, torch.ones_like(ids), types)[0][0]
+        best = [model.task.labels[k] for k in model.head.linear(hidden).argmax(-1).tolist()]
+    one_row, = model.predict([CUT])
+    assert one_row["tags"] == [best[1 + pieces.words.index(i)] for i in range(len(CUT))]
+    assert len(set(one_row["tags"])) > 1
+    assert len(short["tags"]) == len(CUT) and len(whole["tags"]) == len(long)
+    for result in (short, whole, one_row):
+        for entity in result["entities"]:
+            inside = slice(entity["first"], entity["stop"])
+            assert " ".join(result["words"][inside]) == entity["text"]
+            assert {tag[2:] for tag in result["tags"][inside]} == {entity["type"]}
+
+
+def test_words_of_the_command_line_are_cut_at_blanks_alone(finished, capsys, monkeypatch):
+    assert main(["predict", str(finished), "--words", "--json", "Ada  Stone's\tU.S. ,", " "]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["words"] for r in found] == [["Ada", "Stone's", "U.S.", ","], []]
+    assert main(["predict", str(finished), "--words", "Ada met", "rain"]) == 0
+    assert main(["predict", str(finished), "--words", "Ada met"]) == 0
+    plain = capsys.readouterr().out
+    tags = minibert.load(finished).predict([["Ada", "met"], ["rain"]])
+    lines = [[f"{w}\t{t}" for w, t in zip(r["words"], r["tags"], strict=True)] for r in tags]
+    assert plain.split("\n") == [*lines[0], "", *lines[1], "", *lines[0], "", ""]
+    shown = minibert.load(finished).task.render({"words": ["Ada", "is"], "tags": ["B-PER", "O"], "entities": []}, True)
+    assert shown == "Ada\t\033[36mB-PER\033[0m\nis\tO\n"
+
+
+@pytest.mark.parametrize("texts, says", [
+    (["Ada", ["met", ""]], "text 2: word 2 is ''; expected"), ([["\u00a0 "]], "text 1: word 1 is '\\xa0 '"),
+    ([["a", "b"], ["in\n"]], "text 2: word 1 is 'in\\n'"), ([["a\u2028b"]], "word 1 is 'a\\u2028b'"),
+    ([["a\rb"]], "text 1: word 1 is 'a\\rb'"), ([["a", 7]], "text 1: word 2 is 7"), ([["a", ["b"]]], "word 2 is ['b']"),
+    (["x", None], "text 2: None: expected a text"), ([b"Ada"], "word 1 is 65")])
+def test_what_is_no_word_is_named(finished, texts, says):
+    with pytest.raises(minibert.MinibertError) as caught:
+        minibert.load(finished).predict(texts)
+    assert says in str(caught.value)
 
 
 def test_one_string_instead_of_a_list_is_an_error(finished):

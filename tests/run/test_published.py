@@ -163,7 +163,8 @@ def test_tags_of_another_scheme_are_chosen_word_by_word_and_written_in_iob2(publ
     assert json.loads(said.out)["test"]["words"] == 5
     notes = said.err.splitlines()
     assert len(notes) == 2 and all(note.startswith("note: ") for note in notes) and says in notes[0]
-    assert "B-WEATHER (1 words)" in notes[1] and ("B-LOC" in notes[1]) == ("I-LOC" not in labels)
+    assert "B-WEATHER (1 words)" in notes[1] and "-PER" not in notes[1]
+    assert ("B-LOC" in notes[1]) == ("I-LOC" not in labels)
 
 
 def test_the_commands_use_it_and_tell_its_notices_once(publish, tmp_path, capsys):
