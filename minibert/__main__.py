@@ -1,13 +1,15 @@
 """python -m minibert train | fetch | predict | evaluate | new."""
 import argparse
+import codecs
 import importlib.util
+import io
 import json
 import os
 import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -33,7 +35,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
     add_model(predict)
-    predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
+    predict.add_argument("text", nargs="+", help="texts, or - to read lines of UTF-8 from standard input; the "
+                                                 "answer to an empty one is empty")
     predict.add_argument("--answers", type=Path, help="of a model that chooses replies: the file it chooses from, an "
                                                       "answer a line, or a table")
     predict.add_argument("--words", action="store_true", help="of a model that tags words: a text is words with blanks "
@@ -158,41 +161,75 @@ def tell(notices: Iterable[str]) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print a result a text, as soon as it is there."""
+    from_stream = arguments.text == ["-"]
+    place, number = "standard input:" if from_stream else "text ", 0
+    if not from_stream:
+        refuse_unreadable(arguments.text)
     model = load_model(arguments)
     tell(model.notices)
     if arguments.answers:
         model.task.read_candidates(arguments.answers)
+    write_utf8()
+
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
+    for texts in as_they_come(sys.stdin.buffer if sys.stdin else ()) if from_stream else [arguments.text]:
         given = [re.findall("[^ \t]+", text) if arguments.words else text for text in texts]
-        for result in one_by_one(model.predict, given):
-            print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour))
+        for text, result in zip(texts, one_by_one(model.predict, given, place, number), strict=True):
+            if arguments.json:
+                print(json.dumps(result, ensure_ascii=False))
+            else:
+                print(model.task.render(result, colour) if text.strip() else "")
+        number += len(texts)
         sys.stdout.flush()
 
 
-def one_by_one(predict: Callable[[list[Given]], list[Answer]], texts: list[Given]) -> Iterator[Answer]:
-    """predict(texts); where one of them is refused, the results of those before it come first."""
+def refuse_unreadable(texts: Sequence[str]) -> None:
+    """Raise MinibertError for a text of the command line with bytes that are no letters where this runs."""
+    for number, text in enumerate(texts, 1):
+        if stray := re.search("[\udc80-\udcff]", text):
+            raise MinibertError(f"text {number}: byte 0x{ord(stray[0]) - 0xdc00:02x} of {text[:60]!r} is no letter of "
+                                "this locale; give the text in UTF-8, or by standard input (-)")
+
+
+def write_utf8() -> None:
+    """From now on standard output is UTF-8, whatever the locale; PYTHONIOENCODING still has its say."""
+    if "PYTHONIOENCODING" not in os.environ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def one_by_one(predict: Callable[[list[Given]], list[Answer]], texts: list[Given], place: str,
+               before: int = 0) -> Iterator[Answer]:
+    """predict(texts); where one of them is refused, the results of those before it come first.
+
+    The refusal then names `place` and the number of the text, of which there were `before`, as predict() cannot.
+    """
     try:
         yield from predict(texts)
     except MinibertError:
-        for text in texts:                         # the refusal comes again, in its place
-            yield from predict([text])
+        for number, text in enumerate(texts, before + 1):
+            try:
+                yield from predict([text])
+            except MinibertError as e:
+                raise MinibertError(re.sub("^text 1(?=:)", f"{place}{number}", str(e))) from None
 
 
-def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
+def as_they_come(lines: Iterable[bytes], most: int = 64) -> Iterator[list[str]]:
     """The lines of a stream in lists: all that wait already, up to `most`, and never waiting for a full list.
 
-    So a file is read fast, and a program that writes one line and waits for its answer gets it.
+    So a file is read fast, and a program that writes one line and waits for its answer gets it. Raises MinibertError
+    where the stream breaks or is no UTF-8, after the lines before that.
     """
     waiting: queue.Queue[str | None] = queue.Queue(maxsize=most)
-    broken: list[Exception] = []                   # what ended the reading, if not the end
+    broken: list[MinibertError] = []               # what ended the reading, if not the end
 
     def feed() -> None:
         try:
-            for line in lines:
-                waiting.put(line.rstrip("\r\n"))
-        except (OSError, ValueError) as e:         # a byte that is not UTF-8 is a ValueError
+            for number, line in enumerate(lines, 1):
+                waiting.put(text_of_line(line, number))
+        except MinibertError as e:
             broken.append(e)
+        except (OSError, ValueError) as e:         # ValueError: of a stream that was closed
+            broken.append(MinibertError(f"standard input: cannot be read ({e})"))
         finally:                                   # whatever happens, the reader must not wait forever
             waiting.put(None)
 
@@ -205,7 +242,17 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
         if chunk[-1] is None:
             break
     if broken:
-        raise MinibertError(f"standard input: cannot be read ({broken[0]}); give UTF-8 text")
+        raise broken[0]
+
+
+def text_of_line(line: bytes, number: int) -> str:
+    """A line without its end, the first without a byte order mark. Raises MinibertError for what is not UTF-8."""
+    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    try:
+        return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise MinibertError(f"standard input:{number}: byte 0x{line[e.start]:02x} is not UTF-8; convert the "
+                            "text") from None
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

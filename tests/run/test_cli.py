@@ -151,7 +151,7 @@ def test_predict_prints_spans_and_json(finished, tiny_data, capsys):
 
 def test_predict_reads_standard_input_as_lines(finished, tiny_data, capsys, monkeypatch):
     given = texts(tiny_data) * 30
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(given) + "\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(("\n".join(given) + "\n").encode())))
     assert main(["predict", str(finished), "--json", "-"]) == 0
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == given
 
@@ -188,23 +188,71 @@ def test_a_real_process_with_a_closed_pipe_stays_quiet(finished, tiny_data):
 
 
 @pytest.mark.parametrize("stdin, answers, says", [
-    (b"ada met\nbad \xff byte\n", None, "UTF-8"), (None, 0, ""), (b"", 0, "")])
+    (b"ada met\nbad \xff byte\n", 1, "standard input:2: byte 0xff is not UTF-8; "), (None, 0, ""), (b"", 0, ""),
+    (b"\xe0\xa4 cut\nada\n", 0, "standard input:1: byte 0xe0 is not UTF-8; "),
+    (b"a\r\n\n\nb\nends in \xc3", 4, "standard input:5: byte 0xc3 is not UTF-8; ")])
 def test_standard_input_that_breaks_or_is_closed_ends_the_program(finished, stdin, answers, says):
     command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
     close = " <&-" if stdin is None else ""
-    done = subprocess.run(" ".join(command) + close, input=stdin, shell=True, capture_output=True, timeout=60,
-                          env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
+    done = subprocess.run(f"{' '.join(command)} --json {close}", input=stdin, shell=True, capture_output=True,
+                          timeout=60, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
     assert done.returncode == (2 if says else 0)
     assert says in done.stderr.decode() and len(done.stderr.splitlines()) == bool(says)
-    assert answers is None or len(done.stdout.splitlines()) == answers
+    assert len(done.stdout.splitlines()) == answers
 
 
-@pytest.mark.parametrize("coding, text", [("utf-8:strict", b"Ada \xff met"), ("ascii", "Ada \u0141".encode())])
-def test_what_the_terminal_cannot_show_is_spelt_out(finished, coding, text):
-    command = [sys.executable, "-m", "minibert", "predict", str(finished), text]
+def in_locale(name: str, **more: str) -> dict[str, str]:
+    """The environment of a process there, in which nothing else says what bytes mean."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONIOENCODING", "PYTHONUTF8"))}
+    return {**kept, "LC_ALL": name, **more}
+
+
+LINES = ["\ufeffAda met Łucja in Oslo .", "", "आज ओस्लो में वर्षा\r", " \u3000", "北京 😀 Lima", "في ليما"]
+
+
+@pytest.mark.parametrize("more", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["C", "ASCII"])
+def test_lines_are_utf8_in_any_locale_and_each_has_an_answer(finished, more):
+    """A byte order mark and line ends are no part of them; the answer to an empty one is empty."""
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
+    done = [subprocess.run([*command, *option], input="\n".join(LINES).encode(), capture_output=True, timeout=120,
+                           cwd=ROOT, env=in_locale("C", **more)) for option in (["--json"], [])]
+    assert [(d.returncode, d.stderr) for d in done] == [(0, b"")] * 2
+    texts = [line.strip("\ufeff\r") for line in LINES]
+    results = [json.loads(line) for line in done[0].stdout.decode("utf-8").splitlines()]
+    assert [r["text"] for r in results] == texts and results[1] == {"text": "", "entities": []}
+    plain = [line for line in done[1].stdout.decode("utf-8").split("\n") if not line.startswith("  ")]    # spans
+    assert [bool(line) for line in plain] == [bool(text.strip()) for text in texts] + [False]
+
+
+@pytest.mark.parametrize("more", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["C", "ASCII"])
+def test_an_argument_that_is_no_text_is_one_line(finished, more):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), b"Ada", b"in \xff met"]
+    done = subprocess.run(command, capture_output=True, timeout=120, cwd=ROOT, env=in_locale("C", **more))
+    assert (done.returncode, done.stdout) == (2, b"") and len(done.stderr.splitlines()) == 1
+    assert b"text 2: byte 0xff of 'in \\udcff met' is no letter" in done.stderr
+
+
+def test_what_the_terminal_cannot_show_is_spelt_out(finished):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "Ada \u0141".encode()]
     done = subprocess.run(command, capture_output=True, timeout=60, cwd=ROOT,
-                          env={**os.environ, "PYTHONIOENCODING": coding})
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and done.stderr == b"" and b"\\u" in done.stdout
+
+
+def test_answers_come_before_the_writer_has_ended(finished):
+    """A line, its answer, the next line; then one that is no text, and the end."""
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "--words", "--json", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+                          env=in_locale("C")) as process:
+        for line in ("Ada met", "", "वर्षा 🌧"):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["words"] == line.split()
+        out, error = process.communicate("ok\n\u00a0\nrain\n".encode(), timeout=60)
+    assert json.loads(out)["words"] == ["ok"] and process.returncode == 2
+    assert error.startswith(b"error: standard input:5: word 1 is ") and len(error.splitlines()) == 1
+
+
 
 
 def test_settings_of_a_run_that_lost_a_line_are_named(finished, tmp_path, capsys):
