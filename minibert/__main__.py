@@ -1,6 +1,7 @@
 """python -m minibert train | fetch | predict | evaluate | new."""
 import argparse
 import codecs
+import functools
 import importlib.util
 import io
 import json
@@ -41,6 +42,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
                                                       "answer a line, or a table")
     predict.add_argument("--words", action="store_true", help="of a model that tags words: a text is words with blanks "
                                                               "between, which are not cut again")
+    predict.add_argument("--offsets", choices=("characters", "utf16"), default="characters",
+                         help="what start and end count with --json: characters as Python does, or UTF-16 units as "
+                              "JavaScript and Java do (default: characters)")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
@@ -165,16 +169,19 @@ def run_predict(arguments: argparse.Namespace) -> None:
     place, number = "standard input:" if from_stream else "text ", 0
     if not from_stream:
         refuse_unreadable(arguments.text)
+    if arguments.offsets != "characters" and not arguments.json:
+        raise MinibertError(f"--offsets {arguments.offsets} is for programs; add --json, or leave it out")
     model = load_model(arguments)
     tell(model.notices)
     if arguments.answers:
         model.task.read_candidates(arguments.answers)
     write_utf8()
 
+    predict = functools.partial(model.predict, offsets=arguments.offsets)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for texts in as_they_come(sys.stdin.buffer if sys.stdin else ()) if from_stream else [arguments.text]:
         given = [re.findall("[^ \t]+", text) if arguments.words else text for text in texts]
-        for text, result in zip(texts, one_by_one(model.predict, given, place, number), strict=True):
+        for text, result in zip(texts, one_by_one(predict, given, place, number), strict=True):
             if arguments.json:
                 print(json.dumps(result, ensure_ascii=False))
             else:

@@ -24,6 +24,7 @@ from minibert.settings import TrainConfig, default_overlap
 from minibert.tasks import TASKS
 from minibert.tasks.base import Result, Task, TaskOptions
 from minibert.use.evaluate import predict_examples
+from minibert.use.offsets import UNITS, in_utf16
 from minibert.use.prepare import encode_all
 from minibert.use.published import Published, read_published
 
@@ -43,17 +44,22 @@ class FineTuned(Model):
         """What is worth telling of its files and its labels, in words."""
         return [*self.tokenizer.notices, *self.task.notices]
 
-    def predict(self, texts: Sequence[Text]) -> list[Result]:
+    def predict(self, texts: Sequence[Text], offsets: str = "characters") -> list[Result]:
         """One result a text, with character offsets; float32, no dropout. The form is the task's result().
+
+        `offsets`: "utf16" makes them count UTF-16 units, see offsets.py; the task's render() takes characters.
 
         A list of words in the place of a text is read as these words, which nothing cuts again. A text of nothing but
         blanks has the task's empty() result.
         """
+        if offsets not in UNITS:
+            raise MinibertError(f"offsets is {offsets!r}; expected {' or '.join(UNITS)}")
         examples = self.examples(texts)
         given = list(examples.values())
         predictions = predict_examples(self, self.task, given, self.encode_examples(given)) if given else []
         found = dict(zip(examples, map(self.task.result, given, predictions), strict=True))
-        return [found[i] if i in found else self.task.empty(str(text)) for i, text in enumerate(texts)]
+        results = [found[i] if i in found else self.task.empty(str(text)) for i, text in enumerate(texts)]
+        return [in_utf16(r) for r in results] if offsets == "utf16" else results
 
     def features(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
