@@ -21,7 +21,8 @@ from minibert.run.terminal import Advice, exit_code, lead_nowhere, training_comm
 if TYPE_CHECKING:                                  # torch is imported by the commands that need it
     from minibert.use.predict import FineTuned
 
-Given, Answer = TypeVar("Given"), TypeVar("Answer")
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -41,8 +41,8 @@ def test_a_slice_of_the_other_language_is_the_same(form):
 
 @pytest.mark.parametrize("result", [
     {"text": "half \ud83c of", "e1": {"start": 5, "end": 8}}, {"first": "🌧", "second": "", "label": "end"},
-    {"words": ["🌧"], "tags": ["O"], "entities": [{"text": "🌧", "first": 0, "stop": 1}]}, {"text": "", "e1": None, "e2": None},
-    {"question": "x", "answers": []}, {"question": "🌧", "text": "", "answer": None}])
+    {"words": ["🌧"], "tags": ["O"], "entities": [{"text": "🌧", "first": 0, "stop": 1}]},
+    {"text": "", "e1": None, "e2": None}, {"question": "x", "answers": []}, {"question": "🌧", "text": "", "answer": None}])
 def test_what_has_nothing_to_count_stays(result):
     """Half of a pair is one unit; words have numbers of their own."""
     assert in_utf16(result) == result
@@ -51,8 +51,8 @@ def test_what_has_nothing_to_count_stays(result):
 def test_a_model_and_the_command_line_give_them(tiny_folder, tiny_data, tmp_path, capsys):
     import train
     run = train.train(["--weights", str(tiny_folder), "--data", str(tiny_data), "--max-steps", "60",
-                       "--batch-size", "6", "--learning-rate", "3e-3", "--max-pieces", "24", "--precision", "fp32", "--no-before",
-                       "--evaluate", "none", "--output", str(tmp_path / "run")])
+                       "--batch-size", "6", "--learning-rate", "3e-3", "--max-pieces", "24", "--precision", "fp32",
+                       "--no-before", "--evaluate", "none", "--output", str(tmp_path / "run")])
     model, texts = minibert.load(run), ["🌧 Ada met 🏙️ Bruno in Oslo .", "", "Clara left Lima"]
     plain, units = model.predict(texts), model.predict(texts, offsets="utf16")
     assert spans(plain[0]) and units == [in_utf16(r) for r in plain] and units[0] != plain[0] and units[2] == plain[2]
