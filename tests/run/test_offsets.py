@@ -42,7 +42,8 @@ def test_a_slice_of_the_other_language_is_the_same(form):
 @pytest.mark.parametrize("result", [
     {"text": "half \ud83c of", "e1": {"start": 5, "end": 8}}, {"first": "🌧", "second": "", "label": "end"},
     {"words": ["🌧"], "tags": ["O"], "entities": [{"text": "🌧", "first": 0, "stop": 1}]},
-    {"text": "", "e1": None, "e2": None}, {"question": "x", "answers": []}, {"question": "🌧", "text": "", "answer": None}])
+    {"text": "", "e1": None, "e2": None}, {"question": "x", "answers": []},
+    {"question": "🌧", "text": "", "answer": None}])
 def test_what_has_nothing_to_count_stays(result):
     """Half of a pair is one unit; words have numbers of their own."""
     assert in_utf16(result) == result
