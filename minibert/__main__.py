@@ -1,19 +1,27 @@
 """python -m minibert train | fetch | predict | evaluate | new."""
 import argparse
+import codecs
+import functools
 import importlib.util
+import io
 import json
 import os
 import queue
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from minibert.errors import MinibertError, spelt_out
 from minibert.options import INSTALLED, PROGRAM, OneLineParser
 from minibert.run.terminal import Advice, exit_code, lead_nowhere, training_command
 
+if TYPE_CHECKING:                                  # torch is imported by the commands that need it
+    from minibert.use.predict import FineTuned
+
+Given = TypeVar("Given")
 Answer = TypeVar("Answer")
 
 
@@ -28,14 +36,20 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     fetch.add_argument("name", help="a name of the manifest, or org/name[@revision] of the model hub")
 
     predict = commands.add_parser("predict", help="use a fine-tuned model", allow_abbrev=False)
-    predict.add_argument("run", type=Path, help="run folder, which training wrote")
-    predict.add_argument("text", nargs="+", help="texts, or - to read lines from standard input")
+    add_model(predict)
+    predict.add_argument("text", nargs="+", help="texts, or - to read lines of UTF-8 from standard input; the "
+                                                 "answer to an empty one is empty")
     predict.add_argument("--answers", type=Path, help="of a model that chooses replies: the file it chooses from, an "
                                                       "answer a line, or a table")
+    predict.add_argument("--words", action="store_true", help="of a model that tags words: a text is words with blanks "
+                                                              "between, which are not cut again")
+    predict.add_argument("--offsets", choices=("characters", "utf16"), default="characters",
+                         help="what start and end count with --json: characters as Python does, or UTF-16 units as "
+                              "JavaScript and Java do (default: characters)")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = commands.add_parser("evaluate", help="score a fine-tuned model on labelled data", allow_abbrev=False)
-    evaluate.add_argument("run", type=Path, help="run folder, which training wrote")
+    add_model(evaluate)
     evaluate.add_argument("--data", required=True, type=Path, help="folder with dev and test files, or one file")
     evaluate.add_argument("--split", choices=("train", "dev", "test"), help="only this one")
     evaluate.add_argument("--case-shapes", choices=("on", "off"), default="on",
@@ -55,6 +69,14 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
         new.add_argument(f"--{name}", type=int, default=value, help=f"{what} (default: {value})")
     new.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     return top
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and of which task where it does not say."""
+    parser.add_argument("run", help="run folder, which training wrote; or a model that was fine-tuned elsewhere: a "
+                                    "folder with its config.json, or org/name[@revision] of the model hub")
+    parser.add_argument("--task", help="what a model from elsewhere was trained for, where its class leaves that open: "
+                                       "match for a classifier of pairs (default: classify)")
 
 
 def add_later_options(*parsers: argparse.ArgumentParser) -> None:
@@ -117,47 +139,105 @@ def run_train(words: list[str]) -> int:
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Print where the verified checkpoint lies."""
     from minibert.checkpoints import hub
-    if not hub.at_hand(arguments.name):
-        print(f"fetching {hub.describe(arguments.name)}")
+    announce(arguments.name, sys.stdout)
     print(hub.fetch(arguments.name))
+
+
+def announce(name: str, stream: TextIO) -> None:
+    """Say what is about to be fetched, if anything is. Raises MinibertError for what is no name."""
+    from minibert.checkpoints import hub
+    if not hub.at_hand(name):
+        print(f"fetching {hub.describe(name)}", file=stream, flush=True)
+
+
+def load_model(arguments: argparse.Namespace) -> "FineTuned":
+    """The model of predict and evaluate."""
+    from minibert.use.predict import is_run, load
+    if not is_run(arguments.run):
+        announce(arguments.run, sys.stderr)        # standard output has the answers
+    return load(arguments.run, task=arguments.task, **changes(arguments))
+
+
+def tell(notices: Iterable[str]) -> None:
+    """What is worth knowing, each thing once, a line each on standard error."""
+    for note in dict.fromkeys(notices):
+        print(f"note: {spelt_out(note)}", file=sys.stderr)
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print a result a text, as soon as it is there."""
-    from minibert.use.predict import load
-    model = load(arguments.run, **changes(arguments))
+    from_stream = arguments.text == ["-"]
+    place, number = "standard input:" if from_stream else "text ", 0
+    if not from_stream:
+        refuse_unreadable(arguments.text)
+    if arguments.offsets != "characters" and not arguments.json:
+        raise MinibertError(f"--offsets {arguments.offsets} is for programs; add --json, or leave it out")
+    model = load_model(arguments)
+    tell(model.notices)
     if arguments.answers:
         model.task.read_candidates(arguments.answers)
+    write_utf8()
+
+    predict = functools.partial(model.predict, offsets=arguments.offsets)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for texts in as_they_come(sys.stdin or ()) if arguments.text == ["-"] else [arguments.text]:
-        for result in one_by_one(model.predict, texts):
-            print(json.dumps(result, ensure_ascii=False) if arguments.json else model.task.render(result, colour))
+    for texts in as_they_come(sys.stdin.buffer if sys.stdin else ()) if from_stream else [arguments.text]:
+        given = [re.findall("[^ \t]+", text) if arguments.words else text for text in texts]
+        for text, result in zip(texts, one_by_one(predict, given, place, number), strict=True):
+            if arguments.json:
+                print(json.dumps(result, ensure_ascii=False))
+            else:
+                print(model.task.render(result, colour) if text.strip() else "")
+        number += len(texts)
         sys.stdout.flush()
 
 
-def one_by_one(predict: Callable[[list[str]], list[Answer]], texts: list[str]) -> Iterator[Answer]:
-    """predict(texts); where one of them is refused, the results of those before it come first."""
+def refuse_unreadable(texts: Sequence[str]) -> None:
+    """Raise MinibertError for a text of the command line with bytes that are no letters where this runs."""
+    for number, text in enumerate(texts, 1):
+        if stray := re.search("[\udc80-\udcff]", text):
+            raise MinibertError(f"text {number}: byte 0x{ord(stray[0]) - 0xdc00:02x} of {text[:60]!r} is no letter of "
+                                "this locale; give the text in UTF-8, or by standard input (-)")
+
+
+def write_utf8() -> None:
+    """From now on standard output is UTF-8, whatever the locale; PYTHONIOENCODING still has its say."""
+    if "PYTHONIOENCODING" not in os.environ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def one_by_one(predict: Callable[[list[Given]], list[Answer]], texts: list[Given], place: str,
+               before: int = 0) -> Iterator[Answer]:
+    """predict(texts); where one of them is refused, the results of those before it come first.
+
+    The refusal then names `place` and the number of the text, of which there were `before`, as predict() cannot.
+    """
     try:
         yield from predict(texts)
     except MinibertError:
-        for text in texts:                         # the refusal comes again, in its place
-            yield from predict([text])
+        for number, text in enumerate(texts, before + 1):
+            try:
+                yield from predict([text])
+            except MinibertError as e:
+                raise MinibertError(re.sub("^text 1(?=:)", f"{place}{number}", str(e))) from None
 
 
-def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
+def as_they_come(lines: Iterable[bytes], most: int = 64) -> Iterator[list[str]]:
     """The lines of a stream in lists: all that wait already, up to `most`, and never waiting for a full list.
 
-    So a file is read fast, and a program that writes one line and waits for its answer gets it.
+    So a file is read fast, and a program that writes one line and waits for its answer gets it. Raises MinibertError
+    where the stream breaks or is no UTF-8, after the lines before that.
     """
     waiting: queue.Queue[str | None] = queue.Queue(maxsize=most)
-    broken: list[Exception] = []                   # what ended the reading, if not the end
+    broken: list[MinibertError] = []               # what ended the reading, if not the end
 
     def feed() -> None:
         try:
-            for line in lines:
-                waiting.put(line.rstrip("\r\n"))
-        except (OSError, ValueError) as e:         # a byte that is not UTF-8 is a ValueError
+            for number, line in enumerate(lines, 1):
+                waiting.put(text_of_line(line, number))
+        except MinibertError as e:
             broken.append(e)
+        except (OSError, ValueError) as e:         # ValueError: of a stream that was closed
+            broken.append(MinibertError(f"standard input: cannot be read ({e})"))
         finally:                                   # whatever happens, the reader must not wait forever
             waiting.put(None)
 
@@ -170,16 +250,25 @@ def as_they_come(lines: Iterable[str], most: int = 64) -> Iterator[list[str]]:
         if chunk[-1] is None:
             break
     if broken:
-        raise MinibertError(f"standard input: cannot be read ({broken[0]}); give UTF-8 text")
+        raise broken[0]
+
+
+def text_of_line(line: bytes, number: int) -> str:
+    """A line without its end, the first without a byte order mark. Raises MinibertError for what is not UTF-8."""
+    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    try:
+        return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise MinibertError(f"standard input:{number}: byte 0x{line[e.start]:02x} is not UTF-8; convert the "
+                            "text") from None
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores of every split in the folder but train, in the precision of training."""
     from minibert.use.divide import divide_as_then
     from minibert.use.evaluate import predict_examples
-    from minibert.use.predict import load
     from minibert.use.prepare import Splits
-    model = load(arguments.run, **changes(arguments))
+    model = load_model(arguments)
     precision = model.settings["precision"]
     model.tokenizer.case_shapes &= arguments.case_shapes == "on"
 
@@ -188,8 +277,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if not chosen or chosen[0] not in splits:
         raise MinibertError(f"{arguments.data}: no {arguments.split or 'dev or test'} file")
     model.task.note_unseen({split: splits[split] for split in chosen})
-    for note in model.task.notices:
-        print(f"note: {spelt_out(note)}", file=sys.stderr)
+    tell(model.notices)
 
     scores = {}
     for split in chosen:

@@ -167,13 +167,18 @@ def resolve(argv: list[str], tasks: Mapping[str, type[HasOptions]], data: Path |
     if settings.max_steps and settings.patience:   # not in check(): there are runs that had both
         refuse(settings, "patience", "0 with --max-steps: exactly so many updates are made")
     if settings.overlap is None:
-        settings = dataclasses.replace(settings, overlap=settings.max_pieces // 4)
+        settings = dataclasses.replace(settings, overlap=default_overlap(settings.max_pieces))
     if settings.data is None:
         if data is None:
             raise MinibertError("--data is needed: a folder with train, dev and test files; the small sets that are "
                                 "read without it are in a checkout of the repository alone")
         settings = dataclasses.replace(settings, data=str(data / name))
     return settings, kind.Options(**{k: v for k, v in given.items() if k in own}), set(given)
+
+
+def default_overlap(max_pieces: int) -> int:
+    """Pieces that neighbouring windows share where --overlap does not say."""
+    return max_pieces // 4
 
 
 def task_name(typed: str | None, table: Json, file: Path, tasks: Mapping[str, type[HasOptions]]) -> str:

@@ -41,6 +41,16 @@ def is_tag(tag: str) -> bool:
     return tag == "O" or (prefix in PREFIX and kind != "")
 
 
+def iob2_tags(tags: Iterable[str]) -> list[str]:
+    """O, and B-X and I-X of every type X of `tags`, in the order of the types.
+
+    >>> iob2_tags(["S-PER", "O", "B-LOC"])
+    ['O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER']
+    """
+    types = sorted({_split(tag)[1] for tag in tags} - {""})
+    return ["O", *(prefix + kind for kind in types for prefix in ("B-", "I-"))]
+
+
 def _split(tag: str) -> tuple[str, str]:
     """(one of B I E S O, type); conlleval's old habit of writing "." for O is understood."""
     if tag in ("O", "."):

@@ -118,6 +118,11 @@ class Task(ABC, Generic[Example, Prediction]):
     def example(self, text: str) -> Example:
         """An example without labels from raw text. Raises MinibertError for a text that is none."""
 
+    def example_of_words(self, words: Sequence[str]) -> Example:
+        """The same from words that were cut already. Raises MinibertError where a task says nothing of single words."""
+        raise MinibertError(f"words that are cut already: a model of --task {self.name} says nothing of single words; "
+                            "give texts")
+
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Take the labels from the training examples, then note_unseen()."""
         self.note_unseen(splits)
@@ -221,6 +226,10 @@ class Task(ABC, Generic[Example, Prediction]):
     @abstractmethod
     def result(self, example: Example, prediction: Prediction) -> Result:
         """A prediction for raw text, ready for JSON, with character offsets."""
+
+    def empty(self, text: str) -> Result:
+        """The result of a text of nothing but blanks, which no model reads: result() with nothing found."""
+        return {"text": text}
 
     def render(self, result: Result, colour: bool) -> str:
         """A result as text for a person, here a line a member."""

@@ -186,6 +186,9 @@ class Classify(LabelTask[Example]):
         """{"text", "labels": the chosen, "probabilities": {label: p}, the most probable first}."""
         return {"text": example.text, "labels": list(self.chosen(prediction)), "probabilities": prediction.ranked}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "labels": [], "probabilities": {}}
+
     def render(self, result: Result, colour: bool) -> str:
         """The chosen labels, the text, and the three most probable labels below."""
         said = coloured(spelt_out(" ".join(result["labels"])) or "none", colour)

@@ -160,6 +160,9 @@ class LabelTask(Task[Example, Answer]):
         """{what shown() gives, "label", "probabilities": {label: p}}, the most probable first."""
         return {**self.shown(example), "label": prediction.label, "probabilities": prediction.ranked}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "label": None, "probabilities": {}}
+
 
 def three_best(probabilities: Mapping[str, float]) -> str:
     """The first three labels of a ranking with their probabilities."""

@@ -116,5 +116,8 @@ class Likeness(Match):
         """{"first", "second", "score"}."""
         return {**self.shown(example), "score": prediction.score}
 
+    def empty(self, text: str) -> Result:
+        return {**dict.fromkeys(self.texts, ""), self.texts[0]: text, "score": None}
+
     def said(self, result: Result) -> str:
         return f"{result['score']:.2f}"

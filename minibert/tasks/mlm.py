@@ -233,6 +233,9 @@ class MLM(VocabularyTask[str, Hits | Filling]):
                  for word, best in sorted(prediction.items())]
         return {"text": example, "masks": masks}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "masks": []}
+
     def render(self, result: Result, colour: bool) -> str:
         best = ["  ".join(f"{spelt_out(p['piece'])} {p['probability']:.3f}" for p in mask["pieces"])
                 for mask in result["masks"]]

@@ -19,7 +19,16 @@ from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores, compared
-from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
+from minibert.scores.tags import (
+    entities,
+    entity_scores,
+    entity_table,
+    iob2_tags,
+    scheme_of,
+    tag_scores,
+    tag_table,
+    to_iob2,
+)
 from minibert.tasks import conll
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, has_documents, read_examples
@@ -65,16 +74,15 @@ class NER(Task[Example, list[str]]):
 
     def learn_labels(self, splits: Mapping[str, conll.Examples]) -> None:
         """O, and B-X and I-X of every type X in train."""
-        types = sorted({t[2:] for t in splits["train"].count_tags() if t != "O"})
-        if not types:
+        self.labels = iob2_tags(splits["train"].count_tags())
+        if self.labels == ["O"]:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
-        self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 
     def note_unseen(self, splits: Mapping[str, conll.Examples]) -> None:
         for split, examples in splits.items():
-            self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
+            self.notices += unseen(split, examples.count_tags(), iob2_tags(self.labels), "tags", "words")
 
     def subset(self, examples: conll.Examples, numbers: np.ndarray) -> conll.Examples:
         return examples.take(numbers)
@@ -82,6 +90,9 @@ class NER(Task[Example, list[str]]):
     def example(self, text: str) -> Example:
         spans = split_words(text)
         return Example([text[a:b] for a, b in spans], [], [0] if spans else [], "text", text, spans)
+
+    def example_of_words(self, words: Sequence[str]) -> Example:
+        return Example(list(words), [], [0] if words else [], "text")
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
                overlap: int) -> list[Feature]:
@@ -102,13 +113,19 @@ class NER(Task[Example, list[str]]):
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[list[str]]:
+        """IOB2, whatever the scheme of the labels: a published model may have another."""
         table = [np.zeros((len(e.words), len(self.labels)), np.float32) for e in examples]
         for feature, rows in zip(features, scores, strict=True):
             table[feature.example][feature.about.words] = rows
 
         path = best_valid_path if self.options.decoding == "valid" else best_tags
-        return [[self.labels[k] for sentence in e.cut(list(t)) for k in path(np.array(sentence), self.labels)]
-                for e, t in zip(examples, table, strict=True)]
+        whole = set(self.labels) == set(iob2_tags(self.labels))
+        found: list[list[str]] = [[] for _ in examples]
+        for tags, e, t in zip(found, examples, table, strict=True):
+            for sentence in e.cut(list(t)):
+                best = [self.labels[k] for k in path(np.array(sentence), self.labels)]
+                tags += best if whole else to_iob2(best, "BIOES")              # which has all prefixes there are
+        return found
 
     def score(self, predictions: Sequence[list[str]], examples: Sequence[Example]) -> Scores:
         gold = [s for e in examples for s in e.cut(e.tags)]                    # entities never cross sentences
@@ -129,24 +146,43 @@ class NER(Task[Example, list[str]]):
         return only_one({tag for tags in predictions for tag in tags}, {tag for e in examples for tag in e.tags})
 
     def result(self, example: Example, prediction: list[str]) -> Result:
-        """{"text", "entities": [{"text", "type", "start", "end"}]}, offsets in characters."""
+        """{"text", "entities": [{"text", "type", "start", "end"}]}, offsets in characters.
+
+        Of words that were cut already {"words", "tags": one a word, "entities": [{"text", "type", "first", "stop"}]}:
+        the words of an entity are words[first:stop], its text has a blank between them.
+        """
+        if not example.spans:
+            entries = [{"text": " ".join(example.words[first:stop]), "type": kind, "first": first, "stop": stop}
+                       for kind, first, stop in entities(prediction)]
+            return {"words": example.words, "tags": prediction, "entities": entries}
+
         found = []
         for kind, first, stop in entities(prediction):
             start, end = example.spans[first][0], example.spans[stop - 1][1]
             found.append({"text": example.text[start:end], "type": kind, "start": start, "end": end})
         return {"text": example.text, "entities": found}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "entities": []}
+
     def render(self, result: Result, colour: bool) -> str:
-        """Angela Merkel [PER] met Tim Cook [PER] …, a colour a type; spans below."""
+        """Angela Merkel [PER] met Tim Cook [PER] …, a colour a type; spans below. Of words each and its tag."""
+        if "words" in result:
+            tags = [in_colour(spelt_out(tag), tag[2:], colour and tag != "O") for tag in result["tags"]]
+            return "".join(f"{word}\t{tag}\n" for word, tag in zip(result["words"], tags, strict=True))
         line, spans, at = "", [], 0
         for e in result["entities"]:
             kind = spelt_out(e["type"])
             word = f"{e['text']} [{kind}]"
-            shown = f"\033[{COLOURS.get(e['type'], 34)}m{word}\033[0m" if colour else word
-            line += result["text"][at:e["start"]] + shown
+            line += result["text"][at:e["start"]] + in_colour(word, e["type"], colour)
             spans.append(f"{kind} {e['start']}-{e['end']} {e['text']}")
             at = e["end"]
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
+
+
+def in_colour(text: str, kind: str, colour: bool) -> str:
+    """What belongs to an entity in the colour of its type."""
+    return f"\033[{COLOURS.get(kind, 34)}m{text}\033[0m" if colour else text
 
 
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:

@@ -59,6 +59,9 @@ class PairTask(LabelTask[Pair]):
     def shown(self, example: Pair) -> Result:
         return dict(zip(self.texts, (example.first, example.second), strict=True))
 
+    def empty(self, text: str) -> Result:
+        return {**dict.fromkeys(self.texts, ""), self.texts[0]: text, "label": None, "probabilities": {}}
+
     def render(self, result: Result, colour: bool) -> str:
         """What is said of the two, then the two."""
         return "\n  ".join([coloured(self.said(result), colour), *(result[text] for text in self.texts)])

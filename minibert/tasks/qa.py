@@ -145,6 +145,9 @@ class QA(Task[Example, Span]):
         return {"question": example.question, "text": example.context, "answer": answer,
                 "probability": prediction.probability}
 
+    def empty(self, text: str) -> Result:
+        return {"question": text, "text": "", "answer": None, "probability": None}
+
     def render(self, result: Result, colour: bool) -> str:
         answer, p = result["answer"], f"{result['probability']:.3f}"
         said = "no answer" if answer is None else answer["text"]

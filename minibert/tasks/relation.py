@@ -112,6 +112,9 @@ class Relation(LabelTask[Example]):
                  for name, (a, b) in zip(("e1", "e2"), example.spans, strict=True)}
         return {"text": example.text, **spans}
 
+    def empty(self, text: str) -> Result:
+        return {"text": text, "e1": None, "e2": None, "label": None, "probabilities": {}}
+
     def render(self, result: Result, colour: bool) -> str:
         """The label with the spans in the places of e1 and e2, then the text."""
         relation, bracket, direction = spelt_out(result["label"]).rpartition("(")

@@ -292,6 +292,9 @@ class Reply(Task[Example, Ranking]):
                 for n in prediction.order[:5].tolist()]
         return {"question": example.question, "answers": best}
 
+    def empty(self, text: str) -> Result:
+        return {"question": text, "answers": []}
+
     def render(self, result: Result, colour: bool) -> str:
         lines = [coloured(result["question"], colour)]
         for answer in result["answers"][:3]:

@@ -18,7 +18,6 @@ from minibert.core.batch import Feature
 from minibert.data.features import Features
 from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import MinibertError
 from minibert.options import option
 from minibert.scores.tables import Scores
 from minibert.scores.texts import bleu, rouge
@@ -83,8 +82,6 @@ class Seq2Seq(VocabularyTask[Example, Written]):
                 for where, (source, target) in table_rows(self, file)]
 
     def example(self, text: str) -> Example:
-        if not text.strip():
-            raise MinibertError("'': expected a text to write from")
         return Example(text, None, "text")
 
     def encode(self, number: int, example: Example, tokenizer: Tokenizer, max_pieces: int,
@@ -175,6 +172,9 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     def result(self, example: Example, prediction: Written) -> Result:
         """{"source", "text"}."""
         return {"source": example.source, "text": prediction.text}
+
+    def empty(self, text: str) -> Result:
+        return {"source": text, "text": ""}
 
     def render(self, result: Result, colour: bool) -> str:
         return coloured(result["text"], colour)

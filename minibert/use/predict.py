@@ -1,13 +1,15 @@
-"""Load a run folder: texts in, its task's predictions out."""
+"""Load a model, of a run folder or published by somebody else: texts in, its task's predictions out."""
 import dataclasses
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minibert.checkpoints import hub
 from minibert.checkpoints.weights import load as load_weights
 from minibert.checkpoints.weights import read_labels, read_own, read_tokenizer
 from minibert.core.batch import Feature, collate
@@ -17,31 +19,51 @@ from minibert.core.model import Bert, Model
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.files import Json, read_json
-from minibert.options import checked, later_options
-from minibert.settings import TrainConfig
+from minibert.options import checked, later_options, typed
+from minibert.settings import TrainConfig, default_overlap
 from minibert.tasks import TASKS
-from minibert.tasks.base import Result, Task
+from minibert.tasks.base import Result, Task, TaskOptions
 from minibert.use.evaluate import predict_examples
+from minibert.use.offsets import UNITS, in_utf16
 from minibert.use.prepare import encode_all
+from minibert.use.published import Published, read_published
+
+Text = str | Sequence[str]                         # raw, or its words
 
 
 class FineTuned(Model):
-    """A Model with its task and tokenizer: what a run folder holds."""
+    """A Model with its task and tokenizer, as load() gives it."""
     task: Task
 
     def __init__(self, bert: Bert, head: Head, task: Task, tokenizer: Tokenizer, settings: Json):
         super().__init__(bert, head)
         self.task, self.tokenizer, self.settings = task, tokenizer, settings
 
-    def predict(self, texts: Sequence[str]) -> list[Result]:
-        """One result a text, with character offsets; float32, no dropout. The form is the task's result()."""
-        examples = self.examples(texts)
-        predictions = predict_examples(self, self.task, examples, self.encode_examples(examples))
-        return [self.task.result(e, p) for e, p in zip(examples, predictions, strict=True)]
+    @property
+    def notices(self) -> list[str]:
+        """What is worth telling of its files and its labels, in words."""
+        return [*self.tokenizer.notices, *self.task.notices]
 
-    def features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(self, texts: Sequence[Text], offsets: str = "characters") -> list[Result]:
+        """One result a text, with character offsets; float32, no dropout. The form is the task's result().
+
+        `offsets`: "utf16" makes them count UTF-16 units, see offsets.py; the task's render() takes characters.
+
+        A list of words in the place of a text is read as these words, which nothing cuts again. A text of nothing but
+        blanks has the task's empty() result.
+        """
+        if offsets not in UNITS:
+            raise MinibertError(f"offsets is {offsets!r}; expected {' or '.join(UNITS)}")
+        examples = self.examples(texts)
+        given = list(examples.values())
+        predictions = predict_examples(self, self.task, given, self.encode_examples(given)) if given else []
+        found = dict(zip(examples, map(self.task.result, given, predictions), strict=True))
+        results = [found[i] if i in found else self.task.empty(str(text)) for i, text in enumerate(texts)]
+        return [in_utf16(r) for r in results] if offsets == "utf16" else results
+
+    def features(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
-        rows = self.encode_examples(self.examples(texts))
+        rows = self.encode_examples(list(self.examples(texts).values()))
         if not rows:
             nothing = torch.zeros(0, 0, dtype=torch.int64)
             return nothing, nothing.clone(), nothing.clone()
@@ -49,53 +71,112 @@ class FineTuned(Model):
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
 
-    def examples(self, texts: Sequence[str]) -> list[Any]:
-        """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
+    def examples(self, texts: Sequence[Text]) -> dict[int, Any]:
+        """{place in `texts`: the task's example} of those that are not blank.
+
+        Raises MinibertError naming the text that is none, the first being text 1; one string is a list of letters.
+        """
         if isinstance(texts, str):
             raise MinibertError("expected a list of texts, not one string; write [text]")
-        return [self.task.example(t) for t in texts]
+        found = {}
+        for i, text in enumerate(texts):
+            try:
+                if not isinstance(text, str):
+                    found[i] = self.task.example_of_words(checked_words(text))
+                elif text.strip():
+                    found[i] = self.task.example(text)
+            except MinibertError as e:
+                raise MinibertError(f"text {i + 1}: {e}") from None
+        return found
 
     def encode_examples(self, examples: Sequence[Any]) -> Sequence[Feature]:
         """The task's features under the settings of the run."""
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
 
 
-def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) -> FineTuned:
-    """The model in a run folder, ready to predict; with a checkpoint of the run, as it was then.
+def checked_words(words: Sequence[str]) -> Sequence[str]:
+    """`words`. Raises MinibertError for one that a file of a word a line could not have."""
+    if not isinstance(words, Sequence):
+        raise MinibertError(f"{repr(words)[:60]}: expected a text, or a list of words")
+    for number, word in enumerate(words, 1):
+        if not isinstance(word, str) or not word.strip() or word.splitlines() != [word]:
+            raise MinibertError(f"word {number} is {repr(word)[:60]}; expected letters or signs, and no line end")
+    return words
 
-    `changes`: options of its task to use it with, those with `later`, such as beams=4. Raises MinibertError for a
-    folder that holds no whole run, and for an option that it cannot take.
+
+def load(folder: str | Path, checkpoint: Path | None = None, task: str | None = None, **changes: object) -> FineTuned:
+    """A fine-tuned model, ready to predict: that of a run folder, or one that somebody else published.
+
+    `folder`: a run folder; or a folder with a config.json, a name of the manifest or org/name[@revision] of the model
+    hub, which is fetched where it is not at hand. `checkpoint`: of the run, to have the model as it was then. `task`:
+    of a published model that may be of several, see published.py. `changes`: options of its task to use it with, those
+    with `later`, such as beams=4. Raises MinibertError for a folder that holds no whole model, and for a task or an
+    option that it cannot take.
     """
-    folder = Path(folder)
+    if checkpoint or is_run(folder):
+        folder, found = Path(folder), Published("", {})
+        kind, options, settings = read_run(folder, task)
+        labels = read_labels(checkpoint or folder)
+    else:
+        folder = hub.fetch(folder)
+        found = read_published(folder, task)
+        kind, labels = TASKS[found.task], found.labels
+        options, settings = kind.Options(**found.options), usual_settings(kind, BertConfig.read(folder))
+    check_changes(changes, options, kind, found.options, folder)
+
     source = checkpoint or folder
-    if not (folder / "train.json").exists():
-        raise MinibertError(f"{folder}: no train.json; a run folder is expected, which training wrote")
-
-    settings = read_json(folder / "train.json")
-    if missing := {"task", "max_pieces", "overlap", "precision"} - settings.keys():
-        raise MinibertError(f"{folder}/train.json: {', '.join(sorted(missing))} missing; training wrote more")
-    kind = TASKS.get(str(settings["task"]))
-    if kind is None:
-        raise MinibertError(f"{folder}/train.json: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
-
-    asked = {f.name for s in (TrainConfig, kind.Options) for f in dataclasses.fields(s)}
-    stored = checked({k: v for k, v in settings.items() if k in asked}, folder / "train.json", TrainConfig,
-                     kind.Options)
-    own = {f.name for f in dataclasses.fields(kind.Options)}
-    TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
-    if wrong := changes.keys() - later_options(kind.Options).keys():
-        raise MinibertError(f"--{min(wrong).replace('_', '-')}: {folder} holds a model of --task {kind.name}, which "
-                            "takes none after training; leave it out")
-
-    options = kind.Options(**{k: v for k, v in stored.items() if k in own})
-    options.check_changes(changes)
-    task = kind(dataclasses.replace(options, **changes), read_labels(source))
+    use = kind(dataclasses.replace(options, **changes), labels)
+    use.notices += found.notices
     try:
-        task.recall(read_own(source))
+        use.recall(read_own(source))
     except MinibertError as e:
         raise MinibertError(f"{source}/config.json: {e}") from None
 
     with warnings.catch_warnings(action="ignore"):         # of a head without labels, which load_weights() refuses
-        head = task.head(BertConfig.read(source))
+        head = use.head(BertConfig.read(source))
     bert, _ = load_weights(source, head)
-    return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)
+    return FineTuned(bert, head.eval(), use, read_tokenizer(folder, bert), settings)
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether training wrote this folder; any other has a model of somebody else, or is a name of one."""
+    return os.path.lexists(os.path.join(folder, "train.json"))       # what it is, reading it will say
+
+
+def read_run(folder: Path, asked: str | None) -> tuple[type[Task], TaskOptions, Json]:
+    """(task, its options, all settings) of a run folder. Raises MinibertError, also where another task is `asked`."""
+    file = folder / "train.json"
+    settings = read_json(file)
+    if missing := {"task", "max_pieces", "overlap", "precision"} - settings.keys():
+        raise MinibertError(f"{file}: {', '.join(sorted(missing))} missing; training wrote more")
+    kind = TASKS.get(str(settings["task"]))
+    if kind is None:
+        raise MinibertError(f"{file}: task {settings.get('task')!r}; known: {', '.join(TASKS)}")
+    if asked not in (None, kind.name):
+        raise MinibertError(f"--task is {asked!r}, but {folder} holds a model of --task {kind.name}; leave it out")
+
+    asked_for = {f.name for s in (TrainConfig, kind.Options) for f in dataclasses.fields(s)}
+    stored = checked({k: v for k, v in settings.items() if k in asked_for}, file, TrainConfig, kind.Options)
+    own = {f.name for f in dataclasses.fields(kind.Options)}
+    TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+    return kind, kind.Options(**{k: v for k, v in stored.items() if k in own}), settings
+
+
+def usual_settings(kind: type[Task], config: BertConfig) -> Json:
+    """Those of a model that somebody else trained: our defaults, and rows no longer than it has positions."""
+    most = min(int(kind.defaults.get("max_pieces", TrainConfig.max_pieces)), config.max_position_embeddings)
+    settings = TrainConfig(kind.name, max_pieces=most, overlap=default_overlap(most), precision="fp32")
+    return dataclasses.asdict(settings.check())
+
+
+def check_changes(changes: Mapping[str, object], options: TaskOptions, kind: type[Task], fixed: Mapping[str, object],
+                  folder: Path) -> None:
+    """Raise MinibertError for a change that a model cannot be used with; `fixed`: options that its class decides."""
+    if wrong := changes.keys() - later_options(kind.Options).keys():
+        raise MinibertError(f"{typed(min(wrong))}: {folder} holds a model of --task {kind.name}, which takes none "
+                            "after training; leave it out")
+    for name in changes.keys() & fixed.keys():
+        if changes[name] != fixed[name]:
+            raise MinibertError(f"{typed(name)} is {changes[name]}; with the labels in {folder}/config.json it must be "
+                                f"{fixed[name]}; leave it out")
+    options.check_changes(changes)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import minibert
 import train
@@ -78,6 +79,61 @@ def test_options_that_a_trained_model_cannot_take(finished, capsys, words, says)
     assert says in error and len(error.splitlines()) == 1
 
 
+CUT = ["Ada", "Stone-Keller", "met", "U.S.", "\u200b", "Nordia", "San Lima", "!?", "आज", "北京", "cafe\u0301"]
+
+
+def test_words_that_are_cut_already_have_a_tag_each(finished):
+    """Also those of several windows, or without a piece: of one row each tag is the best at the word's first piece."""
+    model = minibert.load(finished, decoding="argmax")
+    long = CUT * 5
+    text, short, whole, none = model.predict(["Ada met Bruno .", CUT, long, []])
+    assert list(text) == ["text", "entities"] and none == {"words": [], "tags": [], "entities": []}
+    assert (short["words"], whole["words"]) == (CUT, long)
+
+    model.settings["max_pieces"] = 40              # all positions: one row holds CUT
+    pieces, = model.tokenizer.pieces([CUT])
+    ids = torch.tensor([[model.tokenizer.start, *pieces.ids, model.tokenizer.end]])
+    types = torch.tensor([[0, *(2 * shape for shape in pieces.shapes), 0]])
+    assert 24 < ids.shape[1] <= 40
+    with torch.no_grad():
+        hidden = model.bert.encode(ids, torch.ones_like(ids), types)[0][0]
+        best = [model.task.labels[k] for k in model.head.linear(hidden).argmax(-1).tolist()]
+    one_row, = model.predict([CUT])
+    assert one_row["tags"] == [best[1 + pieces.words.index(i)] for i in range(len(CUT))]
+    assert len(set(one_row["tags"])) > 1
+    assert len(short["tags"]) == len(CUT) and len(whole["tags"]) == len(long)
+    for result in (short, whole, one_row):
+        for entity in result["entities"]:
+            inside = slice(entity["first"], entity["stop"])
+            assert " ".join(result["words"][inside]) == entity["text"]
+            assert {tag[2:] for tag in result["tags"][inside]} == {entity["type"]}
+
+
+def test_words_of_the_command_line_are_cut_at_blanks_alone(finished, capsys, monkeypatch):
+    assert main(["predict", str(finished), "--words", "--json", "Ada  Stone's\tU.S. ,", " "]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["words"] for r in found] == [["Ada", "Stone's", "U.S.", ","], []]
+    assert main(["predict", str(finished), "--words", "Ada met", "rain"]) == 0
+    assert main(["predict", str(finished), "--words", "Ada met"]) == 0
+    plain = capsys.readouterr().out
+    tags = minibert.load(finished).predict([["Ada", "met"], ["rain"]])
+    lines = [[f"{w}\t{t}" for w, t in zip(r["words"], r["tags"], strict=True)] for r in tags]
+    assert plain.split("\n") == [*lines[0], "", *lines[1], "", *lines[0], "", ""]
+    shown = minibert.load(finished).task.render({"words": ["Ada", "is"], "tags": ["B-PER", "O"], "entities": []}, True)
+    assert shown == "Ada\t\033[36mB-PER\033[0m\nis\tO\n"
+
+
+@pytest.mark.parametrize("texts, says", [
+    (["Ada", ["met", ""]], "text 2: word 2 is ''; expected"), ([["\u00a0 "]], "text 1: word 1 is '\\xa0 '"),
+    ([["a", "b"], ["in\n"]], "text 2: word 1 is 'in\\n'"), ([["a\u2028b"]], "word 1 is 'a\\u2028b'"),
+    ([["a\rb"]], "text 1: word 1 is 'a\\rb'"), ([["a", 7]], "text 1: word 2 is 7"), ([["a", ["b"]]], "word 2 is ['b']"),
+    (["x", None], "text 2: None: expected a text"), ([b"Ada"], "word 1 is 65")])
+def test_what_is_no_word_is_named(finished, texts, says):
+    with pytest.raises(minibert.MinibertError) as caught:
+        minibert.load(finished).predict(texts)
+    assert says in str(caught.value)
+
+
 def test_one_string_instead_of_a_list_is_an_error(finished):
     with pytest.raises(minibert.MinibertError, match="list"):
         minibert.load(finished).predict("Paris")
@@ -95,7 +151,7 @@ def test_predict_prints_spans_and_json(finished, tiny_data, capsys):
 
 def test_predict_reads_standard_input_as_lines(finished, tiny_data, capsys, monkeypatch):
     given = texts(tiny_data) * 30
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(given) + "\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(("\n".join(given) + "\n").encode())))
     assert main(["predict", str(finished), "--json", "-"]) == 0
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == given
 
@@ -113,7 +169,9 @@ def test_evaluate_repeats_what_training_reported(finished, tiny_data, capsys):
     (["predict", "/no/such/run", "x"], "/no/such/run"), (["evaluate", "RUN", "--data", "/no/data"], "/no/data"),
     (["fetch", "bert-enormous"], "minilm-l6"), (["dance"], "dance"), ([], "fetch | predict"),
     (["predict", "RUN"], "text"),
-    (["predict", "CHECKPOINT", "x"], "train.json")])
+    (["predict", "CHECKPOINT", "x"], "train.json"), (["predict", "CHECKPOINT", "--task", "qa", "x"], "architectures"),
+    (["predict", "RUN", "--task", "qa", "x"], "--task is 'qa', but "),
+    (["evaluate", "RUN", "--task", "classify", "--data", "DATA"], "holds a model of --task ner; leave it out")])
 def test_mistakes_are_one_line_with_exit_code_2(finished, tiny_folder, capsys, arguments, says):
     words = [{"RUN": str(finished), "CHECKPOINT": str(tiny_folder)}.get(a, a) for a in arguments]
     assert main(words) == 2
@@ -130,23 +188,71 @@ def test_a_real_process_with_a_closed_pipe_stays_quiet(finished, tiny_data):
 
 
 @pytest.mark.parametrize("stdin, answers, says", [
-    (b"ada met\nbad \xff byte\n", None, "UTF-8"), (None, 0, ""), (b"", 0, "")])
+    (b"ada met\nbad \xff byte\n", 1, "standard input:2: byte 0xff is not UTF-8; "), (None, 0, ""), (b"", 0, ""),
+    (b"\xe0\xa4 cut\nada\n", 0, "standard input:1: byte 0xe0 is not UTF-8; "),
+    (b"a\r\n\n\nb\nends in \xc3", 4, "standard input:5: byte 0xc3 is not UTF-8; ")])
 def test_standard_input_that_breaks_or_is_closed_ends_the_program(finished, stdin, answers, says):
     command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
     close = " <&-" if stdin is None else ""
-    done = subprocess.run(" ".join(command) + close, input=stdin, shell=True, capture_output=True, timeout=60,
-                          env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
+    done = subprocess.run(f"{' '.join(command)} --json {close}", input=stdin, shell=True, capture_output=True,
+                          timeout=60, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
     assert done.returncode == (2 if says else 0)
     assert says in done.stderr.decode() and len(done.stderr.splitlines()) == bool(says)
-    assert answers is None or len(done.stdout.splitlines()) == answers
+    assert len(done.stdout.splitlines()) == answers
 
 
-@pytest.mark.parametrize("coding, text", [("utf-8:strict", b"Ada \xff met"), ("ascii", "Ada \u0141".encode())])
-def test_what_the_terminal_cannot_show_is_spelt_out(finished, coding, text):
-    command = [sys.executable, "-m", "minibert", "predict", str(finished), text]
+def in_locale(name: str, **more: str) -> dict[str, str]:
+    """The environment of a process there, in which nothing else says what bytes mean."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONIOENCODING", "PYTHONUTF8"))}
+    return {**kept, "LC_ALL": name, **more}
+
+
+LINES = ["\ufeffAda met Łucja in Oslo .", "", "आज ओस्लो में वर्षा\r", " \u3000", "北京 😀 Lima", "في ليما"]
+
+
+@pytest.mark.parametrize("more", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["C", "ASCII"])
+def test_lines_are_utf8_in_any_locale_and_each_has_an_answer(finished, more):
+    """A byte order mark and line ends are no part of them; the answer to an empty one is empty."""
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "-"]
+    done = [subprocess.run([*command, *option], input="\n".join(LINES).encode(), capture_output=True, timeout=120,
+                           cwd=ROOT, env=in_locale("C", **more)) for option in (["--json"], [])]
+    assert [(d.returncode, d.stderr) for d in done] == [(0, b"")] * 2
+    texts = [line.strip("\ufeff\r") for line in LINES]
+    results = [json.loads(line) for line in done[0].stdout.decode("utf-8").splitlines()]
+    assert [r["text"] for r in results] == texts and results[1] == {"text": "", "entities": []}
+    plain = [line for line in done[1].stdout.decode("utf-8").split("\n") if not line.startswith("  ")]    # spans
+    assert [bool(line) for line in plain] == [bool(text.strip()) for text in texts] + [False]
+
+
+@pytest.mark.parametrize("more", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["C", "ASCII"])
+def test_an_argument_that_is_no_text_is_one_line(finished, more):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), b"Ada", b"in \xff met"]
+    done = subprocess.run(command, capture_output=True, timeout=120, cwd=ROOT, env=in_locale("C", **more))
+    assert (done.returncode, done.stdout) == (2, b"") and len(done.stderr.splitlines()) == 1
+    assert b"text 2: byte 0xff of 'in \\udcff met' is no letter" in done.stderr
+
+
+def test_what_the_terminal_cannot_show_is_spelt_out(finished):
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "Ada \u0141".encode()]
     done = subprocess.run(command, capture_output=True, timeout=60, cwd=ROOT,
-                          env={**os.environ, "PYTHONIOENCODING": coding})
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and done.stderr == b"" and b"\\u" in done.stdout
+
+
+def test_answers_come_before_the_writer_has_ended(finished):
+    """A line, its answer, the next line; then one that is no text, and the end."""
+    command = [sys.executable, "-m", "minibert", "predict", str(finished), "--words", "--json", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+                          env=in_locale("C")) as process:
+        for line in ("Ada met", "", "वर्षा 🌧"):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["words"] == line.split()
+        out, error = process.communicate("ok\n\u00a0\nrain\n".encode(), timeout=60)
+    assert json.loads(out)["words"] == ["ok"] and process.returncode == 2
+    assert error.startswith(b"error: standard input:5: word 1 is ") and len(error.splitlines()) == 1
+
+
 
 
 def test_settings_of_a_run_that_lost_a_line_are_named(finished, tmp_path, capsys):

@@ -130,9 +130,10 @@ def test_the_last_of_two_tasks_counts_as_for_every_other_option():
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 5 bytes")])
 def test_predict_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys, error):
-    def full(*_):
+    def full(*_, **__):
         raise error
 
+    (tmp_path / "train.json").touch()
     monkeypatch.setattr("minibert.use.predict.load", full)
     assert main(["predict", str(tmp_path), "text"]) == 2
     said = capsys.readouterr().err.strip().splitlines()

@@ -13,6 +13,7 @@ from minibert.__main__ import one_by_one
 from minibert.checkpoints import weights
 from minibert.core.batch import Feature, collate
 from minibert.data.text import split_words
+from minibert.errors import MinibertError
 from minibert.run.start import start_model
 from minibert.scores import texts as textscores
 from minibert.tasks.qa import ENDS, NOWHERE, QA, STARTS, Edges, Span, best_span, by_row, edges, first_answer
@@ -337,13 +338,16 @@ def test_a_text_of_one_word_longer_than_a_row_has_no_answer():
 
 def test_good_lines_come_before_a_bad_one():
     def predict(texts: list[str]) -> list[str]:
-        return [task().example(text).question for text in texts]
+        for number, text in enumerate(texts, 1):
+            if "|||" not in text:
+                raise MinibertError(f"text {number}: {text!r}: expected |||")
+        return [text[0] for text in texts]
 
-    found = one_by_one(predict, ["a? ||| b", "c? ||| d", "no bar", "e? ||| f"])
-    assert [next(found), next(found)] == ["a?", "c?"]
-    with refused("'no bar'"):
+    found = one_by_one(predict, ["a? ||| b", "c? ||| d", "no bar", "e? ||| f"], "standard input:", 64)
+    assert [next(found), next(found)] == ["a", "c"]
+    with pytest.raises(MinibertError, match="^standard input:67: 'no bar': expected"):
         next(found)
-    assert list(one_by_one(predict, ["a? ||| b"])) == ["a?"]
+    assert list(one_by_one(predict, ["a? ||| b"], "text ")) == ["a"]
 
 
 def test_what_is_said_of_no_answer():

@@ -170,7 +170,15 @@ def test_it_predicts_what_it_scored(folder, tmp_path, run, capsys):
     batch = collate(rows, prefix=model.task.layout(rows))
     sums, gradients = byhand.loss_and_gradients(model, batch)                  # a loaded model knows its loss
     assert all(bool(torch.isfinite(x).all()) for x in (*sums.values(), *gradients.values()))
-    for text in ("", "rain", "\ud800\x00"):       # an answer or a refusal
+    try:
+        assert len(model.predict([["Ada", "met"]])[0]["tags"]) == 2
+    except MinibertError as e:
+        assert run[0] != "ner" and f"a model of --task {run[0]} says nothing of single words" in str(e)
+    nothing = model.predict([" \n\u3000", model.task.trial, ""])
+    assert nothing[1] == model.predict([model.task.trial])[0]                  # to the bit: no blank is in the batch
+    assert nothing[0] == model.task.empty(" \n\u3000")
+    assert [list(r) for r in nothing[::2]] == [list(results[0])] * 2           # the same members
+    for text in ("rain", "\ud800\x00"):          # an answer or a refusal
         try:
             assert len(model.predict([text])) == 1
         except MinibertError as e:
