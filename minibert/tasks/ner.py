@@ -20,9 +20,10 @@ from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores, compared
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
-from minibert.tasks import conll
+from minibert.tasks import conll, spans
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
-from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, has_documents, read_examples
+from minibert.tasks.columns import Reading
+from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, gathered, has_documents, read_examples
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
@@ -34,6 +35,22 @@ class Options(TaskOptions):
                           ("sentence", "document"))
     decoding: str = option("valid", "valid: the best tag sequence in which every entity begins with B-; "
                                     "argmax: the best tag of each word alone", ("valid", "argmax"), later=True)
+    columns: str = option("auto", "where words and tags stand, as word=2,tag=3, from the end -1; in JSON "
+                                  "text=NAME,entities=NAME or word=NAME,tag=NAME; auto: as the file shows", later=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [part.partition("=")[0].strip() for part in self.columns.split(",")]
+        if self.columns != "auto" and not (set(self.named) <= set(spans.NAMES) and all(self.named.values())
+                                           and len(set(names)) == len(names)):
+            raise MinibertError(f"--columns is {self.columns!r}; it must be auto or some of {', '.join(spans.NAMES)}, "
+                                "each once, such as word=2,tag=3")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """{"word", "tag", "text" or "entities": the column that holds it}, those that --columns names."""
+        parts = self.columns.split(",") if self.columns != "auto" else []
+        return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
 
 
 class NER(Task[Example, list[str]]):
@@ -43,15 +60,17 @@ class NER(Task[Example, list[str]]):
     also_best = dict.fromkeys(["entity.precision", "entity.recall", "tags.micro_f1", "tags.macro_f1",
                                "tags.weighted_f1"], "max")
     unit = "words"
-    suffixes = SUFFIXES
+    suffixes = (*SUFFIXES, *spans.SUFFIXES)
     Options, Examples, About = Options, conll.Examples, WordNumbers
 
     def read(self, path: Path) -> dict[str, conll.Examples]:
-        """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
-        files = self.files(path)
+        """CoNLL columns, a blank line after a sentence, -DOCSTART- before a document; or JSON, each text a document."""
+        files, reading = self.files(path), Reading(self.options.named)
         documents = self.options.context == "document"
-        whole = documents and all(has_documents(file) for file in files.values())
-        splits = {split: read_examples(file, whole) for split, file in files.items()}
+        whole = documents and all(in_json(file) or has_documents(file) for file in files.values())
+        splits = {split: gathered(file, spans.read_texts(file, reading), whole) if in_json(file) else
+                  read_examples(file, whole, reading) for split, file in files.items()}
+        self.notices += reading.notes.values()
 
         neighbours = sum((examples.count_neighbours() for examples in splits.values()), Counter())
         scheme = scheme_of(neighbours)
@@ -143,6 +162,11 @@ class NER(Task[Example, list[str]]):
             spans.append(f"{e['type']} {e['start']}-{e['end']} {e['text']}")
             at = e["end"]
         return line + result["text"][at:] + "".join(f"\n  {s}" for s in spans)
+
+
+def in_json(file: Path) -> bool:
+    """Whether a file holds JSON, by its suffix."""
+    return file.suffix.lower() in spans.SUFFIXES
 
 
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:

@@ -1,0 +1,182 @@
+"""Which columns of a CoNLL file hold the word and its tag, decided on its first lines; and how its tags are written.
+
+What is certain is read, and said once in Reading.notes; what a later line contradicts is refused there.
+"""
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minibert.errors import MinibertError
+from minibert.scores.tags import spelled
+
+AHEAD = 1000                                       # lines of a file that are looked at before it is read
+NUMBER, NO_WORD = re.compile("[0-9]{1,9}"), re.compile(r"[0-9]+[-.][0-9]+")        # 3; 3-4 and 5.1 of CoNLL-U
+
+
+@dataclass
+class Reading:
+    """How files are to be read, and what is worth telling of it."""
+    columns: Mapping[str, str] = field(default_factory=dict)                  # what --columns says of each name
+    notes: dict[str, str] = field(default_factory=dict)                       # {kind: first place and what it means}
+
+    def number(self, name: str, file: Path) -> int | None:
+        """A column of --columns as an index; None: not given. Raises MinibertError for what is no number but 0."""
+        value = self.columns.get(name)
+        if value is None:
+            return None
+        if not re.fullmatch("-?[1-9][0-9]{0,4}", value):
+            raise MinibertError(f"{file}: --columns is {name}={value}; the columns of such a file have numbers, from 1 "
+                                f"on, from the end -1, as in word=1,tag=-1")
+        return int(value) - (int(value) > 0)
+
+
+class TagForm:
+    """The tags of one file as O and PREFIX-TYPE. The first that is not O says in which form all are written."""
+
+    def __init__(self, reading: Reading):
+        self.reading, self.form, self.first = reading, "", ""
+
+    def read(self, tag: str, where: str) -> str | None:
+        """A tag in the usual form; None for what is none. Raises MinibertError for one of another form."""
+        if (found := spelled(tag)) is None:
+            return None
+        form, usual = found
+        if form and not self.form:
+            self.form, self.first = form, f"{tag!r} in {where}"
+            if form == "B":
+                self.reading.notes.setdefault(form, f"{where}: tags such as {tag!r} name no type; all entities are of "
+                                                    f"one type, {usual[2:]}")
+            elif form != "B-TYPE":
+                self.reading.notes.setdefault(form, f"{where}: tags are written {form}; {tag!r} is read as {usual!r}")
+        if form not in ("", self.form):
+            raise MinibertError(f"{where}: the tag {tag!r} is written otherwise than {self.first}; write all tags of a "
+                                "file in one form, O and B-TYPE, I-TYPE")
+        return usual
+
+
+class Columns:
+    """How the lines of one file are cut, found out from its first AHEAD lines."""
+
+    def __init__(self, file: Path, head: Sequence[str], reading: Reading):
+        """Raises MinibertError where it is not certain which column is the word."""
+        self.reading, self.tags = reading, TagForm(reading)
+        word, tag = reading.number("word", file), reading.number("tag", file)
+        sentences = sentences_of(head)
+        self.rows = [row for sentence in sentences for row in sentence]
+        self.width = mixed_width([text for _, text in self.rows])
+        if self.width:
+            number, text = self.rows[0]
+            reading.notes.setdefault("mixed", f"{file}:{number}: blanks and tabs stand between columns, {self.width} "
+                                              f"in every line; the first word is {self.split(text)[0]!r}")
+
+        cells = [[self.split(text) for _, text in sentence] for sentence in sentences]
+        self.widths = {len(cell) for sentence in cells for cell in sentence}
+        self.numbered = word != 0 and counts_words(cells)
+        if word is None and cells and all(len(c) == 1 and len(c[0]) > 2 and c[0][0] == "1" for c in cells):
+            raise MinibertError(f"{file}:{self.rows[0][0]}: {self.rows[0][1][:60]!r}: is '1' the word or its number? "
+                                "every sentence is one line that begins so; say --columns word=1 or word=2")
+        self.word = word if word is not None else int(self.numbered)
+        self.tag = tag if tag is not None else -1
+        self.others = other_tags([c for sentence in cells for c in sentence], self.word, self.tag)
+        if self.numbered:
+            self.note_numbers(f"{file}:{self.rows[0][0]}", tag is None)
+
+    def note_numbers(self, where: str, last: bool) -> None:
+        """Tell that the first column is no word, and which is the tag where there are two to choose from."""
+        also = f"; the tag is the last column, and column {self.others[0]} has tags too: --columns tag={self.others[0]}"
+        self.reading.notes.setdefault("numbers", f"{where}: the first column counts, it is no word; the word is column "
+                                                 f"{self.word + 1}{also if last and self.others else ''}")
+
+    def split(self, text: str) -> list[str]:
+        """The columns of a line: tabs between, or blanks where there is no tab; both where all lines mix them."""
+        if self.width:
+            return re.split("[ \t]+", text)
+        return [part.strip(" ") for part in text.split("\t")] if "\t" in text else re.split(" +", text)
+
+    def passes_over(self, text: str, begins: bool, where: str) -> bool:
+        """Whether a line is none of a word: a comment where a sentence `begins`, or several words or none by number."""
+        if self.numbered and NO_WORD.fullmatch(self.split(text)[0]):
+            self.reading.notes.setdefault("ranges", f"{where}: lines numbered as 3-4 or 5.1 are passed over; each word "
+                                                    "has a line of its own")
+            return True
+        if not begins or not text.startswith("#" if self.numbered else ("# ", "#\t")):
+            return False
+        parts = self.split(text)
+        if not self.numbered and (not self.widths or (len(parts) in self.widths and spelled(parts[-1]))):
+            return False
+        self.reading.notes.setdefault("comments", f"{where}: lines with # before the first word of a sentence are "
+                                                  "passed over as comments")
+        return True
+
+    def read(self, text: str, where: str) -> tuple[str, str]:
+        """The word of a line and its tag in the usual form. Raises MinibertError where they are not there."""
+        parts, shown = self.split(text), repr(text if len(text) < 60 else text[:57] + "...")
+        if len(parts) < 2 or (not self.numbered and not parts[0]):
+            raise MinibertError(f"{where}: {shown} has one column; expected a word and a tag, as in 'Paris B-LOC'")
+        if self.width and len(parts) != self.width:
+            raise MinibertError(f"{where}: {shown} has {len(parts)} columns, the first lines have {self.width}, with "
+                                "blanks and tabs between; write tabs alone")
+        if self.numbered and not NUMBER.fullmatch(parts[0]):
+            raise MinibertError(f"{where}: {shown} begins with no number, as all lines before do; --columns word=1 "
+                                "takes the first column for the word")
+
+        wanted = {name: k if k >= 0 else len(parts) + k for name, k in (("word", self.word), ("tag", self.tag))}
+        if wanted["word"] == wanted["tag"] or not all(0 <= k < len(parts) and parts[k] for k in wanted.values()):
+            raise MinibertError(f"{where}: {shown} has {len(parts)} columns; expected the word in column "
+                                f"{wanted['word'] + 1} and its tag in column {wanted['tag'] + 1} (--columns)")
+        word, written = (parts[k] for k in wanted.values())
+        if (tag := self.tags.read(written, where)) is None:
+            other = self.others[0] if self.others else "N"
+            place = "last column" if self.tag == -1 else f"column {wanted['tag'] + 1}"
+            raise MinibertError(f"{where}: {written!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
+                                f"{place} of {shown}: a type alone does not say where a name begins; --columns "
+                                f"tag={other} takes another column")
+        if " " in word:
+            self.reading.notes.setdefault("blanks", f"{where}: words hold blanks where tabs stand between columns, the "
+                                                    f"first is {word!r}")
+        return word, tag
+
+
+def sentences_of(head: Sequence[str]) -> list[list[tuple[int, str]]]:
+    """(line, what stands in it) of each sentence among the first lines; what may be a comment is left out."""
+    sentences: list[list[tuple[int, str]]] = [[]]
+    for number, line in enumerate(head, 1):
+        text = line.strip(" \t\n")
+        if not text or text.startswith("-DOCSTART-"):
+            sentences.append([])
+        elif sentences[-1] or not text.startswith("#"):
+            sentences[-1].append((number, text))
+    return [sentence for sentence in sentences if sentence]
+
+
+def mixed_width(texts: Sequence[str]) -> int:
+    """How many columns every line has, if tabs and blanks stand between them; 0: blanks beside tabs belong to words.
+
+    "Anna NNP<tab>B-PER" has three. It is certain where all lines have as many, words outside of names too.
+    """
+    parts = [re.split("[ \t]+", text) for text in texts]
+    tabbed = [(text, cut) for text, cut in zip(texts, parts, strict=True) if "\t" in text]
+    constant = len(parts) > 1 and len({len(cut) for cut in parts}) == 1
+    more = tabbed and all(len(cut) > text.count("\t") + 1 for text, cut in tabbed)
+    return len(parts[0]) if constant and more and any("O" in cut[1:] for cut in parts) else 0
+
+
+def counts_words(sentences: Sequence[Sequence[Sequence[str]]]) -> bool:
+    """Whether the first column goes up by one from each line of a sentence to the next, and two columns follow."""
+    for sentence in sentences:
+        words = [parts for parts in sentence if not NO_WORD.fullmatch(parts[0])]
+        if not all(len(parts) > 2 and NUMBER.fullmatch(parts[0]) for parts in words):
+            return False
+        if any(int(b[0]) != int(a[0]) + 1 for a, b in itertools.pairwise(words)):
+            return False
+    return any(len(sentence) > 1 for sentence in sentences)
+
+
+def other_tags(rows: Sequence[Sequence[str]], word: int, tag: int) -> list[int]:
+    """The columns, from 1 on, beside that of the tag in which all first lines have tags, some of them not O."""
+    rows = [parts for parts in rows if not NO_WORD.fullmatch(parts[0])]
+    width = min(map(len, rows), default=0)
+    forms = {k: [spelled(parts[k]) for parts in rows] for k in range(width) if k not in (word, tag, width + tag)}
+    return [k + 1 for k, found in forms.items() if all(found) and any(pair and pair[0] for pair in found)]
