@@ -27,8 +27,8 @@ class Reading:
         if value is None:
             return None
         if not re.fullmatch("-?[1-9][0-9]{0,4}", value):
-            raise MinibertError(f"{file}: --columns is {name}={value}; the columns of such a file have numbers, from 1 "
-                                f"on, from the end -1, as in word=1,tag=-1")
+            raise MinibertError(f"--columns has {name}={value}; the columns of {file} have numbers, from 1 on and from "
+                                "the end -1, as in word=1,tag=-1")
         return int(value) - (int(value) > 0)
 
 
@@ -69,25 +69,27 @@ class Columns:
         if self.width:
             number, text = self.rows[0]
             reading.notes.setdefault("mixed", f"{file}:{number}: blanks and tabs stand between columns, {self.width} "
-                                              f"in every line; the first word is {self.split(text)[0]!r}")
+                                              f"in a line; the first word is {self.split(text)[0]!r}")
 
         cells = [[self.split(text) for _, text in sentence] for sentence in sentences]
-        self.widths = {len(cell) for sentence in cells for cell in sentence}
-        self.numbered = word != 0 and counts_words(cells)
-        if word is None and cells and all(len(c) == 1 and len(c[0]) > 2 and c[0][0] == "1" for c in cells):
-            raise MinibertError(f"{file}:{self.rows[0][0]}: {self.rows[0][1][:60]!r}: is '1' the word or its number? "
-                                "every sentence is one line that begins so; say --columns word=1 or word=2")
+        self.widths = {len(parts) for sentence in cells for parts in sentence}
+        counting = [counts_words(parts) for parts in cells]
+        several = [counts for counts, parts in zip(counting, cells, strict=True) if len(parts) > 1]
+        self.numbered = word != 0 and any(several) and (all(counting) or word is not None)
+        if word is None and not self.numbered:
+            refuse_doubt(file, sentences, cells, counting)
         self.word = word if word is not None else int(self.numbered)
         self.tag = tag if tag is not None else -1
-        self.others = other_tags([c for sentence in cells for c in sentence], self.word, self.tag)
+        self.strict = self.numbered and word is None                           # every line must begin with a number
+        self.others = other_tags([parts for sentence in cells for parts in sentence], self.word, self.tag)
         if self.numbered:
             self.note_numbers(f"{file}:{self.rows[0][0]}", tag is None)
 
     def note_numbers(self, where: str, last: bool) -> None:
         """Tell that the first column is no word, and which is the tag where there are two to choose from."""
-        also = f"; the tag is the last column, and column {self.others[0]} has tags too: --columns tag={self.others[0]}"
+        also = "; the tag is the last column, and column {0} has tags too: --columns tag={0} reads those"
         self.reading.notes.setdefault("numbers", f"{where}: the first column counts, it is no word; the word is column "
-                                                 f"{self.word + 1}{also if last and self.others else ''}")
+                                      f"{self.word + 1}{also.format(*self.others) if last and self.others else ''}")
 
     def split(self, text: str) -> list[str]:
         """The columns of a line: tabs between, or blanks where there is no tab; both where all lines mix them."""
@@ -116,9 +118,9 @@ class Columns:
         if len(parts) < 2 or (not self.numbered and not parts[0]):
             raise MinibertError(f"{where}: {shown} has one column; expected a word and a tag, as in 'Paris B-LOC'")
         if self.width and len(parts) != self.width:
-            raise MinibertError(f"{where}: {shown} has {len(parts)} columns, the first lines have {self.width}, with "
-                                "blanks and tabs between; write tabs alone")
-        if self.numbered and not NUMBER.fullmatch(parts[0]):
+            raise MinibertError(f"{where}: {shown} has {len(parts)} columns, the first line {self.width}, blanks and "
+                                "tabs between; write tabs alone between columns")
+        if self.strict and not NUMBER.fullmatch(parts[0]):
             raise MinibertError(f"{where}: {shown} begins with no number, as all lines before do; --columns word=1 "
                                 "takes the first column for the word")
 
@@ -127,16 +129,20 @@ class Columns:
             raise MinibertError(f"{where}: {shown} has {len(parts)} columns; expected the word in column "
                                 f"{wanted['word'] + 1} and its tag in column {wanted['tag'] + 1} (--columns)")
         word, written = (parts[k] for k in wanted.values())
-        if (tag := self.tags.read(written, where)) is None:
-            other = self.others[0] if self.others else "N"
-            place = "last column" if self.tag == -1 else f"column {wanted['tag'] + 1}"
-            raise MinibertError(f"{where}: {written!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
-                                f"{place} of {shown}: a type alone does not say where a name begins; --columns "
-                                f"tag={other} takes another column")
         if " " in word:
             self.reading.notes.setdefault("blanks", f"{where}: words hold blanks where tabs stand between columns, the "
                                                     f"first is {word!r}")
+        if (tag := self.tags.read(written, where)) is None:
+            column = "last column" if self.tag == -1 else f"column {wanted['tag'] + 1}"
+            raise MinibertError(f"{where}: {written!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
+                                f"{column} of {shown}{self.advice(written, len(parts))}")
         return word, tag
+
+    def advice(self, written: str, width: int) -> str:
+        """What to do about a tag that is none, in a line of so many columns."""
+        alone = " (a type alone does not say where a name begins)" if written[:1].isalpha() else ""
+        other = self.others[0] if self.others else "N"
+        return alone + (f"; --columns tag={other} takes another column" if width > 2 else "")
 
 
 def sentences_of(head: Sequence[str]) -> list[list[tuple[int, str]]]:
@@ -152,26 +158,37 @@ def sentences_of(head: Sequence[str]) -> list[list[tuple[int, str]]]:
 
 
 def mixed_width(texts: Sequence[str]) -> int:
-    """How many columns every line has, if tabs and blanks stand between them; 0: blanks beside tabs belong to words.
+    """How many columns the first line has, if tabs and blanks stand between them; 0: blanks beside tabs are in words.
 
-    "Anna NNP<tab>B-PER" has three. It is certain where all lines have as many, words outside of names too.
+    "Anna NNP<tab>B-PER" has three. Words do not all hold blanks, least of all those outside of names: so where every
+    line with a tab has a blank beside it, one with the tag O too, it stands between columns.
     """
     parts = [re.split("[ \t]+", text) for text in texts]
     tabbed = [(text, cut) for text, cut in zip(texts, parts, strict=True) if "\t" in text]
-    constant = len(parts) > 1 and len({len(cut) for cut in parts}) == 1
-    more = tabbed and all(len(cut) > text.count("\t") + 1 for text, cut in tabbed)
-    return len(parts[0]) if constant and more and any("O" in cut[1:] for cut in parts) else 0
+    if len(texts) < 2 or not tabbed or not all(len(cut) > text.count("\t") + 1 for text, cut in tabbed):
+        return 0
+    outside = parts if len({len(cut) for cut in parts}) == 1 else [cut for _, cut in tabbed]
+    return len(parts[0]) if any("O" in cut[1:] for cut in outside) else 0
 
 
-def counts_words(sentences: Sequence[Sequence[Sequence[str]]]) -> bool:
+def counts_words(sentence: Sequence[Sequence[str]]) -> bool:
     """Whether the first column goes up by one from each line of a sentence to the next, and two columns follow."""
-    for sentence in sentences:
-        words = [parts for parts in sentence if not NO_WORD.fullmatch(parts[0])]
-        if not all(len(parts) > 2 and NUMBER.fullmatch(parts[0]) for parts in words):
-            return False
-        if any(int(b[0]) != int(a[0]) + 1 for a, b in itertools.pairwise(words)):
-            return False
-    return any(len(sentence) > 1 for sentence in sentences)
+    words = [parts for parts in sentence if not NO_WORD.fullmatch(parts[0])]
+    if not all(len(parts) > 2 and NUMBER.fullmatch(parts[0]) for parts in words):
+        return False
+    return all(int(b[0]) == int(a[0]) + 1 for a, b in itertools.pairwise(words))
+
+
+def refuse_doubt(file: Path, sentences: Sequence[Sequence[tuple[int, str]]], cells: Sequence[Sequence[Sequence[str]]],
+                 counting: Sequence[bool]) -> None:
+    """Raise MinibertError where the first column may be a number: it counts in most sentences, or each is a lone 1."""
+    several = [counts for counts, parts in zip(counting, cells, strict=True) if len(parts) > 1]
+    lone = bool(cells) and not several and all(counting) and all(parts[0][0] == "1" for parts, in cells)
+    if 2 * sum(several) > len(several) or lone:
+        number, text = sentences[0 if lone else counting.index(False)][0]
+        why = ("every sentence is one line that begins with 1" if lone else
+               "the first column counts in most sentences, but not in this one")
+        raise MinibertError(f"{file}:{number}: {text[:60]!r}: {why}; say --columns word=1 or word=2")
 
 
 def other_tags(rows: Sequence[Sequence[str]], word: int, tag: int) -> list[int]:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from minibert.core.batch import Feature
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
 from minibert.data.features import Features, narrow, texts_of_words
 from minibert.data.rows import WordNumbers, word_features
 from minibert.data.text import split_words
@@ -22,6 +25,7 @@ from minibert.scores.tables import Scores, compared
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
 from minibert.tasks import conll, spans
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
+from minibert.tasks.class_weights import balanced, recalled, total_weight, weighted_targets
 from minibert.tasks.columns import Reading
 from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, gathered, has_documents, read_examples
 
@@ -37,6 +41,8 @@ class Options(TaskOptions):
                                     "argmax: the best tag of each word alone", ("valid", "argmax"), later=True)
     columns: str = option("auto", "where words and tags stand, as word=2,tag=3, from the end -1; in JSON "
                                   "text=NAME,entities=NAME or word=NAME,tag=NAME; auto: as the file shows", later=True)
+    class_weights: str = option("none", "balanced: a word with a tag that n of N words have counts N / (K n), K tags "
+                                        "occur", ("none", "balanced"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +69,10 @@ class NER(Task[Example, list[str]]):
     suffixes = (*SUFFIXES, *spans.SUFFIXES)
     Options, Examples, About = Options, conll.Examples, WordNumbers
 
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
+        super().__init__(options, labels)
+        self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the tags, from training words
+
     def read(self, path: Path) -> dict[str, conll.Examples]:
         """CoNLL columns, a blank line after a sentence, -DOCSTART- before a document; or JSON, each text a document."""
         files, reading = self.files(path), Reading(self.options.named)
@@ -83,17 +93,29 @@ class NER(Task[Example, list[str]]):
         return {split: examples.in_iob2(scheme) for split, examples in splits.items()}
 
     def learn_labels(self, splits: Mapping[str, conll.Examples]) -> None:
-        """O, and B-X and I-X of every type X in train."""
+        """O, and B-X and I-X of every type X in train; and the weights of the tags."""
         types = sorted({t[2:] for t in splits["train"].count_tags() if t != "O"})
         if not types:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
+        self.weights = torch.ones(len(self.labels), dtype=torch.float64)
+        if self.options.class_weights == "balanced":
+            self.weights = balanced(splits["train"].count_tags(), self.labels)
         self.note_unseen(splits)
 
     def note_unseen(self, splits: Mapping[str, conll.Examples]) -> None:
         for split, examples in splits.items():
             self.notices += unseen(split, examples.count_tags(), self.labels, "tags", "words")
+
+    @property
+    def learnt(self) -> dict[str, list[float]]:
+        """The weights of the tags."""
+        return {"class_weights": self.weights.tolist()} if self.options.class_weights == "balanced" else {}
+
+    def recall(self, learnt: Mapping[str, object]) -> None:
+        if self.options.class_weights == "balanced":
+            self.weights = recalled(learnt, len(self.labels))
 
     def example(self, text: str) -> Example:
         spans = split_words(text)
@@ -115,6 +137,24 @@ class NER(Task[Example, list[str]]):
         known = narrow(np.array([index.get(t, -1) for t in examples.names], np.int64))
         return texts_of_words(examples.words, examples.numbers, examples.word_ends, known[examples.tags], tokenizer,
                               max_pieces, overlap)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Words with a known tag, by its weight."""
+        if self.options.class_weights == "none":
+            return super().counts(batch)
+        return {"words": total_weight(batch.labels, self.weights)}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.options.class_weights == "none":
+            return super().loss(scores, batch)
+        z = ops.at_least_fp32(scores)
+        return {"words": ops.soft_cross_entropy_forward(z, weighted_targets(batch.labels, self.weights, z))[0]}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.options.class_weights == "none":
+            return super().loss_backward(scores, batch)
+        z = ops.at_least_fp32(scores)
+        return {"words": ops.soft_cross_entropy_backward(1.0, (z, weighted_targets(batch.labels, self.weights, z)))}
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[list[str]]:

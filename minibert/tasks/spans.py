@@ -22,6 +22,7 @@ SUFFIXES = (".jsonl", ".json")
 NAMES = {"text": ("text", "data"), "entities": ("entities", "spans", "label", "labels"),
          "word": ("tokens", "words"), "tag": ("ner_tags", "tags", "labels")}  # what programs call each
 ITEMS = {"entities": (list, dict), "word": (str,), "tag": (str, int)}         # what their lists hold
+MEMBERS = ("start", "start_offset", "end", "end_offset", "type", "label")    # of a span, one of each two
 EXPECTED = '{"text": "...", "entities": [[start, end, type], ...]} or {"tokens": [...], "ner_tags": [...]}'
 DECODER, GAP = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
 
@@ -82,10 +83,10 @@ def read_texts(file: Path, reading: Reading) -> Iterator[Iterator[Sentence]]:
 def read_rows(file: Path) -> Iterator[tuple[int, object]]:
     """(line, value) of every row: a line of .jsonl; in .json an item of an array, or values one after the other."""
     if file.suffix.lower() == ".jsonl":
-        for number, line in enumerate(read_lines(file), 1):
-            if at := line.strip():
-                value, end = decoded(at, 0, f"{file}:{number}")
-                if end < len(at):
+        for number, text in enumerate(read_lines(file), 1):
+            if row := text.strip():
+                value, end = decoded(row, 0, f"{file}:{number}")
+                if end < len(row):
                     raise MinibertError(f"{file}:{number}: more than one value in a line; expected {EXPECTED}")
                 yield number, value
         return
@@ -174,11 +175,9 @@ def read_tags(row: Json, names: dict[str, str], form: TagForm, where: str) -> li
 
 def span_of(item: object, text: str, where: str) -> Span:
     """[start, end, type], or an object of them, as a span of a text. Raises MinibertError for one that is outside."""
+    named = item if isinstance(item, list) else []
     if isinstance(item, dict):
-        named = [next((item[name] for name in names if name in item), None) for names in (
-            ("start", "start_offset"), ("end", "end_offset"), ("type", "label"))]
-    else:
-        named = item if isinstance(item, list) else []
+        named = [item[name] for name in MEMBERS if name in item]
     if len(named) != 3 or not all(type(x) is int for x in named[:2]) or not (
             isinstance(named[2], str) and named[2].strip()):
         raise MinibertError(f"{where}: {json.dumps(item, ensure_ascii=False)[:60]} is no span; expected [start, end, "
