@@ -73,16 +73,12 @@ class Columns:
 
         cells = [[self.split(text) for _, text in sentence] for sentence in sentences]
         self.widths = {len(parts) for sentence in cells for parts in sentence}
-        counting = [counts_words(parts) for parts in cells]
-        several = [counts for counts, parts in zip(counting, cells, strict=True) if len(parts) > 1]
-        self.numbered = word != 0 and any(several) and (all(counting) or word is not None)
-        if word is None and not self.numbered:
-            refuse_doubt(file, sentences, cells, counting)
+        self.numbered = is_numbered(file, sentences, cells, word)
         self.word = word if word is not None else int(self.numbered)
         self.tag = tag if tag is not None else -1
         self.strict = self.numbered and word is None                           # every line must begin with a number
         self.others = other_tags([parts for sentence in cells for parts in sentence], self.word, self.tag)
-        if self.numbered:
+        if self.strict:
             self.note_numbers(f"{file}:{self.rows[0][0]}", tag is None)
 
     def note_numbers(self, where: str, last: bool) -> None:
@@ -106,7 +102,8 @@ class Columns:
         if not begins or not text.startswith("#" if self.numbered else ("# ", "#\t")):
             return False
         parts = self.split(text)
-        if not self.numbered and (not self.widths or (len(parts) in self.widths and spelled(parts[-1]))):
+        like_others = not self.widths or (len(parts) in self.widths and spelled("".join(parts[self.tag:][:1])))
+        if not self.numbered and like_others:
             return False
         self.reading.notes.setdefault("comments", f"{where}: lines with # before the first word of a sentence are "
                                                   "passed over as comments")
@@ -115,7 +112,7 @@ class Columns:
     def read(self, text: str, where: str) -> tuple[str, str]:
         """The word of a line and its tag in the usual form. Raises MinibertError where they are not there."""
         parts, shown = self.split(text), repr(text if len(text) < 60 else text[:57] + "...")
-        if len(parts) < 2 or (not self.numbered and not parts[0]):
+        if len(parts) < 2:
             raise MinibertError(f"{where}: {shown} has one column; expected a word and a tag, as in 'Paris B-LOC'")
         if self.width and len(parts) != self.width:
             raise MinibertError(f"{where}: {shown} has {len(parts)} columns, the first line {self.width}, blanks and "
@@ -179,16 +176,25 @@ def counts_words(sentence: Sequence[Sequence[str]]) -> bool:
     return all(int(b[0]) == int(a[0]) + 1 for a, b in itertools.pairwise(words))
 
 
-def refuse_doubt(file: Path, sentences: Sequence[Sequence[tuple[int, str]]], cells: Sequence[Sequence[Sequence[str]]],
-                 counting: Sequence[bool]) -> None:
-    """Raise MinibertError where the first column may be a number: it counts in most sentences, or each is a lone 1."""
+def is_numbered(file: Path, sentences: Sequence[Sequence[tuple[int, str]]],
+                cells: Sequence[Sequence[Sequence[str]]], word: int | None) -> bool:
+    """Whether the first column counts the words, the lines of `sentences` being cut into `cells`.
+
+    It must do so in every sentence; in most where --columns says which is the `word`. Raises MinibertError for doubt.
+    """
+    counting = [counts_words(parts) for parts in cells]
     several = [counts for counts, parts in zip(counting, cells, strict=True) if len(parts) > 1]
-    lone = bool(cells) and not several and all(counting) and all(parts[0][0] == "1" for parts, in cells)
-    if 2 * sum(several) > len(several) or lone:
+    mostly = 2 * sum(several) > len(several)
+    if word is not None or (mostly and all(counting)):
+        return mostly and word != 0
+
+    lone = bool(cells) and not several and all(counting) and all(parts[0][0] == "1" for parts in cells)
+    if mostly or lone:
         number, text = sentences[0 if lone else counting.index(False)][0]
-        why = ("every sentence is one line that begins with 1" if lone else
-               "the first column counts in most sentences, but not in this one")
-        raise MinibertError(f"{file}:{number}: {text[:60]!r}: {why}; say --columns word=1 or word=2")
+        why = "every sentence is one line that begins with 1" if lone else "other sentences count in column 1"
+        raise MinibertError(f"{file}:{number}: {text[:60]!r}: {why}; say with --columns word=1 or word=2 where the "
+                            "words are")
+    return False
 
 
 def other_tags(rows: Sequence[Sequence[str]], word: int, tag: int) -> list[int]:
