@@ -21,6 +21,7 @@ from minibert.tasks.conll import Sentence
 SUFFIXES = (".jsonl", ".json")
 NAMES = {"text": ("text", "data"), "entities": ("entities", "spans", "label", "labels"),
          "word": ("tokens", "words"), "tag": ("ner_tags", "tags", "labels")}  # what programs call each
+PAIRS = (("text", "entities"), ("word", "tag"))
 ITEMS = {"entities": (list, dict), "word": (str,), "tag": (str, int)}         # what their lists hold
 MEMBERS = ("start", "start_offset", "end", "end_offset", "type", "label")    # of a span, one of each two
 EXPECTED = '{"text": "...", "entities": [[start, end, type], ...]} or {"tokens": [...], "ner_tags": [...]}'
@@ -137,9 +138,8 @@ def chosen(row: Json, reading: Reading, where: str) -> dict[str, str]:
     """{"text", "entities"} or {"word", "tag"}: the member of a row that is each. Raises MinibertError."""
     found = {what: [name for name in ([reading.columns[what]] if what in reading.columns else names)
                     if holds(row.get(name), what)] for what, names in NAMES.items()}
-    whole = [pair for pair in (("text", "entities"), ("word", "tag")) if all(found[what] for what in pair)]
-    asked = [pair for pair in whole if any(what in reading.columns for what in pair)]
-    pairs = asked or whole
+    asked = [pair for pair in PAIRS if any(what in reading.columns for what in pair)]
+    pairs = [pair for pair in asked or PAIRS if all(found[what] for what in pair)]
     if len(pairs) != 1 or any(len(found[what]) > 1 for what in pairs[0]):
         raise MinibertError(f"{where}: the members {', '.join(map(repr, row)) or 'none'}; expected one pair of "
                             f"{EXPECTED}; --columns text=NAME,entities=NAME or word=NAME,tag=NAME says which are meant")
