@@ -83,7 +83,8 @@ def test_tags_behind_a_tab_for_names_alone(tmp_path):
 def test_conll_u(tmp_path):
     """Comments, a range, an empty node; the number is no word. A comment may end in what looks like a tag."""
     text = ("# newdoc id = a\n# text = Lui vit du riz B\n#x\n1\tLui\tPRON\tO\n2\tvit\tVERB\tO\n3-4\tdu\t_\t_\n"
-            "3\tde\tADP\tO\n4\tle\tDET\tO\n4.1\tx\t_\tO\n5\triz\tNOUN\tB-FOOD\n\n# text = Lima\n1\tLima\tPROPN\tB-LOC\n")
+            "3\tde\tADP\tO\n4\tle\tDET\tO\n4.1\tx\t_\tO\n5\triz\tNOUN\tB-FOOD\n\n# text = Lima\n"
+            "1\tLima\tPROPN\tB-LOC\n")
     found, told = read(tmp_path, text)
     assert found == [[("Lui", "O"), ("vit", "O"), ("de", "O"), ("le", "O"), ("riz", "B-FOOD")], [("Lima", "B-LOC")]]
     assert [n.split(": ")[0] for n in told] == ["train.conll:4", "train.conll:1", "train.conll:6"]
@@ -224,15 +225,16 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["lines", "array", "one line", "values", "escaped"])
-@pytest.mark.parametrize("form", ROWS)
+LAYOUTS = ("lines", "array", "one line", "values", "escaped")
+
+
+@pytest.mark.parametrize("form, layout", [(form, layout) for form in ROWS for layout in LAYOUTS
+                                          if (form, layout) != ("pairs", "values")])   # it would begin as an array does
 def test_one_text_in_every_form_of_json(tmp_path, form, layout):
     lines = [json.dumps(row, ensure_ascii=layout == "escaped") for row in ROWS[form]]
     text = {"array": "[\n" + " ,\n".join(lines) + "\n]\n", "one line": json.dumps(ROWS[form]),
             "values": json.dumps(ROWS[form][0], indent=1) + "\n" + lines[1]}.get(layout, "\n\n".join(lines) + "\n")
     name = "train.jsonl" if layout in ("lines", "escaped") else "train.json"
-    if form == "pairs" and layout == "values":
-        pytest.skip("two lists one after the other are no JSON array")
     assert read(tmp_path, text, name) == (WANTED, [])
 
 
