@@ -67,6 +67,7 @@ def test_a_word_with_blanks_between_tabs_stays_one_word_and_is_told(tmp_path):
     for text in ("New York\tB-LOC\n", "New York\tB-LOC\nTel Aviv\tB-LOC\n"):  # no line shows what a common word is like
         found, told = read(tmp_path, text)
         assert found[0][0] == ("New York", "B-LOC") and "train.conll:1: words hold blanks" in told[0]
+    assert read(tmp_path, "a lot\tO\n")[0] == [[("a lot", "O")]]
 
 
 @pytest.mark.parametrize("before", [3, AHEAD + 5])
@@ -82,7 +83,7 @@ def test_tags_behind_a_tab_for_names_alone(tmp_path):
 
 def test_conll_u(tmp_path):
     """Comments, a range, an empty node; the number is no word. A comment may end in what looks like a tag."""
-    text = ("# newdoc id = a\n# text = Lui vit du riz B\n#x\n1\tLui\tPRON\tO\n2\tvit\tVERB\tO\n3-4\tdu\t_\t_\n"
+    text = ("# newdoc id = a\n# text = B\n#x\n1\tLui\tPRON\tO\n2\tvit\tVERB\tO\n3-4\tdu\t_\t_\n"
             "3\tde\tADP\tO\n4\tle\tDET\tO\n4.1\tx\t_\tO\n5\triz\tNOUN\tB-FOOD\n\n# text = Lima\n"
             "1\tLima\tPROPN\tB-LOC\n")
     found, told = read(tmp_path, text)
@@ -100,6 +101,16 @@ def test_a_second_column_of_tags_is_told_where_the_first_column_counts(tmp_path)
     assert "column 3 has tags too: --columns tag=3" in told[0] and len(told) == 2
     found, told = read(tmp_path, text, columns="tag=3")
     assert found == [[("Haus", "B-ORG"), ("Gent", "I-ORG"), ("mag", "O")]] and "tag=" not in told[0]
+    _, told = read(tmp_path, "1 a X B-X\n2 b B O\n")                          # a B alone makes no column of tags
+    assert len(told) == 1 and "tag=" not in told[0]
+
+
+def test_only_under_a_column_that_counts_is_3_4_no_word(tmp_path):
+    text = "1 a O\n1-2 b O\n2 c O\n"
+    for columns, words in (("auto", "a c"), ("word=2", "a c"), ("word=1", "1 1-2 2")):
+        assert [w for w, _ in read(tmp_path, text, columns=columns)[0][0]] == words.split()
+    for columns, words in (("auto", "3-4 x"), ("word=2", "a b")):
+        assert [w for w, _ in read(tmp_path, "3-4 a O\nx b O\n", columns=columns)[0][0]] == words.split()
 
 
 @pytest.mark.parametrize("starts", [(1, 1), (0, 0), (0, 2), (7, 9)])
@@ -135,6 +146,7 @@ def test_comments_where_no_column_counts(tmp_path):
     found, told = read(tmp_path, text)
     assert found == [[("Bo", "B-PER"), ("is", "O"), ("#", "O"), ("1", "O")], [("#", "O"), ("#", "B-X")]]
     assert [n.split(" with")[0] for n in told] == ["train.conll:1: lines"]
+    assert read(tmp_path, "# plan B-X\nBo O\n")[0] == [[("Bo", "O")]]         # not as many columns as words have
     with refused("train.conll:2: ", "'x'"):                                  # inside of a sentence it is none
         read(tmp_path, "Bo O\n# x\n")
     with refused("train.conll:3: ", "'#Bo'"):
