@@ -64,10 +64,10 @@ class Columns:
         self.reading, self.tags = reading, TagForm(reading)
         word, tag = reading.number("word", file), reading.number("tag", file)
         sentences = sentences_of(head)
-        self.rows = [row for sentence in sentences for row in sentence]
-        self.width = mixed_width([text for _, text in self.rows])
+        rows = [row for sentence in sentences for row in sentence]
+        self.width = mixed_width([text for _, text in rows])
         if self.width:
-            number, text = self.rows[0]
+            number, text = rows[0]
             reading.notes.setdefault("mixed", f"{file}:{number}: blanks and tabs stand between columns, {self.width} "
                                               f"in a line; the first word is {self.split(text)[0]!r}")
 
@@ -79,7 +79,7 @@ class Columns:
         self.strict = self.numbered and word is None                           # every line must begin with a number
         self.others = other_tags([parts for sentence in cells for parts in sentence], self.word, self.tag)
         if self.strict:
-            self.note_numbers(f"{file}:{self.rows[0][0]}", tag is None)
+            self.note_numbers(f"{file}:{rows[0][0]}", tag is None)
 
     def note_numbers(self, where: str, last: bool) -> None:
         """Tell that the first column is no word, and which is the tag where there are two to choose from."""
@@ -121,18 +121,17 @@ class Columns:
             raise MinibertError(f"{where}: {shown} begins with no number, as all lines before do; --columns word=1 "
                                 "takes the first column for the word")
 
-        wanted = {name: k if k >= 0 else len(parts) + k for name, k in (("word", self.word), ("tag", self.tag))}
-        if wanted["word"] == wanted["tag"] or not all(0 <= k < len(parts) and parts[k] for k in wanted.values()):
-            raise MinibertError(f"{where}: {shown} has {len(parts)} columns; expected the word in column "
-                                f"{wanted['word'] + 1} and its tag in column {wanted['tag'] + 1} (--columns)")
-        word, written = (parts[k] for k in wanted.values())
+        places = [k if k >= 0 else len(parts) + k for k in (self.word, self.tag)]
+        if places[0] == places[1] or not all(0 <= k < len(parts) and parts[k] for k in places):
+            raise MinibertError(f"{where}: {shown} has {len(parts)} columns; expected the word in {named(self.word)} "
+                                f"and its tag in {named(self.tag)} (--columns)")
+        word, written = (parts[k] for k in places)
         if " " in word:
             self.reading.notes.setdefault("blanks", f"{where}: words hold blanks where tabs stand between columns, the "
                                                     f"first is {word!r}")
         if (tag := self.tags.read(written, where)) is None:
-            column = "last column" if self.tag == -1 else f"column {wanted['tag'] + 1}"
-            raise MinibertError(f"{where}: {written!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
-                                f"{column} of {shown}{self.advice(written, len(parts))}")
+            raise MinibertError(f"{where}: {written!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as "
+                                f"{named(self.tag)} of {shown}{self.advice(written, len(parts))}")
         return word, tag
 
     def advice(self, written: str, width: int) -> str:
@@ -140,6 +139,11 @@ class Columns:
         alone = " (a type alone does not say where a name begins)" if written[:1].isalpha() else ""
         other = self.others[0] if self.others else "N"
         return alone + (f"; --columns tag={other} takes another column" if width > 2 else "")
+
+
+def named(column: int) -> str:
+    """An index of a column as --columns counts."""
+    return "the last column" if column == -1 else f"column {column + (column >= 0)}"
 
 
 def sentences_of(head: Sequence[str]) -> list[list[tuple[int, str]]]:

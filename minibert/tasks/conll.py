@@ -166,7 +166,7 @@ def gathered(file: Path, documents: Iterable[Iterable[Sentence]], whole: bool) -
     if not begins:
         raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
 
-    first = np.array(begins) if whole else np.arange(len(lines))          # sentence where each example begins
+    first = np.array(begins) if whole else np.arange(len(lines))             # sentence where each example begins
     return Examples(file, words.words(), names.words(), np.array(numbers, np.int32), narrow(np.array(tags)),
                     np.array(ends), np.append(first, len(lines)), np.array(lines)[first])
 

@@ -23,11 +23,12 @@ from minibert.options import option
 from minibert.scores.labels import unseen
 from minibert.scores.tables import Scores, compared
 from minibert.scores.tags import entities, entity_scores, entity_table, scheme_of, tag_scores, tag_table
-from minibert.tasks import conll, spans
+from minibert.tasks import conll
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.class_weights import balanced, recalled, total_weight, weighted_targets
 from minibert.tasks.columns import Reading
 from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, gathered, has_documents, read_examples
+from minibert.tasks.spans import JSON_SUFFIXES, MEMBERS, read_texts
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
@@ -47,9 +48,9 @@ class Options(TaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = [part.partition("=")[0].strip() for part in self.columns.split(",")]
-        if self.columns != "auto" and not (set(self.named) <= set(spans.NAMES) and all(self.named.values())
+        if self.columns != "auto" and not (set(self.named) <= set(MEMBERS) and all(self.named.values())
                                            and len(set(names)) == len(names)):
-            raise MinibertError(f"--columns is {self.columns!r}; it must be auto or some of {', '.join(spans.NAMES)}, "
+            raise MinibertError(f"--columns is {self.columns!r}; it must be auto or some of {', '.join(MEMBERS)}, "
                                 "each once, such as word=2,tag=3")
 
     @property
@@ -66,7 +67,7 @@ class NER(Task[Example, list[str]]):
     also_best = dict.fromkeys(["entity.precision", "entity.recall", "tags.micro_f1", "tags.macro_f1",
                                "tags.weighted_f1"], "max")
     unit = "words"
-    suffixes = (*SUFFIXES, *spans.SUFFIXES)
+    suffixes = (*SUFFIXES, *JSON_SUFFIXES)
     Options, Examples, About = Options, conll.Examples, WordNumbers
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
@@ -78,7 +79,7 @@ class NER(Task[Example, list[str]]):
         files, reading = self.files(path), Reading(self.options.named)
         documents = self.options.context == "document"
         whole = documents and all(in_json(file) or has_documents(file) for file in files.values())
-        splits = {split: gathered(file, spans.read_texts(file, reading), whole) if in_json(file) else
+        splits = {split: gathered(file, read_texts(file, reading), whole) if in_json(file) else
                   read_examples(file, whole, reading) for split, file in files.items()}
         self.notices += reading.notes.values()
 
@@ -206,7 +207,7 @@ class NER(Task[Example, list[str]]):
 
 def in_json(file: Path) -> bool:
     """Whether a file holds JSON, by its suffix."""
-    return file.suffix.lower() in spans.SUFFIXES
+    return file.suffix.lower() in JSON_SUFFIXES
 
 
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:

@@ -18,18 +18,18 @@ from minibert.files import Json
 from minibert.tasks.columns import Reading, TagForm
 from minibert.tasks.conll import Sentence
 
-SUFFIXES = (".jsonl", ".json")
-NAMES = {"text": ("text", "data"), "entities": ("entities", "spans", "label", "labels"),
-         "word": ("tokens", "words"), "tag": ("ner_tags", "tags", "labels")}  # what programs call each
+JSON_SUFFIXES = (".jsonl", ".json")
+MEMBERS = {"text": ("text", "data"), "entities": ("entities", "spans", "label", "labels"),
+           "word": ("tokens", "words"), "tag": ("ner_tags", "tags", "labels")}  # what programs call each
 PAIRS = (("text", "entities"), ("word", "tag"))
 ITEMS = {"entities": (list, dict), "word": (str,), "tag": (str, int)}         # what their lists hold
-MEMBERS = ("start", "start_offset", "end", "end_offset", "type", "label")    # of a span, one of each two
+ENDS = ("start", "start_offset", "end", "end_offset", "type", "label")       # of a span, one of each two
 EXPECTED = '{"text": "...", "entities": [[start, end, type], ...]} or {"tokens": [...], "ner_tags": [...]}'
 DECODER, GAP = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
-class Span:
+class Entity:
     """An entity of a text: characters [start, end), no blank at either of them."""
     start: int
     end: int
@@ -137,7 +137,7 @@ def as_object(value: object, where: str) -> Json:
 def chosen(row: Json, reading: Reading, where: str) -> dict[str, str]:
     """{"text", "entities"} or {"word", "tag"}: the member of a row that is each. Raises MinibertError."""
     found = {what: [name for name in ([reading.columns[what]] if what in reading.columns else names)
-                    if holds(row.get(name), what)] for what, names in NAMES.items()}
+                    if holds(row.get(name), what)] for what, names in MEMBERS.items()}
     asked = [pair for pair in PAIRS if any(what in reading.columns for what in pair)]
     pairs = [pair for pair in asked or PAIRS if all(found[what] for what in pair)]
     if len(pairs) != 1 or any(len(found[what]) > 1 for what in pairs[0]):
@@ -173,11 +173,11 @@ def read_tags(row: Json, names: dict[str, str], form: TagForm, where: str) -> li
 # ----------------------------------------------------------------------------------------------- texts with spans
 
 
-def span_of(item: object, text: str, where: str) -> Span:
+def span_of(item: object, text: str, where: str) -> Entity:
     """[start, end, type], or an object of them, as a span of a text. Raises MinibertError for one that is outside."""
     named = item if isinstance(item, list) else []
     if isinstance(item, dict):
-        named = [item[name] for name in MEMBERS if name in item]
+        named = [item[name] for name in ENDS if name in item]
     if len(named) != 3 or not all(type(x) is int for x in named[:2]) or not (
             isinstance(named[2], str) and named[2].strip()):
         raise MinibertError(f"{where}: {json.dumps(item, ensure_ascii=False)[:60]} is no span; expected [start, end, "
@@ -194,10 +194,10 @@ def span_of(item: object, text: str, where: str) -> Span:
         raise MinibertError(f"{where}: the span {start} to {end} is {text[start:end][:40]!r}, but says of itself "
                             f"{said[:40]!r}; offsets count characters, not bytes")
     inside = text[start:end]
-    return Span(end - len(inside.lstrip()), start + len(inside.rstrip()), kind.strip())
+    return Entity(end - len(inside.lstrip()), start + len(inside.rstrip()), kind.strip())
 
 
-def tags_of(text: str, words: Sequence[tuple[int, int]], spans: Sequence[Span], where: str, told: Told) -> list[str]:
+def tags_of(text: str, words: Sequence[tuple[int, int]], spans: Sequence[Entity], where: str, told: Told) -> list[str]:
     """IOB2 tags of the words [start, end) of a text. Of spans that share a word the longest is kept, then the first."""
     begins, ends = [a for a, _ in words], [b for _, b in words]
     tags = ["O"] * len(words)
