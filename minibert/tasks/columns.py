@@ -13,6 +13,7 @@ from minibert.scores.tags import spelled
 
 AHEAD = 1000                                       # lines of a file that are looked at before it is read
 NUMBER, NO_WORD = re.compile("[0-9]{1,9}"), re.compile(r"[0-9]+[-.][0-9]+")        # 3; 3-4 and 5.1 of CoNLL-U
+COLUMN = re.compile("-?[1-9][0-9]{0,4}")           # as --columns names it
 
 
 @dataclass
@@ -21,12 +22,17 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)                  # what --columns says of each name
     notes: dict[str, str] = field(default_factory=dict)                       # {kind: first place and what it means}
 
+    @property
+    def members(self) -> dict[str, str]:
+        """What it says of JSON: names, not numbers."""
+        return {what: name for what, name in self.columns.items() if not COLUMN.fullmatch(name)}
+
     def number(self, name: str, file: Path) -> int | None:
         """A column of --columns as an index; None: not given. Raises MinibertError for what is no number but 0."""
         value = self.columns.get(name)
         if value is None:
             return None
-        if not re.fullmatch("-?[1-9][0-9]{0,4}", value):
+        if not COLUMN.fullmatch(value):
             raise MinibertError(f"--columns has {name}={value}; the columns of {file} have numbers, from 1 on and from "
                                 "the end -1, as in word=1,tag=-1")
         return int(value) - (int(value) > 0)

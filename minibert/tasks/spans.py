@@ -136,9 +136,10 @@ def as_object(value: object, where: str) -> Json:
 
 def chosen(row: Json, reading: Reading, where: str) -> dict[str, str]:
     """{"text", "entities"} or {"word", "tag"}: the member of a row that is each. Raises MinibertError."""
-    found = {what: [name for name in ([reading.columns[what]] if what in reading.columns else names)
-                    if holds(row.get(name), what)] for what, names in MEMBERS.items()}
-    asked = [pair for pair in PAIRS if any(what in reading.columns for what in pair)]
+    said = reading.members
+    found = {what: [name for name in ([said[what]] if what in said else names) if holds(row.get(name), what)]
+             for what, names in MEMBERS.items()}
+    asked = [pair for pair in PAIRS if any(what in said for what in pair)]
     pairs = [pair for pair in asked or PAIRS if all(found[what] for what in pair)]
     if len(pairs) != 1 or any(len(found[what]) > 1 for what in pairs[0]):
         raise MinibertError(f"{where}: the members {', '.join(map(repr, row)) or 'none'}; expected one pair of "

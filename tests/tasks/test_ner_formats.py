@@ -18,6 +18,7 @@ from minibert.tasks.ner import NER
 from minibert.use import prepare
 from minibert.use.prepare import read_splits
 
+GOOD = '{"text": "Bo", "label": [[0, 2, "PER"]]}\n'
 WANTED = [[("ลลิตา", "B-PER"), ("met", "O"), ("José", "B-PER"), ("Ruiz", "I-PER")], [("In", "O"), ("दिल्ली", "B-LOC")]]
 
 
@@ -262,6 +263,11 @@ def test_names_of_members(tmp_path):
         read(tmp_path, row, "train.jsonl", columns="text=absent,entities=marks")
 
 
+def test_numbers_are_of_columns_and_names_of_json(tmp_path):
+    (tmp_path / "dev.conll").write_text("Bo B-PER x\n")
+    assert read(tmp_path, GOOD, "train.jsonl", columns="tag=2,text=text") == ([[("Bo", "B-PER")]], [])
+
+
 def test_tags_in_json_have_forms_too(tmp_path):
     rows = '{"tokens": ["a"], "ner_tags": ["O"]}\n{"tokens": ["b"], "ner_tags": ["I"]}\n'
     found, told = read(tmp_path, rows, "train.jsonl")
@@ -326,9 +332,6 @@ def test_offsets_in_bytes_are_told_or_refused(tmp_path):
             {"start": 11, "end": 15, "label": "PER", "text": "Élie"}]}), "train.jsonl")
     _, told = read(tmp_path, json.dumps({"text": "Né à Évry, 2 rue Verte", "label": [[7, 12, "LOC"]]}), "train.jsonl")
     assert told and "may not count characters" in told[0]
-
-
-GOOD = '{"text": "Bo", "label": [[0, 2, "PER"]]}\n'
 
 
 @pytest.mark.parametrize("name, text, line, parts", [
