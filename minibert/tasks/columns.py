@@ -43,9 +43,12 @@ class TagForm:
 
     def __init__(self, reading: Reading):
         self.reading, self.form, self.first = reading, "", ""
+        self.known: dict[str, str] = {}            # tags that were read
 
     def read(self, tag: str, where: str) -> str | None:
         """A tag in the usual form; None for what is none. Raises MinibertError for one of another form."""
+        if tag in self.known:
+            return self.known[tag]
         if (found := spelled(tag)) is None:
             return None
         form, usual = found
@@ -59,6 +62,7 @@ class TagForm:
         if form not in ("", self.form):
             raise MinibertError(f"{where}: the tag {tag!r} is written otherwise than {self.first}; write all tags of a "
                                 "file in one form, O and B-TYPE, I-TYPE")
+        self.known[tag] = usual
         return usual
 
 
@@ -117,34 +121,44 @@ class Columns:
 
     def read(self, text: str, where: str) -> tuple[str, str]:
         """The word of a line and its tag in the usual form. Raises MinibertError where they are not there."""
-        parts, shown = self.split(text), repr(text if len(text) < 60 else text[:57] + "...")
-        if len(parts) < 2:
-            raise MinibertError(f"{where}: {shown} has one column; expected a word and a tag, as in 'Paris B-LOC'")
-        if self.width and len(parts) != self.width:
-            raise MinibertError(f"{where}: {shown} has {len(parts)} columns, the first line {self.width}, blanks and "
-                                "tabs between; write tabs alone between columns")
-        if self.strict and not NUMBER.fullmatch(parts[0]):
-            raise MinibertError(f"{where}: {shown} begins with no number, as all lines before do; --columns word=1 "
-                                "takes the first column for the word")
-
-        places = [k if k >= 0 else len(parts) + k for k in (self.word, self.tag)]
-        if places[0] == places[1] or not all(0 <= k < len(parts) and parts[k] for k in places):
-            raise MinibertError(f"{where}: {shown} has {len(parts)} columns; expected the word in {named(self.word)} "
-                                f"and its tag in {named(self.tag)} (--columns)")
-        word, written = (parts[k] for k in places)
+        parts = self.split(text)
+        word_at, tag_at = (k if k >= 0 else len(parts) + k for k in (self.word, self.tag))
+        if (len(parts) < 2 or (self.width and len(parts) != self.width) or word_at == tag_at
+                or not (0 <= word_at < len(parts) and 0 <= tag_at < len(parts) and parts[word_at] and parts[tag_at])
+                or (self.strict and not NUMBER.fullmatch(parts[0]))):
+            raise MinibertError(f"{where}: {shown(text)} {self.fault(parts)}")
+        word, written = parts[word_at], parts[tag_at]
         if " " in word:
             self.reading.notes.setdefault("blanks", f"{where}: words hold blanks where tabs stand between columns, the "
                                                     f"first is {word!r}")
         if (tag := self.tags.read(written, where)) is None:
             raise MinibertError(f"{where}: {written!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as "
-                                f"{named(self.tag)} of {shown}{self.advice(written, len(parts))}")
+                                f"{named(self.tag)} of {shown(text)}{self.advice(written, len(parts))}")
         return word, tag
+
+    def fault(self, parts: Sequence[str]) -> str:
+        """What is wrong with the columns of a line that read() refuses."""
+        if len(parts) < 2:
+            return "has one column; expected a word and a tag, as in 'Paris B-LOC'"
+        if self.width and len(parts) != self.width:
+            return (f"has {len(parts)} columns, the first line {self.width}, blanks and tabs between; write tabs alone "
+                    "between columns")
+        if self.strict and not NUMBER.fullmatch(parts[0]):
+            return ("begins with no number, as all lines before do; --columns word=1 takes the first column for the "
+                    "word")
+        return (f"has {len(parts)} columns; expected the word in {named(self.word)} and its tag in {named(self.tag)} "
+                "(--columns)")
 
     def advice(self, written: str, width: int) -> str:
         """What to do about a tag that is none, in a line of so many columns."""
         alone = " (a type alone does not say where a name begins)" if written[:1].isalpha() else ""
         other = self.others[0] if self.others else "N"
         return alone + (f"; --columns tag={other} takes another column" if width > 2 else "")
+
+
+def shown(text: str) -> str:
+    """A line as a message has it."""
+    return repr(text if len(text) < 60 else text[:57] + "...")
 
 
 def named(column: int) -> str:

@@ -330,14 +330,16 @@ def test_offsets_in_bytes_are_told_or_refused(tmp_path):
     with refused("train.jsonl:1: ", "'élie'", "'Élie'"):
         read(tmp_path, json.dumps({"text": "Ada, Élie, élie", "spans": [
             {"start": 11, "end": 15, "label": "PER", "text": "Élie"}]}), "train.jsonl")
+    row = {"text": "Ada left", "spans": [{"start": 0, "end": 3, "label": "PER", "text": "Ada "}]}
+    assert read(tmp_path, json.dumps(row), "train.jsonl")[0][0][0] == ("Ada", "B-PER")       # but for a blank
     _, told = read(tmp_path, json.dumps({"text": "Né à Évry, 2 rue Verte", "label": [[7, 12, "LOC"]]}), "train.jsonl")
     assert told and "may not count characters" in told[0]
 
 
 @pytest.mark.parametrize("name, text, line, parts", [
     ("train.jsonl", '{"text": "Bo", "label": [[0, 3, "PER"]]}', 1, ["0 to 3", "2 characters"]),
-    ("train.jsonl", GOOD + '{"text": "Bo", "label": [[1, 1, "PER"]]}', 2, ["1 to 1"]),
-    ("train.jsonl", GOOD + '{"text": "Bo", "label": [[-1, 1, "PER"]]}', 2, ["-1 to 1"]),
+    ("train.jsonl", GOOD + '{"text": "Bo", "label": [[1, 1, "PER"]]}', 2, ["1 to 1", "not inside"]),
+    ("train.jsonl", GOOD + '{"text": "B", "label": [[-1, 1, "PER"]]}', 2, ["-1 to 1", "not inside"]),
     ("train.jsonl", GOOD + '{"text": "a  b", "label": [[1, 3, "PER"]]}', 2, ["1 to 3", "blanks"]),
     ("train.jsonl", '{"text": "Bo", "label": [[0, 2]]}', 1, ["[0, 2]", "[start, end, type]"]),
     ("train.jsonl", '{"text": "Bo", "label": [["0", 2, "X"]]}', 1, ["no span"]),
