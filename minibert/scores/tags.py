@@ -2,7 +2,7 @@
 
 A tag is `O` (outside every entity) or `PREFIX-TYPE`, one a word. Four prefixes are known: B begins an
 entity, I is inside, E ends one, S is one by itself. Other letters for the same things are read as well:
-L (last) for E, U (unit) and W (whole) for S, M (middle) for I.
+L (last) for E, U (unit) and W (whole) for S, M (middle) for I. `spelled` reads what other files write for it.
 
 Three counts give every score, for entities and for single tags alike: `correct`, `predicted` and `gold`.
 Precision is correct / predicted, recall is correct / gold, and F1, their harmonic mean, works out to
@@ -21,6 +21,7 @@ TagLists = Sequence[Tags] | Tags                  # sentences of tags, or tags a
 
 OUTSIDE = ("O", "")
 PREFIX = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "W": "S", "M": "I"}
+UNTYPED = "ENTITY"                                 # the type of tags that name none
 PREFIXES_OF = {"IOB1": "BIO", "IOB2": "BIO", "BIOES": "BIOES"}
 
 # The whole boundary rule: an entity whose last word so far has the prefix on the left goes on when the next
@@ -49,6 +50,27 @@ def iob2_tags(tags: Iterable[str]) -> list[str]:
     """
     types = sorted({_split(tag)[1] for tag in tags} - {""})
     return ["O", *(prefix + kind for kind in types for prefix in ("B-", "I-"))]
+
+
+def spelled(tag: str) -> tuple[str, str] | None:
+    """(the form that a tag is written in, the same as O or PREFIX-TYPE); O fits every form, ""; None for no tag.
+
+    Beside PREFIX-TYPE these are a prefix alone, a type before its prefix, and "_" or ":" in place of the hyphen.
+
+    >>> [spelled(tag) for tag in ("B-PER", "B", "PER-B", "I_PER", "O")]
+    [('B-TYPE', 'B-PER'), ('B', 'B-ENTITY'), ('TYPE-B', 'B-PER'), ('B_TYPE', 'I-PER'), ('', 'O')]
+    """
+    if is_tag(tag):
+        return "" if tag == "O" else "B-TYPE", tag
+    if tag in PREFIX:
+        return "B", f"{tag}-{UNTYPED}"
+    for sign in "-_:":
+        (before, _, after), (kind, _, last) = tag.partition(sign), tag.rpartition(sign)
+        if before in PREFIX and after:
+            return f"B{sign}TYPE", f"{before}-{after}"
+        if last in PREFIX and kind:
+            return f"TYPE{sign}B", f"{last}-{kind}"
+    return None
 
 
 def _split(tag: str) -> tuple[str, str]:

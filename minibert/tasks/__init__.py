@@ -1,8 +1,8 @@
 """TASKS, the only place that lists them. Read base.py, what a task is, then ner.py.
 
 A task is one file. labelled.py, tabular.py, pairs.py and vocabulary.py have what several share, probabilities.py what
-is done to scores; conll.py, label_lists.py, squad.py, next_sentence.py, reply_rows.py and generate.py are parts of one
-task that stand by themselves.
+is done to scores, class_weights.py how much a label counts; conll.py, columns.py, spans.py, label_lists.py, squad.py,
+next_sentence.py, reply_rows.py and generate.py are parts of one task that stand by themselves.
 Imports core, data and scores; the table is imported by train.py, use/predict.py and the command line alone.
 """
 from minibert.tasks.base import Task

@@ -19,6 +19,7 @@ from minibert.options import option
 from minibert.scores.labels import label_scores
 from minibert.scores.tables import Scores
 from minibert.tasks.base import Result, TaskOptions, coloured
+from minibert.tasks.class_weights import balanced, recalled, total_weight
 from minibert.tasks.label_lists import Rows, label_lists
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import mean_scores, sigmoid
@@ -102,8 +103,7 @@ class Classify(LabelTask[Example]):
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)
         if self.options.class_weights == "balanced":
             counts = Counter(label for e in splits["train"] for label in e.labels)
-            N, K, n = counts.total(), len(self.labels), self.weights.new_tensor([counts[x] for x in self.labels])
-            self.weights = N / (K * n)                                        # [SOFT-4]
+            self.weights = balanced(counts, self.labels)
 
     @property
     def learnt(self) -> dict[str, list[float]]:
@@ -111,14 +111,8 @@ class Classify(LabelTask[Example]):
         return {"class_weights": self.weights.tolist()} if self.options.class_weights == "balanced" else {}
 
     def recall(self, learnt: Mapping[str, object]) -> None:
-        if self.options.class_weights != "balanced":
-            return
-        weights = learnt.get("class_weights", [1.0] * len(self.labels))
-        if not isinstance(weights, list) or len(weights) != len(self.labels) or not all(
-                type(w) is float and 0 < w < math.inf for w in weights):
-            raise MinibertError(f"the class weights are {str(weights)[:60]}; expected a positive number for each of "
-                                f"{len(self.labels)} labels")
-        self.weights = torch.tensor(weights, dtype=torch.float64)
+        if self.options.class_weights == "balanced":
+            self.weights = recalled(learnt, len(self.labels))
 
     def numbers(self, example: Example) -> tuple[int, Holding | None]:
         """(the class, -1 if train never saw it; with --choice several the labels that hold)."""
@@ -144,10 +138,9 @@ class Classify(LabelTask[Example]):
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Rows with a known label, by the weight of their class; with sigmoids decisions."""
-        known = batch.labels[batch.labels >= 0].cpu()
         if self.options.choice == "one":
-            return {"texts": float(self.weights[known].sum())}                # [SOFT-5]
-        return {"texts": float(len(known) * len(self.outputs))}
+            return {"texts": total_weight(batch.labels, self.weights)}
+        return {"texts": float((batch.labels >= 0).sum()) * len(self.outputs)}
 
     def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scores [M,outputs] -> the sum over rows of their (binary) cross-entropies."""

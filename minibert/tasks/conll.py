@@ -1,10 +1,9 @@
 """CoNLL columns: files of a word and a tag a line, as examples by the million."""
 import dataclasses
 import itertools
-import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
@@ -16,7 +15,8 @@ from minibert.data.tables import read_lines
 from minibert.data.wordlist import REMEMBERED, Numbering, Words
 from minibert.errors import MinibertError
 from minibert.files import open_regular
-from minibert.scores.tags import invalid_starts, is_tag, to_iob2
+from minibert.scores.tags import invalid_starts, to_iob2
+from minibert.tasks.columns import AHEAD, Columns, Reading
 
 Value = TypeVar("Value")
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
@@ -156,41 +156,48 @@ def has_documents(file: Path) -> bool:
         return any(line.startswith(b"-DOCSTART-") for line in f)
 
 
-def read_examples(file: Path, whole: bool) -> Examples:
-    """A file as one example a document (`whole`) or a sentence, tags as they stand; raises what read_conll raises."""
+def read_examples(file: Path, whole: bool, reading: Reading | None = None) -> Examples:
+    """A file as one example a document (`whole`) or a sentence; raises what read_conll raises."""
+    return gathered(file, read_conll(file, reading), whole)
+
+
+def gathered(file: Path, documents: Iterable[Iterable[Sentence]], whole: bool) -> Examples:
+    """The sentences of a file as one example a document (`whole`) or a sentence. Raises MinibertError for none."""
     words, names = Numbering(), Numbering()
-    numbers, tags, ends, lines, documents = array("i"), array("i"), array("q", [0]), array("q"), array("q")
-    for document in read_conll(file):
-        documents.append(len(lines))
+    numbers, tags, ends, lines, begins = array("i"), array("i"), array("q", [0]), array("q"), array("q")
+    for document in documents:
+        begins.append(len(lines))
         for sentence in document:
             numbers.extend(map(words.__getitem__, sentence.words))
             tags.extend(map(names.__getitem__, sentence.tags))
             ends.append(len(numbers))
             lines.append(sentence.line)
 
-    first = np.array(documents) if whole else np.arange(len(lines))          # sentence where each example begins
+    if not begins:
+        raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
+
+    first = np.array(begins) if whole else np.arange(len(lines))             # sentence where each example begins
     return Examples(file, words.words(), names.words(), np.array(numbers, np.int32), narrow(np.array(tags)),
                     np.array(ends), np.append(first, len(lines)), np.array(lines)[first])
 
 
-def read_conll(file: Path) -> Iterator[Iterator[Sentence]]:
+def read_conll(file: Path, reading: Reading | None = None) -> Iterator[Iterator[Sentence]]:
     """The documents of a file, each as its sentences, read while they are taken: take all of one before the next.
 
     Raises MinibertError with file:line for what does not parse.
     """
-    found = False
-    for _, group in itertools.groupby(read_sentences(file), key=lambda pair: pair[0]):
-        found = True
+    for _, group in itertools.groupby(read_sentences(file, reading or Reading()), key=lambda pair: pair[0]):
         yield (sentence for _, sentence in group)
-    if not found:
-        raise MinibertError(f"{file}: no sentence in it; expected lines of a word and a tag")
 
 
-def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
+def read_sentences(file: Path, reading: Reading) -> Iterator[tuple[int, Sentence]]:
     """(number of its document, sentence) of every sentence of a file."""
     document, current = 0, None
     parsed: dict[str, tuple[str, str]] = {}                                   # lines come again and again
-    for number, line in enumerate(itertools.chain(read_lines(file), [""]), 1):  # an empty line ends the last one
+    lines = read_lines(file)
+    head = list(itertools.islice(lines, AHEAD))
+    columns = Columns(file, head, reading)
+    for number, line in enumerate(itertools.chain(head, lines, [""]), 1):     # an empty line ends the last one
         if line not in parsed:
             text = line.strip(" \t\n")
             if not text or text.startswith("-DOCSTART-"):
@@ -198,27 +205,18 @@ def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
                     yield document, current
                 current, document = None, document + bool(text)
                 continue
+            where = f"{file}:{number}"
+            if columns.passes_over(text, current is None, where):
+                continue
             if len(parsed) >= REMEMBERED:
                 parsed.clear()
-            parsed[line] = columns(text, f"{file}:{number}")
+            parsed[line] = columns.read(text, where)
 
         if current is None:
             current = Sentence([], [], number)
         word, tag = parsed[line]
         current.words.append(word)
         current.tags.append(tag)
-
-
-def columns(line: str, where: str) -> tuple[str, str]:
-    """First and last column: a word and its tag. Raises MinibertError where there is no second or it is no tag."""
-    parts = [p.strip(" ") for p in line.split("\t")] if "\t" in line else re.split(" +", line)
-    shown = line if len(line) < 60 else line[:57] + "..."
-    if len(parts) < 2 or not parts[0]:
-        raise MinibertError(f"{where}: {shown!r} has one column; expected a word and a tag, as in 'Paris B-LOC'")
-    if not is_tag(parts[-1]):
-        raise MinibertError(f"{where}: {parts[-1]!r} is no tag; expected O, B-TYPE, I-TYPE, E-TYPE or S-TYPE as the "
-                            f"last column of {shown!r}")
-    return parts[0], parts[-1]
 
 
 def begins_wrongly(before: str, tag: str) -> int:

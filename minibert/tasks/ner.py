@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from minibert.core.batch import Feature
+from minibert.core import ops
+from minibert.core.batch import Batch, Feature
 from minibert.data.features import Features, narrow, texts_of_words
 from minibert.data.rows import WordNumbers, word_features
 from minibert.data.text import split_words
@@ -31,7 +34,10 @@ from minibert.scores.tags import (
 )
 from minibert.tasks import conll
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
-from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, has_documents, read_examples
+from minibert.tasks.class_weights import balanced, recalled, total_weight, weighted_targets
+from minibert.tasks.columns import Reading
+from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, gathered, has_documents, read_examples
+from minibert.tasks.spans import JSON_SUFFIXES, MEMBERS, read_texts
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
@@ -43,6 +49,24 @@ class Options(TaskOptions):
                           ("sentence", "document"))
     decoding: str = option("valid", "valid: the best tag sequence in which every entity begins with B-; "
                                     "argmax: the best tag of each word alone", ("valid", "argmax"), later=True)
+    columns: str = option("auto", "where words and tags stand, as word=2,tag=3, from the end -1; in JSON "
+                                  "text=NAME,entities=NAME or word=NAME,tag=NAME; auto: as the file shows", later=True)
+    class_weights: str = option("none", "balanced: a word with a tag that n of N words have counts N / (K n), K tags "
+                                        "occur", ("none", "balanced"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [part.partition("=")[0].strip() for part in self.columns.split(",")]
+        if self.columns != "auto" and not (set(self.named) <= set(MEMBERS) and all(self.named.values())
+                                           and len(set(names)) == len(names)):
+            raise MinibertError(f"--columns is {self.columns!r}; it must be auto or some of {', '.join(MEMBERS)}, "
+                                "each once, such as word=2,tag=3")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """{"word", "tag", "text" or "entities": the column that holds it}, those that --columns names."""
+        parts = self.columns.split(",") if self.columns != "auto" else []
+        return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
 
 
 class NER(Task[Example, list[str]]):
@@ -52,15 +76,21 @@ class NER(Task[Example, list[str]]):
     also_best = dict.fromkeys(["entity.precision", "entity.recall", "tags.micro_f1", "tags.macro_f1",
                                "tags.weighted_f1"], "max")
     unit = "words"
-    suffixes = SUFFIXES
+    suffixes = (*SUFFIXES, *JSON_SUFFIXES)
     Options, Examples, About = Options, conll.Examples, WordNumbers
 
+    def __init__(self, options: TaskOptions, labels: Sequence[str] = ()):
+        super().__init__(options, labels)
+        self.weights = torch.ones(len(self.labels), dtype=torch.float64)       # [K] of the tags, from training words
+
     def read(self, path: Path) -> dict[str, conll.Examples]:
-        """CoNLL columns: first the word, last the tag; a blank line ends a sentence, -DOCSTART- begins a document."""
-        files = self.files(path)
+        """CoNLL columns, a blank line after a sentence, -DOCSTART- before a document; or JSON, each text a document."""
+        files, reading = self.files(path), Reading(self.options.named)
         documents = self.options.context == "document"
-        whole = documents and all(has_documents(file) for file in files.values())
-        splits = {split: read_examples(file, whole) for split, file in files.items()}
+        whole = documents and all(in_json(file) or has_documents(file) for file in files.values())
+        splits = {split: gathered(file, read_texts(file, reading), whole) if in_json(file) else
+                  read_examples(file, whole, reading) for split, file in files.items()}
+        self.notices += reading.notes.values()
 
         neighbours = sum((examples.count_neighbours() for examples in splits.values()), Counter())
         scheme = scheme_of(neighbours)
@@ -73,11 +103,14 @@ class NER(Task[Example, list[str]]):
         return {split: examples.in_iob2(scheme) for split, examples in splits.items()}
 
     def learn_labels(self, splits: Mapping[str, conll.Examples]) -> None:
-        """O, and B-X and I-X of every type X in train."""
-        self.labels = iob2_tags(splits["train"].count_tags())
+        """O, and B-X and I-X of every type X in train; and the weights of the tags."""
+        counts = splits["train"].count_tags()
+        self.labels = iob2_tags(counts)
         if self.labels == ["O"]:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
+        balance = self.options.class_weights == "balanced"
+        self.weights = balanced(counts, self.labels) if balance else torch.ones(len(self.labels), dtype=torch.float64)
         self.note_unseen(splits)
 
     def note_unseen(self, splits: Mapping[str, conll.Examples]) -> None:
@@ -86,6 +119,15 @@ class NER(Task[Example, list[str]]):
 
     def subset(self, examples: conll.Examples, numbers: np.ndarray) -> conll.Examples:
         return examples.take(numbers)
+
+    @property
+    def learnt(self) -> dict[str, list[float]]:
+        """The weights of the tags."""
+        return {"class_weights": self.weights.tolist()} if self.options.class_weights == "balanced" else {}
+
+    def recall(self, learnt: Mapping[str, object]) -> None:
+        if self.options.class_weights == "balanced":
+            self.weights = recalled(learnt, len(self.labels))
 
     def example(self, text: str) -> Example:
         spans = split_words(text)
@@ -110,6 +152,24 @@ class NER(Task[Example, list[str]]):
         known = narrow(np.array([index.get(t, -1) for t in examples.names], np.int64))
         return texts_of_words(examples.words, examples.numbers, examples.word_ends, known[examples.tags], tokenizer,
                               max_pieces, overlap)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Words with a known tag, by its weight."""
+        if self.options.class_weights == "none":
+            return super().counts(batch)
+        return {"words": total_weight(batch.labels, self.weights)}
+
+    def loss(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.options.class_weights == "none":
+            return super().loss(scores, batch)
+        z = ops.at_least_fp32(scores)
+        return {"words": ops.soft_cross_entropy_forward(z, weighted_targets(batch.labels, self.weights, z))[0]}
+
+    def loss_backward(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.options.class_weights == "none":
+            return super().loss_backward(scores, batch)
+        z = ops.at_least_fp32(scores)
+        return {"words": ops.soft_cross_entropy_backward(1.0, (z, weighted_targets(batch.labels, self.weights, z)))}
 
     def decode(self, examples: Sequence[Example], features: Sequence[Feature],
                scores: Sequence[np.ndarray]) -> list[list[str]]:
@@ -183,6 +243,11 @@ class NER(Task[Example, list[str]]):
 def in_colour(text: str, kind: str, colour: bool) -> str:
     """What belongs to an entity in the colour of its type."""
     return f"\033[{COLOURS.get(kind, 34)}m{text}\033[0m" if colour else text
+
+
+def in_json(file: Path) -> bool:
+    """Whether a file holds JSON, by its suffix."""
+    return file.suffix.lower() in JSON_SUFFIXES
 
 
 def best_tags(scores: np.ndarray, labels: Sequence[str]) -> list[int]:

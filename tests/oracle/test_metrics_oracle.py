@@ -13,6 +13,7 @@ from sklearn.metrics import classification_report as tag_table
 from sklearn.metrics import f1_score
 
 from minibert import metrics
+from minibert.scores.tags import UNTYPED, entities, spelled
 
 TYPES = ("LOC", "MISC", "ORG", "co-author")
 COLUMNS = ("precision", "recall", "f1-score", "support")
@@ -158,3 +159,15 @@ def test_tag_report_prints_what_scikit_learn_prints():
     assert [ours[name] for name in tags + averages[1:]] == [theirs[name] for name in tags + averages[1:]]
     micro = f"{f1_score(gold, predicted, average='micro'):.3f}"
     assert ours["micro avg"] == [micro, micro, micro, "4321"]
+
+
+@pytest.mark.parametrize("form", ["B", "TYPE-B"])
+def test_tags_of_other_forms_hold_the_entities_of_seqeval(form):
+    """seqeval calls the type of a tag without one "_", and has an option for prefixes that stand last."""
+    draw = random.Random(31)
+    for _ in range(300):
+        written = draw.choices(["O", "B", "I", "E", "S"] if form == "B" else ["O", "X-B", "X-I", "Y-B", "Y-I"],
+                               k=draw.randint(1, 12))
+        theirs = [(kind, first, last + 1) for kind, first, last in get_entities(written, suffix=form != "B")]
+        ours = entities([found[1] for found in map(spelled, written) if found is not None])
+        assert [("_" if kind == UNTYPED else kind, a, b) for kind, a, b in ours] == theirs

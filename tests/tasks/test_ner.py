@@ -13,7 +13,9 @@ import torch
 from refusing import refused
 from updates import build_model
 
+import train
 from minibert.checkpoints.weights import random_bert, save
+from minibert.core import ops
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
 from minibert.core.model import Model, initialise
@@ -23,6 +25,7 @@ from minibert.settings import TrainConfig
 from minibert.tasks.conll import Example, read_conll
 from minibert.tasks.ner import NER, best_tags, best_valid_path, continuations
 from minibert.use.evaluate import predict_examples
+from minibert.use.predict import load
 from minibert.use.prepare import encode_all
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -592,6 +595,72 @@ def test_half_precision_scores_are_summed_in_float32():
     loss = task().loss(scores, batch)["words"]
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(slow_loss(scores.double().tolist(), labels[0]), rel=1e-5)
+
+
+def weighing(tmp_path, text: str) -> NER:
+    """The task with --class-weights balanced, its labels from a training file."""
+    ner = NER(NER.Options(class_weights="balanced"))
+    ner.learn_labels(ner.read(put(tmp_path / "train.txt", text).parent))
+    return ner
+
+
+WEIGHED = "in O\nin O\nin O\nin O\nAda B-PER\nBo B-PER\nOslo B-LOC\nNew B-LOC\nYork I-LOC\nis O\n"  # 5, 2, 1, 2 of 10
+
+
+def test_balanced_tags_have_the_same_say(tmp_path):
+    """10 words, 4 tags that occur: 10 / (4 · 5) for O; I-PER does not occur and weighs 1."""
+    ner = weighing(tmp_path, WEIGHED)
+    assert dict(zip(ner.labels, ner.weights.tolist(), strict=True)) == {
+        "O": 0.5, "B-LOC": 1.25, "I-LOC": 2.5, "B-PER": 1.25, "I-PER": 1.0}
+    assert ner.counts(batch_of([[0, 1, -1], [2], [4]])) == {"words": 0.5 + 1.25 + 2.5 + 1.0}
+    assert ner.counts(batch_of([[0] * 5 + [1] * 2 + [2] + [3] * 2])) == {"words": 10.0}   # training counts as it did
+    assert NER.Options().class_weights == "none" and torch.equal(task().weights, torch.ones(5, dtype=torch.float64))
+
+
+def test_the_weighted_loss_and_its_gradient_are_torchs(tmp_path):
+    ner, labels = weighing(tmp_path, WEIGHED), [0, 1, -1, 4, 2, 0, 3]
+    scores = (3 * torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))).requires_grad_()
+    target = torch.tensor([k if k >= 0 else -100 for k in labels])
+    for batch in (batch_of([labels]), batch_of([labels[:3], labels[3:]])):
+        total, count = ner.loss(scores, batch)["words"], ner.counts(batch)["words"]
+        weight = torch.tensor([0.5, 1.25, 2.5, 1.25, 1], dtype=torch.float64)
+        wanted = torch.nn.functional.cross_entropy(scores, target, weight=weight)
+        assert float(total.detach()) / count == pytest.approx(float(wanted.detach()), rel=1e-13)
+        theirs, = torch.autograd.grad(wanted, scores)
+        ours = ner.loss_backward(scores.detach(), batch)["words"] / count
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-15) and not ours[2].any() and ours[0].any()
+        assert torch.allclose(torch.autograd.grad(total, scores)[0], ours * count, rtol=0, atol=1e-14)
+
+
+def test_the_weighted_gradient_by_differences(tmp_path):
+    ner, batch = weighing(tmp_path, WEIGHED), batch_of([[0, 4, -1], [1, 2]])
+    z = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    gradient, step = ner.loss_backward(z, batch)["words"], 1e-6
+    for i, j in itertools.product(range(5), range(5)):
+        nudge = torch.zeros_like(z)
+        nudge[i, j] = step
+        slope = (ner.loss(z + nudge, batch)["words"] - ner.loss(z - nudge, batch)["words"]) / (2 * step)
+        assert float(slope) == pytest.approx(float(gradient[i, j]), abs=1e-8)
+
+
+def test_without_the_option_the_loss_is_the_old_one_to_the_bit():
+    batch, z = batch_of([[0, 1, -1, 4], [2]]), torch.randn(5, 5, generator=torch.Generator().manual_seed(5))
+    ner = task()
+    assert torch.equal(ner.loss(z, batch)["words"], ops.cross_entropy_forward(z, batch.labels)[0])
+    assert torch.equal(ner.loss_backward(z, batch)["words"], ops.cross_entropy_backward(1.0, (z, batch.labels)))
+    assert ner.learnt == {} and ner.terms(batch) is None
+
+
+def test_a_loaded_model_weighs_tags_as_its_run_did(tiny_folder, tmp_path):
+    put(tmp_path / "data" / "train.txt", WEIGHED)
+    run = train.train(["--task", "ner", "--data", str(tmp_path / "data"), "--weights", str(tiny_folder),
+                       "--class-weights", "balanced", "--output", str(tmp_path / "r"), "--cache", "off",
+                       "--max-steps", "1", "--max-pieces", "24", "--overlap", "6"])
+    assert load(run).task.weights.tolist() == [0.5, 1.25, 2.5, 1.25, 1.0]
+    file = run / "config.json"
+    file.write_text(file.read_text().replace("2.5", "-2.5"))
+    with refused("config.json", "expected a positive number for each of 5 labels"):
+        load(run)
 
 
 def test_the_head_reads_the_picked_pieces(tiny_config):

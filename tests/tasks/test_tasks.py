@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
     return write_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-RUNS = [*((name,) for name in TASKS), ("classify", "--choice", "several"),
+RUNS = [*((name,) for name in TASKS), ("ner", "--class-weights", "balanced"), ("classify", "--choice", "several"),
         ("classify", "--class-weights", "balanced", "--label-smoothing", "0.1")]   # a name, and options of its own
 
 FEW = {"qa": 6}                                    # examples, where one is a hundred windows and more

@@ -360,7 +360,15 @@ def task_readers() -> list[Reader]:
         return lambda: kind(kind.Options(columns="first,second"))
 
     objects = tables(JSON, b'{"first": "p", "second": %s}\n', LABELS)
+    marked = [{"text": "Ada met Bo.", "entities": [[0, 3, "PER"], {"start": 8, "end": 10, "label": "PER"}]},
+              ["In Oslo", {"entities": [[3, 7, "LOC"]]}], {"tokens": ["In", "Oslo"], "ner_tags": ["O", "B-LOC"]}]
+    offsets = [*JSON, b"[0, 3]", b"-1", b"9999", b'"PER"', b'"I"', b'"X-B"', b'"ner_tags": [1, 2]', b'"text": " "',
+               b"},"]
+    named = partial(learn, lambda: NER(NER.Options()))
     return [
+        Reader("ner from .jsonl", "".join(json.dumps(row) + "\n" for row in marked).encode(), of(offsets),
+               "train.jsonl", named),
+        Reader("ner from .json", json.dumps(marked, indent=1).encode(), of(offsets), "train.json", named),
         Reader("qa from .json", json.dumps(squad, indent=1).encode(), of(spans), "train.json",
                partial(learn, lambda: QA(QA.Options()))),
         Reader("relation from .txt", semeval.encode(), of(marks), "train.txt",

@@ -14,8 +14,9 @@ from minibert.errors import MinibertError
 NAMES = ["CoNLL files", "safetensors", "model.safetensors.index.json", "config.json", "labels", "tokenizer.json",
          "vocab.txt", "tokenizer_config.json", "classify from .csv", "classify from .tsv", "classify from .jsonl",
          "classify from .txt", "match from .csv", "match from .tsv", "match from .jsonl", "match from .txt",
-         "qa from .json", "relation from .txt", "reply from .jsonl", "translate from .jsonl", "mlm from .txt",
-         "answers of reply", "--replay", "complete.json", "state.json", "optimizer.safetensors", "train.json",
+         "ner from .jsonl", "ner from .json", "qa from .json", "relation from .txt", "reply from .jsonl",
+         "translate from .jsonl", "mlm from .txt", "answers of reply", "--replay", "complete.json", "state.json",
+         "optimizer.safetensors", "train.json",
          "train.json of classify", "config.json of classify", "texts", "command line", "--config in JSON",
          "--config in TOML", "answer of the hub", "wheel", "fetched.json", "cache"]
 
