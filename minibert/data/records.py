@@ -4,7 +4,6 @@ What people mean is taken where it is certain, and told in `notices`: another si
 """
 import contextlib
 import csv
-import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from minibert.errors import MinibertError
 
 csv.field_size_limit(2 ** 31 - 1)                  # its own 131,072 refuses long texts; a C long may hold no more
 SIGNS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+BLANKS = re.compile(r"[ \t\n\r]*")
 ADVICE = "say with --columns which are meant"
 
 
@@ -130,37 +130,45 @@ def read_objects(file: Path, lines: Iterator[str], columns: Sequence[str],
 
 
 def read_values_of_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, object]]:
-    """(line it begins in, value) of each line that is not blank, or of each member of one array.
-
-    Raises MinibertError with file:line.
+    """(line it begins in, value) of every row of a file: a value a line of .jsonl, or several objects in a list; in
+    .json the members of one array, or values one after the other. Raises MinibertError with file:line.
     """
-    line, text = next(((n, text) for n, text in enumerate(lines, 1) if text.strip()), (0, ""))
-    if text.lstrip().startswith("["):
-        yield from members(file, text + "".join(lines), line)
+    if file.suffix.lower() != ".jsonl":
+        yield from values_in(file, "".join(lines))
         return
-    for n, text in enumerate(itertools.chain([text], lines), line):            # noqa: B020 (the first is put back)
+    for line, text in enumerate(lines, 1):
         if text.strip():
-            with json_at(f"{file}:{n}"):
+            with json_at(f"{file}:{line}"):
                 value = json.loads(text)
-            refuse_halves("\\ud" in text.lower(), value, f"{file}:{n}")
-            yield n, value
+            refuse_halves("\\ud" in text.lower(), value, f"{file}:{line}")
+            several = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+            yield from ((line, row) for row in (value if several else [value]))
 
 
-def members(file: Path, text: str, line: int) -> Iterator[tuple[int, object]]:
-    """(line, value) of each member of the array that begins in `text`, whose first line is number `line`."""
-    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
-    halves, counted, at = "\\ud" in text.lower(), 0, text.index("[") + 1
-    while True:
-        at = gap.match(text, at).end()
-        counted, line = at, line + text.count("\n", counted, at)
-        if text[at:at + 1] == "]":
-            break
+def values_in(file: Path, text: str) -> Iterator[tuple[int, object]]:
+    """The same of a text of .json."""
+    decoder, halves, line, here = json.JSONDecoder(), "\\ud" in text.lower(), 1, 0  # `line` is that of character `here`
+    at = after_blanks(text, 0)
+    array = text.startswith("[", at)
+    at = after_blanks(text, at + array)
+    while at < len(text) and not (array and text[at] == "]"):
+        line, here = line + text.count("\n", here, at), at
         with json_at(f"{file}:{line}"):
             value, at = decoder.raw_decode(text, at)
         refuse_halves(halves, value, f"{file}:{line}")
         yield line, value
-    if text[at + 1:].strip():
-        raise MinibertError(f"{file}:{line}: something stands behind the array; keep one array in a file")
+        at = after_blanks(text, at)
+        if array and text.startswith(",", at):
+            at = after_blanks(text, at + 1)
+        elif array and not text.startswith("]", at):
+            raise MinibertError(f"{file}:{line}: no comma and no end of the array behind what begins here; mend it")
+    if array and text[at:].strip() != "]":
+        raise MinibertError(f"{file}:{line}: the array does not end, or more follows it; expected one array")
+
+
+def after_blanks(text: str, at: int) -> int:
+    """The next place that is none of JSON's blanks."""
+    return BLANKS.match(text, at).end()  # type: ignore[union-attr]  # no blank matches too
 
 
 @contextlib.contextmanager

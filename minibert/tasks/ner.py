@@ -211,7 +211,7 @@ class NER(Task[Example, list[str]]):
         Of words that were cut already {"words", "tags": one a word, "entities": [{"text", "type", "first", "stop"}]}:
         the words of an entity are words[first:stop], its text has a blank between them.
         """
-        if not example.spans:
+        if not example.text:
             entries = [{"text": " ".join(example.words[first:stop]), "type": kind, "first": first, "stop": stop}
                        for kind, first, stop in entities(prediction)]
             return {"words": example.words, "tags": prediction, "entities": entries}

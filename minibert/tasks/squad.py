@@ -1,4 +1,5 @@
 """Files in the layout of SQuAD, 1.1 or 2.0, as examples."""
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
 
 def flat_questions(file: Path, text: str) -> Iterator[tuple[Example, bool]]:
     """read_question() of objects with question, context and answers."""
-    for line, question in read_values_of_json(file, iter(text.splitlines(keepends=True))):
+    for line, question in read_values_of_json(file, io.StringIO(text)):
         where = f"{file}:{line}"
         yield read_question(question, member(question, "context", str, where), where)
 

@@ -103,9 +103,9 @@ def test_tables_as_people_have_them(tmp_path, name, text, said, line):
     ("x.csv", "text;label\na;b\nc\n", 3, "1 fields, but the first line names 2"),
     ("x.json", '[{"text": "a", "label": "b"},\n{"text": "a"}]', 2, "no 'label'; the object has 'text'"),
     ("x.json", '[{"text": "a", "label": "b"},\n\n{"text": "a", }]', 3, "not JSON"),
-    ("x.json", '[{"text": "a", "label": "b"}\n', 2, "not JSON"),
-    ("x.json", '[{"text": "a", "label": "b"}]\n[]', 1, "something stands behind the array"),
-    ("x.json", '{"data": [\n{"text": "a", "label": "b"}]}', 1, "not JSON"),
+    ("x.json", '[{"text": "a", "label": "b"}\n', 1, "no comma and no end of the array"),
+    ("x.json", '[{"text": "a", "label": "b"}]\n[]', 1, "or more follows it"),
+    ("x.json", '{"data": [\n{"text": "a", "label": "b"}]}', 1, "no 'text'; the object has 'data'"),
     ("x.json", '[\n{"text": "\\ud800", "label": "b"}]', 2, "half of a pair")])
 def test_tables_that_mean_nothing_certain(tmp_path, name, text, line, said):
     (tmp_path / name).write_text(text)

@@ -93,7 +93,7 @@ def test_no_answer_without_a_word_about_it(tmp_path, more):
     assert "the first" in said and "train.json:" in said
 
 
-@pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True), ("test.jsonl", True)])
+@pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True)])
 def test_a_question_an_object_with_answers_in_columns(tmp_path, name, array):
     rows = [{"id": 7, "context": TEXT, "question": "who ?",
              "answers": {"text": ["Ada", "Oslo"], "answer_start": [0, 24]}},
