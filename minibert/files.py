@@ -14,11 +14,16 @@ from torch import Tensor
 from minibert.errors import MinibertError
 
 Json = dict[str, Any]                              # an object of JSON
+LARGEST = 40_000_000                               # bytes of one, which take six times that in memory, or more
 
 
-def read_json(path: Path) -> Json:
-    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
+def read_json(path: Path, largest: int = LARGEST) -> Json:
+    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object, or has more
+    than `largest` bytes.
+    """
     try:
+        if (size := Path(path).stat().st_size) > largest:
+            raise MinibertError(f"{path}: {size:,} bytes, {largest:,} at most; is this the file that is meant?")
         value = json.loads(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise MinibertError(f"{path}: no such file") from None

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
 
 
 Stored = tuple[Path, Any]                          # file, lazy slice of a tensor in it
-MAX_HEADER = 100_000_000                           # bytes, the format's own limit
+# Bytes. The format allows 100 million, which parsed take gigabytes; the 16 tensors of a block take 2,000.
+MAX_HEADER = 4_000_000
+BLOCK_TENSORS = 16
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -57,16 +60,16 @@ def read_header(file: Path) -> Json:
         start = f.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
         if length > min(MAX_HEADER, size - 8):                                # [FILE-2]
-            raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or not "
-                                "safetensors; fetch it again")
+            raise MinibertError(f"{file}: header of {length} bytes in a file of {size}, {MAX_HEADER:,} at most; the "
+                                "file is truncated or not safetensors; fetch it again")
         text = f.read(length)
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [k for k, _ in pairs]
-        if len(set(names)) != len(names):
-            twice = next(k for k in names if names.count(k) > 1)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
             raise MinibertError(f"{file}: the name {twice!r} stands twice in the header; the file cannot be trusted")
-        return dict(pairs)
+        return found
 
     try:
         header = json.loads(text, object_pairs_hook=unique)
@@ -161,6 +164,25 @@ def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
                                classifier_dropout=None)
 
 
+def read_fitting_config(folder: Path, dropout: float | None = None) -> BertConfig:
+    """read_config(), for what is built before the weights are read. Raises MinibertError as refuse_larger() does."""
+    config = read_config(folder, dropout)
+    refuse_larger(config, {name: (file, stored) for name, file, stored in read_tensors(folder)}, folder)
+    return config
+
+
+def refuse_larger(config: BertConfig, found: Mapping[str, Stored], folder: Path) -> None:
+    """Raise MinibertError where config.json asks for far more than the file has: that is not even begun."""
+    have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    if config.least_numbers > 2 * have + 10 ** 6:
+        raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
+                            f"are {have:,}; does it belong to this checkpoint?")
+    asked = BLOCK_TENSORS * config.num_hidden_layers
+    if asked > 2 * len(found) + 1000:              # modules cost, however little is in them
+        raise MinibertError(f"{folder}: config.json asks for {asked:,} tensors at least, the weights are {len(found):,}"
+                            "; does it belong to this checkpoint?")
+
+
 @torch.no_grad()
 def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout: float | None = None,
          parts: tuple[str, ...] = ()) -> tuple[Bert, Report]:
@@ -174,12 +196,9 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     folder = Path(folder)
     config = read_config(folder, dropout)
     found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
-    have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    refuse_larger(config, found, folder)
     read = any(name.startswith("cls.predictions.") for name in (head.state_dict() if head is not None else {}))
     unite(found, config.tie_word_embeddings, read and not new_head, folder)
-    if config.least_numbers > 2 * have + 10 ** 6:  # a network of that size is not even begun
-        raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
-                            f"are {have:,}; does it belong to this checkpoint?")
     stored = POOLER_NAMES[0].published in found
     bert = Bert(config, pooler=stored or (head is not None and head.uses_pooler))
     new = new_names(head, set(found), new_head, parts)

@@ -10,7 +10,8 @@ from minibert.errors import MinibertError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".txt")        # suffixes that read_table() knows
 BAR = "|||"                                        # between the fields of a line of .txt, and of texts that come as one
-csv.field_size_limit(2 ** 31 - 1)                  # its own 131,072 refuses long texts; a C long may hold no more
+LONGEST = 4_000_000                                # characters of a line or a field, more than a long novel has
+csv.field_size_limit(LONGEST)                      # its own 131,072 refuses long texts
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "testa"), "test": ("test", "testb")}
 
 
@@ -57,6 +58,15 @@ def read_lines(file: Path) -> Iterator[str]:
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
+def read_short_lines(file: Path) -> Iterator[str]:
+    """read_lines() of a file whose lines hold texts, each read as a whole: MinibertError for one that is too long."""
+    for number, line in enumerate(read_lines(file), 1):
+        if len(line) > LONGEST:
+            raise MinibertError(f"{file}:{number}: a line of {len(line):,} characters, {LONGEST:,} at most; cut its "
+                                "texts up, or end its lines")
+        yield line
+
+
 def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[object]]]:
     """("file:line", the values of `columns`) of every row of a table.
 
@@ -80,7 +90,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
     """Rows of .csv (quotes as in RFC 4180: a field in quotes may hold commas and line ends) and of .tsv (no quotes)."""
     quoted = file.suffix.lower() == ".csv"
     form = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows, line = csv.reader(read_lines(file), **form), 1
+    rows, line = csv.reader(read_short_lines(file), **form), 1
     names: list[str] = []
 
     try:
@@ -103,7 +113,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
 
 def read_json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
     """Rows of .jsonl."""
-    for line, text in enumerate(read_lines(file), 1):
+    for line, text in enumerate(read_short_lines(file), 1):
         if not text.strip():
             continue
         try:
@@ -128,7 +138,7 @@ def encodable(value: object) -> bool:
 
 def read_bars(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Rows of .txt: fields with ||| between, the last column first; the text may hold ||| itself."""
-    for line, text in enumerate(read_lines(file), 1):
+    for line, text in enumerate(read_short_lines(file), 1):
         if not text.strip():
             continue
         fields = [field.strip() for field in text.split(BAR, len(columns) - 1)]

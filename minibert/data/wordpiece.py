@@ -21,6 +21,7 @@ CLASSES = (None, *(name + fast for name in ("BertTokenizer", "DistilBertTokenize
 PARTS = {"normalizer": ("BertNormalizer",), "pre_tokenizer": ("BertPreTokenizer",), "model": ("WordPiece",),
          "post_processor": ("TemplateProcessing", "BertProcessing"), "decoder": ("WordPiece",)}
 MOST = 2 ** 27                                     # numbers of pieces, more than any vocabulary has
+LARGEST = 2 ** 24                                  # bytes of vocab.txt, a million pieces: in memory fifteen times that
 LONGEST = 100                                      # letters of a word that is cut into pieces; longer ones are unknown
 
 
@@ -118,6 +119,8 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], int, list[str]]:
     leaves a number that no piece has.
     """
     try:
+        if (size := file.stat().st_size) > LARGEST:
+            raise MinibertError(f"{file}: {size:,} bytes, {LARGEST:,} at most; is this the vocabulary of a checkpoint?")
         lines = file.read_text("utf-8").split("\n")
     except (OSError, UnicodeError) as e:
         raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None

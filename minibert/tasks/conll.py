@@ -18,6 +18,8 @@ from minibert.errors import MinibertError
 from minibert.scores.tags import invalid_starts, is_tag, to_iob2
 
 Value = TypeVar("Value")
+MOST_TAGS = 1000                                   # different ones in a file: pairs of them are counted in a table
+MOST_WORDS, MOST_LETTERS = 100_000, 100_000        # of a sentence, of a line: all of either are encoded at once
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
 
 
@@ -155,6 +157,9 @@ def read_examples(file: Path, whole: bool) -> Examples:
         for sentence in document:
             numbers.extend(map(words.__getitem__, sentence.words))
             tags.extend(map(names.__getitem__, sentence.tags))
+            if len(names) > MOST_TAGS:
+                raise MinibertError(f"{file}:{sentence.line}: more than {MOST_TAGS:,} different tags so far; is the "
+                                    "last column one of tags?")
             ends.append(len(numbers))
             lines.append(sentence.line)
 
@@ -197,12 +202,18 @@ def read_sentences(file: Path) -> Iterator[tuple[int, Sentence]]:
         word, tag = parsed[line]
         current.words.append(word)
         current.tags.append(tag)
+        if len(current.words) > MOST_WORDS:
+            raise MinibertError(f"{file}:{current.line}: a sentence of more than {MOST_WORDS:,} words; an empty line "
+                                "ends one")
 
 
 def columns(line: str, where: str) -> tuple[str, str]:
     """First and last column: a word and its tag. Raises MinibertError where there is no second or it is no tag."""
-    parts = [p.strip(" ") for p in line.split("\t")] if "\t" in line else re.split(" +", line)
     shown = line if len(line) < 60 else line[:57] + "..."
+    if len(line) > MOST_LETTERS:
+        raise MinibertError(f"{where}: {shown!r} is a line of {len(line):,} characters, {MOST_LETTERS:,} at most; "
+                            "expected a word and a tag, as in 'Paris B-LOC'")
+    parts = [p.strip(" ") for p in line.split("\t")] if "\t" in line else re.split(" +", line)
     if len(parts) < 2 or not parts[0]:
         raise MinibertError(f"{where}: {shown!r} has one column; expected a word and a tag, as in 'Paris B-LOC'")
     if not is_tag(parts[-1]):

@@ -23,6 +23,7 @@ from minibert.scores.tags import entities, entity_scores, entity_table, scheme_o
 from minibert.tasks import conll
 from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, has_documents, read_examples
+from minibert.tasks.labelled import refuses
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
 
@@ -69,6 +70,10 @@ class NER(Task[Example, list[str]]):
         if not types:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
+        tagged = sum(n for tag, n in splits["train"].count_tags().items() if tag != "O")
+        if refuses(len(types), tagged):
+            raise MinibertError(f"{splits['train'][0].where}: {len(types):,} types of entity in {tagged:,} tagged "
+                                f"words, first {types[0][:60]!r}; is the last column one of tags?")
         self.labels = ["O", *(prefix + t for t in types for prefix in ("B-", "I-"))]
         self.note_unseen(splits)
 

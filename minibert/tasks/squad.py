@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from minibert.data.tables import encodable, read_lines
+from minibert.data.tables import LONGEST, encodable, read_lines
 from minibert.errors import MinibertError
 
 Kind = TypeVar("Kind")
@@ -70,6 +70,8 @@ def read_question(question: object, context: str, where: str) -> Example:
     for name, words in (("question", asked), ("context", context)):
         if not words.strip():
             raise MinibertError(f"{where}: the {name} is empty")
+        if len(words) > LONGEST:
+            raise MinibertError(f"{where}: the {name} has {len(words):,} characters, {LONGEST:,} at most; cut it up")
     assert isinstance(question, dict)              # member() has seen to it
     without = question.get("is_impossible", False)
     if not isinstance(without, bool):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from minibert.checkpoints.weights import load as load_weights
-from minibert.checkpoints.weights import read_labels, read_own, read_tokenizer
+from minibert.checkpoints.weights import read_fitting_config, read_labels, read_own, read_tokenizer
 from minibert.core.batch import Feature, collate
-from minibert.core.config import BertConfig
 from minibert.core.heads import Head
 from minibert.core.model import Bert, Model
+from minibert.data.tables import LONGEST
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.files import Json, read_json
@@ -53,6 +53,8 @@ class FineTuned(Model):
         """The task's examples of raw texts. Raises MinibertError for one string, which is a list of letters."""
         if isinstance(texts, str):
             raise MinibertError("expected a list of texts, not one string; write [text]")
+        if long := next((t for t in texts if len(t) > LONGEST), None):
+            raise MinibertError(f"{long[:60]!r}: a text of {len(long):,} characters, {LONGEST:,} at most; cut it up")
         return [self.task.example(t) for t in texts]
 
     def encode_examples(self, examples: Sequence[Any]) -> Sequence[Feature]:
@@ -96,6 +98,6 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) 
         raise MinibertError(f"{source}/config.json: {e}") from None
 
     with warnings.catch_warnings(action="ignore"):         # of a head without labels, which load_weights() refuses
-        head = task.head(BertConfig.read(source))
+        head = task.head(read_fitting_config(source))
     bert, _ = load_weights(source, head)
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)
