@@ -18,7 +18,7 @@ LARGEST = 40_000_000                               # bytes of one, which take si
 
 
 def read_json(path: Path, largest: int = LARGEST) -> Json:
-    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object, or has more
+    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable, not an object, or longer
     than `largest` bytes.
     """
     try:

@@ -84,7 +84,10 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) 
     stored = checked({k: v for k, v in settings.items() if k in asked}, folder / "train.json", TrainConfig,
                      kind.Options)
     own = {f.name for f in dataclasses.fields(kind.Options)}
-    TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+    try:
+        TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+    except MinibertError as e:
+        raise MinibertError(f"{folder}/train.json: {e}") from None
     if wrong := changes.keys() - later_options(kind.Options).keys():
         raise MinibertError(f"--{min(wrong).replace('_', '-')}: {folder} holds a model of --task {kind.name}, which "
                             "takes none after training; leave it out")
@@ -98,6 +101,21 @@ def load(folder: str | Path, checkpoint: Path | None = None, **changes: object) 
         raise MinibertError(f"{source}/config.json: {e}") from None
 
     with warnings.catch_warnings(action="ignore"):         # of a head without labels, which load_weights() refuses
-        head = task.head(read_fitting_config(source))
+        head = task.head(read_fitting_config(source, labels=len(task.outputs)))
     bert, _ = load_weights(source, head)
+    refuse_settings(settings, bert, folder / "train.json")
     return FineTuned(bert, head.eval(), task, read_tokenizer(folder, bert), settings)
+
+
+def refuse_settings(settings: Json, bert: Bert, file: Path) -> None:
+    """Raise MinibertError for settings in a train.json with which this encoder cannot read every text.
+
+    Training has written them as they were used, each with a value of its own.
+    """
+    positions = bert.config.max_position_embeddings
+    for name, right, wanted in (
+            ("max_pieces", settings["max_pieces"] <= positions, f"{positions} at most, the positions of the encoder"),
+            ("overlap", settings["overlap"] is not None, "a number, half of max_pieces at most"),
+            ("precision", settings["precision"] != "auto", "fp32, bf16 or fp16, as it was trained in")):
+        if not right:
+            raise MinibertError(f"{file}: {name} is {settings[name]!r}; expected {wanted}; mend the file")
