@@ -5,6 +5,8 @@ added_tokens.json or tokenizer.json, and how text is cleaned in tokenizer_config
 counts is what counts for transformers, and a notice says so.
 """
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
@@ -64,12 +66,14 @@ def read_wordpiece(folder: Path) -> tuple[Backend, list[str]]:
         raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
 
     backend = bert_tokenizer(pieces, cleaning)
-    for number, token, where in added_tokens(folder, settings, published):
-        following = max([count, *(n + 1 for n in backend.get_added_tokens_decoder())])
-        if backend.token_to_id(token.content) is None and number != following:
+    added, known = added_tokens(folder, settings, published), backend.get_vocab()
+    following = max([count, *(n + 1 for n in backend.get_added_tokens_decoder())])
+    for number, token, where in added:
+        if token.content not in known and number != following:
             raise MinibertError(f"{where}: {token.content!r} has the number {number}, but the next one is {following}; "
                                 "transformers would take that; mend the file")
-        add_token(backend, token, number, where)
+        following = max(following, number + 1)
+    add_tokens(backend, added)
     if cleaning.lowercase and "do_lower_case" not in settings:
         notices += capitals(pieces, folder)
     return backend, notices
@@ -90,23 +94,28 @@ def bert_tokenizer(pieces: dict[str, int], cleaning: Cleaning) -> Backend:
     return backend
 
 
-def add_token(backend: Backend, token: AddedToken, number: int, where: str) -> None:
-    """Know a token as a whole wherever it stands in text, under this number. Raises MinibertError if it is taken.
+def add_tokens(backend: Backend, added: Sequence[tuple[int, AddedToken, str]]) -> None:
+    """Know tokens as wholes wherever they stand in text, under their numbers. Raises MinibertError if one is taken.
 
-    The library would count the pieces to find a number, which are fewer than the numbers where lines repeat.
+    The library would count the pieces to find a number, which are fewer than the numbers where lines repeat. The model
+    is made anew once, not once a token: it holds a copy of all pieces.
     """
-    there, pieces = backend.token_to_id(token.content), backend.get_vocab()
-    if there is None:
-        if number in set(pieces.values()):
-            taken = next(piece for piece, n in pieces.items() if n == number)
+    numbers = backend.get_vocab()
+    pieces, new = {number: piece for piece, number in numbers.items()}, {}
+    for number, token, where in added:
+        there = numbers.setdefault(token.content, number)
+        if there != number:
+            raise MinibertError(f"{where}: {token.content!r} has the number {number}, in the vocabulary it has "
+                                f"{there}; mend the file")
+        if (taken := pieces.setdefault(number, token.content)) != token.content:
             raise MinibertError(f"{where}: {token.content!r} has the number {number}, which is {taken!r} in the "
                                 "vocabulary; mend the file")
-        backend.model = models.WordPiece(backend.get_vocab(with_added_tokens=False) | {token.content: number},
+        new[token.content] = number
+    if any(backend.token_to_id(piece) is None for piece in new):
+        backend.model = models.WordPiece(backend.get_vocab(with_added_tokens=False) | new,
                                          unk_token=SPECIAL["unknown"], max_input_chars_per_word=LONGEST)
-    elif there != number:
-        raise MinibertError(f"{where}: {token.content!r} has the number {number}, in the vocabulary it has {there}; "
-                            "mend the file")
-    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    for special, tokens in itertools.groupby((token for _, token, _ in added), key=lambda token: token.special):
+        (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
 
 
 # ------------------------------------------------------------------------------------------------- pieces, numbers

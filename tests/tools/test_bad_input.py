@@ -16,8 +16,8 @@ NAMES = ["CoNLL files", "safetensors", "model.safetensors.index.json", "config.j
          "classify from .txt", "match from .csv", "match from .tsv", "match from .jsonl", "match from .txt",
          "qa from .json", "relation from .txt", "reply from .jsonl", "translate from .jsonl", "mlm from .txt",
          "answers of reply", "--replay", "complete.json", "state.json", "optimizer.safetensors", "train.json",
-         "train.json of classify", "config.json of classify", "texts", "command line", "--config in JSON",
-         "--config in TOML", "answer of the hub", "wheel", "fetched.json", "cache"]
+         "config.json of ner", "train.json of classify", "config.json of classify", "texts", "command line",
+         "--config in JSON", "--config in TOML", "answer of the hub", "wheel", "fetched.json", "cache"]
 
 
 @pytest.fixture(scope="module")
