@@ -106,8 +106,9 @@ NO_NUMBERS = [struct.pack("<f", float(x)) for x in ("nan", "inf", "-inf")]
 SIZES = [100_000_001, 2 ** 63, 2 ** 64 - 1, 0]
 
 
-USED = ["Ada met Bruno in Oslo.", "", " ", "a", "\u200b", "\ufeff\x00", "\ud800 Oslo", "e\u0301te\u0301 \u00e9t\u00e9", "नमस्ते", "สวัสดี",
-        "مرحبا 这是 한국어 \U0001f600", "[MASK] [CLS] ##s", "rain in Oslo, " * 60]        # texts for whatever was read
+# texts for whatever was read
+USED = ["Ada met Bruno in Oslo.", "", " ", "a", "\u200b", "\ufeff\x00", "\ud800 Oslo", "e\u0301te\u0301 \u00e9t\u00e9",
+        "नमस्ते", "สวัสดี", "مرحبا 这是 한국어 \U0001f600", "[MASK] [CLS] ##s", "rain in Oslo, " * 60]
 
 
 class Bad(bytes):
