@@ -71,6 +71,7 @@ class LabelTask(Task[Example, Answer]):
 
     @labels.setter
     def labels(self, names: Sequence[str]) -> None:
+        """And `places`: {label: its number}."""
         self._labels = list(names)
         self.places = {name: number for number, name in enumerate(self._labels)}
 
