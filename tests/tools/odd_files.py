@@ -165,7 +165,7 @@ def ended(process: int) -> int | None:
 def put(make: Callable[[Path, Path], None], file: Path, outside: Path) -> None:
     """The odd thing in the place of `file`."""
     file.parent.mkdir(exist_ok=True)
-    if file.is_dir():
+    if file.is_dir() and not file.is_symlink():
         shutil.rmtree(file)
     file.unlink(missing_ok=True)
     make(file, outside)

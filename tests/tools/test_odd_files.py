@@ -3,7 +3,7 @@ from odd_files import ODD, fingerprint, put
 
 
 def test_what_a_command_does_outside_of_its_folders_is_seen(tmp_path):
-    """A link that is written through, and a file that is new; each odd thing is put without touching what is outside."""
+    """A link that is written through, a file that is new; odd things are put without touching what is outside."""
     outside, run = tmp_path / "outside", tmp_path / "run"
     outside.mkdir()
     (outside / "file.json").write_bytes(b"{}")
