@@ -32,6 +32,7 @@ torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad
 	$(BIN)/python -m minibert fetch minilm-l6
 	$(BIN)/python tests/tools/torture.py $(ARGS)
 	$(BIN)/python tests/tools/bad_input.py
+	$(BIN)/python tests/tools/odd_files.py
 
 formulas: .katex/ready      ## every formula of docs/ through KaTeX; needs node and npm
 	node tests/tools/formulas.mjs

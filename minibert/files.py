@@ -17,7 +17,7 @@ from torch import Tensor
 from minibert.errors import MinibertError
 
 Json = dict[str, Any]                              # an object of JSON
-LARGEST = 200_000_000                              # bytes of a file that is read whole: settings, vocabularies, states
+LARGEST = 40_000_000                               # bytes of a file read whole: JSON takes six times that, or more
 NO_WAIT, NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 
 
@@ -56,22 +56,25 @@ def check_regular(file: Path) -> None:
     open_regular(file, "rb").close()
 
 
-def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False) -> str:
-    """The text of a file of at most LARGEST bytes. Raises OSError, of a larger one before it is read, UnicodeError."""
+def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False, largest: int = LARGEST) -> str:
+    """The text of a file of at most `largest` bytes. Raises OSError, of a larger one before it is read, UnicodeError.
+    """
     with open_regular(file, encoding=encoding, pipe=pipe) as f:
-        large = os.fstat(f.fileno()).st_size > LARGEST
-        text = "" if large else f.read(LARGEST + 1)                       # a pipe says no size
-        if large or len(text) > LARGEST:
-            raise OSError(errno.EFBIG, f"larger than {LARGEST:,} bytes", str(file))
+        large = os.fstat(f.fileno()).st_size > largest
+        text = "" if large else f.read(largest + 1)                       # a pipe says no size
+        if large or len(text) > largest:
+            raise OSError(errno.EFBIG, f"more than {largest:,} bytes; is this the file that is meant?", str(file))
     return text
 
 
-def read_json(path: Path, pipe: bool = False) -> Json:
-    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable or not an object."""
+def read_json(path: Path, pipe: bool = False, largest: int = LARGEST) -> Json:
+    """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable, not an object, or longer
+    than `largest` bytes.
+    """
     try:
         if not pipe:                               # of which nothing can be read twice
             refuse_stand_in(path)
-        value = json.loads(read_text(path, "utf-8-sig", pipe))
+        value = json.loads(read_text(path, "utf-8-sig", pipe, largest))
     except FileNotFoundError:
         raise MinibertError(f"{path}: no such file") from None
     except OSError as e:

@@ -10,7 +10,8 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def read_tokenizer(folder: Path, bert: Bert) -> Tokenizer:
 
 
 Stored = tuple[Path, Any]                          # file, lazy slice of a tensor in it
-MAX_HEADER = 100_000_000                           # bytes, the format's own limit
+# Bytes. The format allows 100 million, which parsed take gigabytes; the 16 tensors of a block take 2,000.
+MAX_HEADER = 4_000_000
+BLOCK_TENSORS = 16
 FLOATS = ("F64", "F32", "F16", "BF16")
 WRAPPED = re.compile(r"((?:(?:module|_orig_mod|model)\.)+)(?:bert\.|embeddings\.|encoder\.)")
 
@@ -62,18 +65,18 @@ def read_header(file: Path) -> Json:
             size, start = os.fstat(f.fileno()).st_size, f.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size   # [FILE-1]
             if length > min(MAX_HEADER, size - 8):                            # [FILE-2]
-                raise MinibertError(f"{file}: header of {length} bytes in a file of {size}; the file is truncated or "
-                                    "not safetensors; fetch it again")
+                raise MinibertError(f"{file}: header of {length} bytes in a file of {size}, {MAX_HEADER:,} at most; "
+                                    "the file is truncated or not safetensors; fetch it again")
             text = f.read(length)
     except OSError as e:
         raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [k for k, _ in pairs]
-        if len(set(names)) != len(names):
-            twice = next(k for k in names if names.count(k) > 1)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
             raise MinibertError(f"{file}: the name {twice!r} stands twice in the header; the file cannot be trusted")
-        return dict(pairs)
+        return found
 
     try:
         header = json.loads(text, object_pairs_hook=unique)
@@ -189,6 +192,26 @@ def read_config(folder: Path, dropout: float | None = None) -> BertConfig:
                                classifier_dropout=None)
 
 
+def read_fitting_config(folder: Path, dropout: float | None = None, labels: int = 0) -> BertConfig:
+    """read_config(), for a head that is made before the weights are read; raises MinibertError as refuse_larger()."""
+    config = read_config(folder, dropout)
+    refuse_larger(config, {name: (file, stored) for name, file, stored in read_tensors(folder)}, folder, labels)
+    return config
+
+
+def refuse_larger(config: BertConfig, found: Mapping[str, Stored], folder: Path, labels: int = 0) -> None:
+    """Raise MinibertError where config.json asks for far more than the file has: that is not even begun."""
+    have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    least = config.least_numbers + labels * config.hidden_size
+    if least > 2 * have + 10 ** 6:
+        raise MinibertError(f"{folder}: config.json asks for {least:,} numbers at least, the weights are {have:,}; "
+                            "does it belong to this checkpoint?")
+    asked = BLOCK_TENSORS * config.num_hidden_layers
+    if asked > 2 * len(found) + 1000:              # modules cost, however little is in them
+        raise MinibertError(f"{folder}: config.json asks for {asked:,} tensors at least, the weights are {len(found):,}"
+                            "; does it belong to this checkpoint?")
+
+
 @torch.no_grad()
 def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout: float | None = None,
          parts: tuple[str, ...] = ()) -> tuple[Bert, Report]:
@@ -202,12 +225,9 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     folder = Path(folder)
     config = read_config(folder, dropout)
     found = {name: (file, stored) for name, file, stored in read_tensors(folder)}
-    have = sum(math.prod(tensor.get_shape()) for _, tensor in found.values())
+    refuse_larger(config, found, folder)
     read = any(name.startswith("cls.predictions.") for name in (head.state_dict() if head is not None else {}))
     unite(found, config.tie_word_embeddings, read and not new_head, folder)
-    if config.least_numbers > 2 * have + 10 ** 6:  # a network of that size is not even begun
-        raise MinibertError(f"{folder}: config.json asks for {config.least_numbers:,} numbers at least, the weights "
-                            f"are {have:,}; does it belong to this checkpoint?")
     stored = POOLER_NAMES[0].published in found
     bert = Bert(config, pooler=stored or (head is not None and head.uses_pooler))
     new = new_names(head, set(found), new_head, parts)
@@ -275,10 +295,10 @@ def kind_of_tensor(name: str) -> str:
 
 
 def read_labels(folder: Path) -> list[str]:
-    """The names of a head's labels in config.json, by number; [] for an encoder alone."""
+    """The names of a head's labels in config.json, by number; [] for an encoder alone. Raises MinibertError."""
     own = read_own(folder)
-    if isinstance(own.get("labels"), list):        # more labels than outputs: yes and no
-        return [str(label) for label in own["labels"]]
+    if "labels" in own:                            # more labels than outputs: yes and no
+        return names_of(own["labels"], f"{folder}/config.json: minibert.labels")
     return read_outputs(folder)
 
 
@@ -289,9 +309,28 @@ def read_own(folder: Path) -> Json:
 
 
 def read_outputs(folder: Path) -> list[str]:
-    """What each score of a head speaks for, by number; [] for an encoder alone."""
-    names = read_json(folder / "config.json").get("id2label")
-    return [str(names.get(str(i))) for i in range(len(names))] if isinstance(names, dict) else []
+    """What each score of a head speaks for, by number; [] for an encoder alone. Raises MinibertError as names_of()."""
+    config, where = read_json(folder / "config.json"), f"{folder}/config.json: id2label"
+    names, numbers = config.get("id2label"), config.get("label2id")
+    if names in (None, {}):
+        return []
+    if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))}:
+        raise MinibertError(f"{where} is {str(names)[:60]}; expected names for 0, 1, 2 ...; mend the file")
+    found = names_of([names[str(i)] for i in range(len(names))], where)
+    if isinstance(numbers, dict) and numbers != {name: i for i, name in enumerate(found)}:
+        raise MinibertError(f"{where} and label2id disagree; mend the file")
+    return found
+
+
+def names_of(values: object, where: str) -> list[str]:
+    """Names of labels, each once; a number is one too. Raises MinibertError for anything else."""
+    if not isinstance(values, list) or not all(type(name) in (str, int) for name in values):
+        raise MinibertError(f"{where}: {str(values)[:60]}; expected a list of names; mend the file")
+    found = [str(name) for name in values]
+    if len(set(found)) < len(found):
+        twice, _ = Counter(found).most_common(1)[0]
+        raise MinibertError(f"{where}: the name {twice[:60]!r} stands there twice; mend the file")
+    return found
 
 
 def holds_head_of(folder: Path, task: Any) -> bool:
@@ -301,8 +340,12 @@ def holds_head_of(folder: Path, task: Any) -> bool:
     """
     config = read_json(folder / "config.json")
     kind = config.get("problem_type") or task.problem_type                     # some leave it to be guessed
+    try:
+        names = read_labels(folder), read_outputs(folder)
+    except MinibertError:                          # nobody can say what its scores mean
+        return False
     return config.get("architectures") == [task.architecture] and (
-        (read_labels(folder), read_outputs(folder), kind) == (task.labels, task.outputs, task.problem_type))
+        (*names, kind) == (task.labels, task.outputs, task.problem_type))
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from minibert.files import Json, read_json
 HIDDEN_ACTS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
                "gelu_fast": "gelu_tanh", "relu": "relu"}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-
-
-LARGEST = 2 ** 20                                  # of any size of an encoder
+# of each size ten times what any published encoder has, or more
+MOST = {"vocab_size": 2 ** 21, "hidden_size": 2 ** 16, "num_hidden_layers": 2 ** 10, "num_attention_heads": 2 ** 10,
+        "intermediate_size": 2 ** 18, "max_position_embeddings": 2 ** 20, "type_vocab_size": 2 ** 10}
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class BertConfig:
         values["case_shapes"] = tuple(shapes)
         if type(values["pad_token_id"]) is not int:
             raise MinibertError(f"{where}: pad_token_id is {values['pad_token_id']!r}, not a number; mend the file")
-        for name, kind in (*((k, int) for k in SIZES), ("max_position_embeddings", int), ("type_vocab_size", int)):
+        for name, most in MOST.items():
             value = values.get(name, 1)
-            if type(value) is not kind or not 1 <= value <= LARGEST:
-                raise MinibertError(f"{where}: {name} is {repr(value)[:40]}, not a whole number from 1 to {LARGEST:,}; "
+            if type(value) is not int or not 1 <= value <= most:
+                raise MinibertError(f"{where}: {name} is {repr(value)[:40]}, not a whole number from 1 to {most:,}; "
                                     "mend the file")
         for name in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
                      "initializer_range"):

@@ -12,7 +12,8 @@ from typing import Any
 
 from minibert.errors import MinibertError
 
-csv.field_size_limit(2 ** 31 - 1)                  # its own 131,072 refuses long texts; a C long may hold no more
+LONGEST = 4_000_000                                # characters of a line or a field, more than a long novel has
+csv.field_size_limit(LONGEST)                      # its own 131,072 refuses long texts
 SIGNS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 BLANKS = re.compile(r"[ \t\n\r]*")
 ADVICE = "say with --columns which are meant"

@@ -7,6 +7,9 @@ import numpy as np
 
 from minibert.core.batch import Feature
 from minibert.data.tokenizer import Pieces, Tokenizer
+from minibert.errors import MinibertError
+
+MOST_ROWS = 20_000                                 # of a pair: windows of one text times those of the other
 
 
 def windows(words: Sequence[int] | np.ndarray, capacity: int, overlap: int) -> list[tuple[int, int]]:
@@ -24,9 +27,10 @@ def windows(words: Sequence[int] | np.ndarray, capacity: int, overlap: int) -> l
     edges = np.append(begins, n)
     result, start = [], 0
     while True:
-        stop = int(edges[edges <= start + capacity][-1])             # the last word that ends inside
+        after = int(np.searchsorted(edges, start + capacity, side="right"))
+        stop = int(edges[after - 1])                                 # the last word that ends inside
         if stop == start:                                            # one word, longer than the window
-            stop = int(edges[edges > start][0])
+            stop = int(edges[after])
             result.append((start, start + capacity))
             if stop == n:
                 return result
@@ -36,8 +40,8 @@ def windows(words: Sequence[int] | np.ndarray, capacity: int, overlap: int) -> l
         if stop == n:
             return result
         # back by the overlap, but not so far that the next window could show no new word
-        earliest = min(stop, max(stop - overlap, int(edges[edges > stop][0]) - capacity))
-        start = int(edges[(edges > start) & (edges >= earliest)][0])
+        earliest = min(stop, max(stop - overlap, int(edges[after]) - capacity))
+        start = int(edges[np.searchsorted(edges, max(start + 1, earliest))])
 
 
 def owned_words(words: Sequence[int] | np.ndarray, cuts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
@@ -51,10 +55,12 @@ def owned_words(words: Sequence[int] | np.ndarray, cuts: Sequence[tuple[int, int
     begins, last = np.searchsorted(words, np.arange(count)), np.searchsorted(words, np.arange(count), side="right") - 1
     best, owner = np.full(count, -1.0), np.full(count, -1)
     for i, (start, stop) in enumerate(cuts):
-        context = context_in_window(begins, last, start, stop, n)
-        better = (begins >= start) & (begins < stop) & (context > best)
-        best[better], owner[better] = context[better], i
-    return [np.flatnonzero(owner == i) for i in range(len(cuts))]
+        inside = slice(*np.searchsorted(begins, [start, stop]))      # words that begin in it
+        context = context_in_window(begins[inside], last[inside], start, stop, n)
+        better = inside.start + np.flatnonzero(context > best[inside])
+        best[better], owner[better] = context[better - inside.start], i
+    order = np.argsort(owner, kind="stable")
+    return np.split(order, np.searchsorted(owner[order], np.arange(len(cuts) + 1)))[1:-1]
 
 
 def context_in_window(begins: np.ndarray, last: np.ndarray, start: int, stop: int, n: int) -> np.ndarray:
@@ -81,6 +87,7 @@ def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces
     ids = np.array(pieces.ids, np.int64)
     types = tokenizer.types * np.array(pieces.shapes, np.int64)               # [PIECE-3]
     begins = np.searchsorted(pieces.words, np.arange(len(labels)))            # [PIECE-2]
+    labels = np.asarray(labels, np.int64)
 
     features = []
     for (start, stop), owned in zip(cuts, owned_words(pieces.words, cuts), strict=True):
@@ -88,7 +95,7 @@ def word_features(example: int, pieces: Pieces, tokenizer: Tokenizer, max_pieces
         features.append(Feature(
             example, ids=np.concatenate([[tokenizer.start], ids[start:stop], [tokenizer.end]]),
             types=np.concatenate([[0], types[start:stop], [0]]), picks=picks,
-            labels=np.asarray(labels, np.int64)[owned], about=WordNumbers(owned)))
+            labels=labels[owned], about=WordNumbers(owned)))
     return features
 
 
@@ -100,19 +107,23 @@ class PairRow(NamedTuple):
     second: tuple[int, int]
 
 
-def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[PairRow]:
+def pair_rows(first: Pieces, second: Pieces, tokenizer: Tokenizer, max_pieces: int, overlap: int,
+              where: str = "text") -> list[PairRow]:
     """The rows of two texts.
 
     Where they do not fit in one row, the longer text is cut into windows; where both are longer than half a row, both
-    are, and each window of the first stands with each of the second.
+    are, and each window of the first stands with each of the second. Raises MinibertError where these are too many.
     """
     room = max_pieces - 3
     of_first = max(room - len(second.ids), room // 2)
     of_second = room - min(of_first, len(first.ids))
 
-    rows = []
-    for a, b in windows(first.words, of_first, overlap):
-        for c, d in windows(second.words, of_second, overlap):
+    firsts, seconds, rows = (windows(first.words, of_first, overlap), windows(second.words, of_second, overlap), [])
+    if len(firsts) * len(seconds) > MOST_ROWS:
+        raise MinibertError(f"{where}: two texts of {len(first.ids):,} and {len(second.ids):,} pieces make "
+                            f"{len(firsts) * len(seconds):,} rows, {MOST_ROWS:,} at most; cut one up")
+    for a, b in firsts:
+        for c, d in seconds:
             shapes = [0, *first.shapes[a:b], 0, *second.shapes[c:d], 0]
             order = [0] * (b - a + 2) + [tokenizer.second_type] * (d - c + 1)
             ids = [tokenizer.start, *first.ids[a:b], tokenizer.end, *second.ids[c:d], tokenizer.end]

@@ -3,7 +3,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from minibert.data.records import read_objects, read_values
+from minibert.data.records import LONGEST, read_objects, read_values
 from minibert.errors import MinibertError
 from minibert.files import check_regular, open_regular
 
@@ -63,6 +63,15 @@ def read_lines(file: Path) -> Iterator[str]:
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
+def read_short_lines(file: Path) -> Iterator[str]:
+    """read_lines() of a file whose lines hold texts, each read as a whole: MinibertError for one that is too long."""
+    for number, line in enumerate(read_lines(file), 1):
+        if len(line) > LONGEST:
+            raise MinibertError(f"{file}:{number}: a line of {len(line):,} characters, {LONGEST:,} at most; cut its "
+                                "texts up, or end its lines")
+        yield line
+
+
 def read_table(file: Path, columns: Sequence[str], notices: list[str]) -> Iterator[tuple[str, Sequence[object]]]:
     """("file:line", the values of `columns`) of every row of a table; what is worth telling goes into `notices`.
 
@@ -76,7 +85,8 @@ def read_table(file: Path, columns: Sequence[str], notices: list[str]) -> Iterat
     if (suffix := file.suffix.lower()) not in kinds:
         raise MinibertError(f"{file}: no table by its suffix {suffix!r}; convert it to one of {', '.join(kinds)}")
     line = 0                                       # no row yet
-    for line, values in kinds[suffix](file, read_lines(file), columns, notices):
+    lines = read_lines(file) if suffix == ".json" else read_short_lines(file)
+    for line, values in kinds[suffix](file, lines, columns, notices):
         yield f"{file}:{line}", values
     if not line:
         raise MinibertError(f"{file}: no rows in it; expected the columns {', '.join(columns)}")

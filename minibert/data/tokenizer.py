@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from minibert.data.wordpiece import SPECIAL, add_token, read_wordpiece
+from minibert.data.wordpiece import SPECIAL, add_tokens, read_wordpiece
 from minibert.errors import MinibertError
 from minibert.files import write_json, written
 
@@ -112,7 +112,7 @@ class Tokenizer:
         for piece in pieces:
             there = self.backend.token_to_id(piece)
             number = self.size if there is None else there
-            add_token(self.backend, AddedToken(piece, normalized=False, special=True), number, "new pieces")
+            add_tokens(self.backend, [(number, AddedToken(piece, normalized=False, special=True), "new pieces")])
             self.numbers = np.union1d(self.numbers, [number])
 
     def absent(self, V: int) -> np.ndarray:

@@ -6,6 +6,7 @@ cleaned in tokenizer_config.json. Where two files disagree, what counts is what 
 says so where it is the cleaning.
 """
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ PARTS = {"normalizer": ("BertNormalizer",), "pre_tokenizer": ("BertPreTokenizer"
          "post_processor": ("TemplateProcessing", "BertProcessing"), "decoder": ("WordPiece",)}
 MAP, LISTS = "special_tokens_map.json", ("extra_special_tokens", "additional_special_tokens")
 MOST = 2 ** 27                                     # numbers of pieces, more than any vocabulary has
+LARGEST = 2 ** 24                                  # bytes of vocab.txt, a million pieces: in memory fifteen times that
 LONGEST = 100                                      # letters of a word that is cut into pieces; longer ones are unknown
 
 
@@ -68,8 +70,8 @@ def read_wordpiece(folder: Path) -> tuple[Backend, list[str]]:
         raise MinibertError(f"{folder}: neither tokenizer.json nor vocab.txt")
 
     backend = bert_tokenizer(pieces, cleaning)
-    added = added_tokens(folder, settings, published, {token.content for token, _ in extra})
-    add_pieces(backend, count, added, extra)
+    add_tokens(backend, numbered_tokens(backend, count, added_tokens(folder, settings, published,
+                                                                     {token.content for token, _ in extra}), extra))
     if cleaning.lowercase and "do_lower_case" not in settings:
         notices += capitals(pieces, folder)
     return backend, notices
@@ -90,52 +92,55 @@ def bert_tokenizer(pieces: dict[str, int], cleaning: Cleaning) -> Backend:
     return backend
 
 
-def add_pieces(backend: Backend, count: int, added: Sequence[tuple[int, AddedToken, str]],
-               extra: Sequence[tuple[AddedToken, str]]) -> None:
-    """Add to a vocabulary of `count` lines pieces that have a number, and then special ones that may have none yet.
+def numbered_tokens(backend: Backend, count: int, added: Sequence[tuple[int, AddedToken, str]],
+                    extra: Sequence[tuple[AddedToken, str]]) -> list[tuple[int, AddedToken, str]]:
+    """(number, token, where it stands) of pieces that have a number, and then of special ones that may have none yet.
 
-    Raises MinibertError for a number that transformers would not give them.
+    `count`: lines of the vocabulary. Raises MinibertError for a number that transformers would not give them.
     """
-    holes = count <= max(backend.get_vocab().values(), default=-1)
+    known, numbered = backend.get_vocab(), list(added)
+    whole = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
+    following = max([count, *(number + 1 for number in whole.values())])
     for number, token, where in added:
-        following = next_number(backend, count)
-        if backend.token_to_id(token.content) is None and number != following:
+        if token.content not in known and number != following:
             raise MinibertError(f"{where}: {token.content!r} has the number {number}, but the next one is {following}; "
                                 "transformers would take that; mend the file")
-        add_token(backend, token, number, where)
+        whole[token.content], following = number, max(following, number + 1)
 
     for token, where in extra:
-        if token.content in {t.content for t in backend.get_added_tokens_decoder().values()}:
+        if token.content in whole:
             continue
-        there = backend.token_to_id(token.content)
-        if there is None and holes:
+        if token.content not in known and count <= max(known.values(), default=-1):
             raise MinibertError(f"{where}: {token.content!r} has no number, and the next one, {count}, is taken, as "
                                 "lines of the vocabulary repeat; mend the vocabulary")
-        add_token(backend, token, next_number(backend, count) if there is None else there, where)
+        number = whole[token.content] = known.get(token.content, following)
+        following = max(following, number + 1)
+        numbered.append((number, token, where))
+    return numbered
 
 
-def next_number(backend: Backend, count: int) -> int:
-    """The number of the next piece that is added to a vocabulary of so many lines."""
-    return max([count, *(n + 1 for n in backend.get_added_tokens_decoder())])
+def add_tokens(backend: Backend, added: Sequence[tuple[int, AddedToken, str]]) -> None:
+    """Know tokens as wholes wherever they stand in text, under their numbers. Raises MinibertError if one is taken.
 
-
-def add_token(backend: Backend, token: AddedToken, number: int, where: str) -> None:
-    """Know a token as a whole wherever it stands in text, under this number. Raises MinibertError if it is taken.
-
-    The library would count the pieces to find a number, which are fewer than the numbers where lines repeat.
+    The library would count the pieces to find a number, which are fewer than the numbers where lines repeat. The model
+    is made anew once, not once a token: it holds a copy of all pieces.
     """
-    there, pieces = backend.token_to_id(token.content), backend.get_vocab()
-    if there is None:
-        if number in set(pieces.values()):
-            taken = next(piece for piece, n in pieces.items() if n == number)
+    numbers = backend.get_vocab()
+    pieces, new = {number: piece for piece, number in numbers.items()}, {}
+    for number, token, where in added:
+        there = numbers.setdefault(token.content, number)
+        if there != number:
+            raise MinibertError(f"{where}: {token.content!r} has the number {number}, in the vocabulary it has "
+                                f"{there}; mend the file")
+        if (taken := pieces.setdefault(number, token.content)) != token.content:
             raise MinibertError(f"{where}: {token.content!r} has the number {number}, which is {taken!r} in the "
                                 "vocabulary; mend the file")
-        backend.model = models.WordPiece(backend.get_vocab(with_added_tokens=False) | {token.content: number},
+        new[token.content] = number
+    if any(backend.token_to_id(piece) is None for piece in new):
+        backend.model = models.WordPiece(backend.get_vocab(with_added_tokens=False) | new,
                                          unk_token=SPECIAL["unknown"], max_input_chars_per_word=LONGEST)
-    elif there != number:
-        raise MinibertError(f"{where}: {token.content!r} has the number {number}, in the vocabulary it has {there}; "
-                            "mend the file")
-    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    for special, tokens in itertools.groupby((token for _, token, _ in added), key=lambda token: token.special):
+        (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
 
 
 # ------------------------------------------------------------------------------------------------- pieces, numbers
@@ -149,7 +154,7 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], int, list[str]]:
     """
     try:
         refuse_stand_in(file)
-        lines = read_text(file).split("\n")
+        lines = read_text(file, largest=LARGEST).split("\n")
     except (OSError, UnicodeError) as e:
         raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
     pieces = {piece: number for number, piece in enumerate(lines) if piece}

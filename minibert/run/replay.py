@@ -43,7 +43,7 @@ def write_update(file: Path, step: int, parts: list[Json], settings: Json, said:
 
 def read_update(file: Path) -> Json:
     """What write_update() wrote. Raises MinibertError for anything else."""
-    update = read_json(file)
+    update = read_json(file, largest=2 ** 31)      # a large batch is a large file
     try:
         for part in update["micro_batches"]:
             part["rows"] = [Feature(int(row["example"]), **{name: np.array(row[name], np.int64) for name in ARRAYS},

@@ -49,7 +49,7 @@ def suited_epochs(settings: TrainConfig, chosen: set[str], rows: int) -> TrainCo
 
 def start_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer, weights.Report]:
     """The published encoder with a head for the task; what was loaded, what is new. Raises MinibertError."""
-    head = task.head(weights.read_config(folder, settings.dropout))
+    head = task.head(weights.read_fitting_config(folder, settings.dropout))
     new_head = not task.head_parts and not weights.holds_head_of(folder, task)
     bert, report = weights.load(folder, head, new_head=new_head, dropout=settings.dropout, parts=task.head_parts)
     refuse_misfit(bert, folder, settings)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from minibert.errors import spelt_out
 from minibert.scores.tables import COLUMNS, Scores, averaged, averages, ratio, row_of, side_by_side, table
 
+SHOWN = 20                                         # labels that a notice names
+
 
 def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]) -> Scores:
     """Scores of texts that have one label each, or any number of them.
@@ -24,7 +26,8 @@ def label_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     pairs = [(set(right), set(guess)) for right, guess in side_by_side(gold, predicted, "texts")]
     there, found = (Counter(label for pair in pairs for label in pair[side]) for side in (0, 1))
     correct = Counter(label for right, guess in pairs for label in right & guess)
-    order = [*(label for label in labels if label in there | found), *sorted((there | found).keys() - set(labels))]
+    either = (there | found).keys()
+    order = [*(label for label in labels if label in either), *sorted(either - set(labels))]
     per_class = {label: row_of(correct[label], found[label], there[label]) for label in order}
     micro = row_of(correct.total(), found.total(), there.total())
     return {"accuracy": ratio(sum(right == guess for right, guess in pairs), len(pairs)), "support": there.total(),
@@ -60,8 +63,10 @@ def unseen(split: str, there: Mapping[str, int], labels: Sequence[str], names: s
     ['dev has labels that train never saw, which count as missed: b (2 texts)']
     """
     known = set(labels)
-    found = ", ".join(f"{label} ({n} {holders})" for label, n in there.items() if label not in known)
-    return [f"{split} has {names} that train never saw, which count as missed: {found}"] if found else []
+    found = [f"{label} ({n} {holders})" for label, n in there.items() if label not in known]
+    more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    return [f"{split} has {names} that train never saw, which count as missed: {', '.join(found[:SHOWN])}{more}"
+            ] if found else []
 
 
 def label_report(scores: Scores) -> str:

@@ -22,7 +22,7 @@ from minibert.tasks.base import Result, TaskOptions, coloured
 from minibert.tasks.class_weights import balanced, recalled, total_weight
 from minibert.tasks.label_lists import Rows, label_lists
 from minibert.tasks.labelled import Answer, LabelTask, three_best
-from minibert.tasks.probabilities import mean_scores, sigmoid
+from minibert.tasks.probabilities import by_label, mean_scores, sigmoid
 from minibert.tasks.tabular import TableOptions, table_rows, text_of
 
 
@@ -97,7 +97,7 @@ class Classify(LabelTask[Example]):
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """The labels of train, sorted, numbers by their size; and the weights of the classes."""
         super().learn_labels(splits)
-        self.labels.sort(key=lambda x: (0, float(x), x) if is_number(x) else (1, 0.0, x))
+        self.labels = sorted(self.labels, key=lambda x: (0, float(x), x) if is_number(x) else (1, 0.0, x))
         self.refuse_labels(self.options.choice == "yes-no" and len(self.labels) > 2, "two", splits)
 
         self.weights = torch.ones(len(self.labels), dtype=torch.float64)
@@ -116,7 +116,7 @@ class Classify(LabelTask[Example]):
 
     def numbers(self, example: Example) -> tuple[int, Holding | None]:
         """(the class, -1 if train never saw it; with --choice several the labels that hold)."""
-        known = [self.number(label) for label in example.labels if label in self.labels]
+        known = [self.places[label] for label in example.labels if label in self.places]
         if self.options.choice == "several":
             return 0 if len(known) == len(example.labels) else -1, Holding(np.array(known, np.int64))
         return known[0] if known else -1, None
@@ -163,7 +163,7 @@ class Classify(LabelTask[Example]):
             return super().decode(examples, features, scores)
         p = sigmoid(mean_scores(len(examples), len(self.outputs), features, scores))
         p = np.concatenate([1 - p, p], 1) if self.options.choice == "yes-no" else p
-        return [Answer(dict(zip(self.labels, row.tolist(), strict=True))) for row in p]
+        return [Answer(row) for row in by_label(self.places, p)]
 
     def chosen(self, prediction: Answer) -> tuple[str, ...]:
         if self.options.choice == "several":

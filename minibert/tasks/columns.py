@@ -11,6 +11,7 @@ from pathlib import Path
 from minibert.errors import MinibertError
 from minibert.scores.tags import spelled
 
+MOST_LETTERS = 100_000                             # of a line: all of them are encoded at once
 AHEAD = 1000                                       # lines of a file that are looked at before it is read
 NUMBER, NO_WORD = re.compile("[0-9]{1,9}"), re.compile(r"[0-9]+[-.][0-9]+")        # 3; 3-4 and 5.1 of CoNLL-U
 COLUMN = re.compile("-?[1-9][0-9]{0,4}")           # as --columns names it
@@ -121,6 +122,9 @@ class Columns:
 
     def read(self, text: str, where: str) -> tuple[str, str]:
         """The word of a line and its tag in the usual form. Raises MinibertError where they are not there."""
+        if len(text) > MOST_LETTERS:
+            raise MinibertError(f"{where}: {shown(text)} is a line of {len(text):,} characters, {MOST_LETTERS:,} at "
+                                "most; expected a word and a tag, as in 'Paris B-LOC'")
         parts = self.split(text)
         word_at, tag_at = (k if k >= 0 else len(parts) + k for k in (self.word, self.tag))
         if (len(parts) < 2 or (self.width and len(parts) != self.width) or word_at == tag_at

@@ -19,6 +19,8 @@ from minibert.scores.tags import invalid_starts, to_iob2
 from minibert.tasks.columns import AHEAD, Columns, Reading
 
 Value = TypeVar("Value")
+MOST_TAGS = 1000                                   # different ones in a file: pairs of them are counted in a table
+MOST_WORDS = 100_000                               # of a sentence: all of them are encoded at once
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
 
 
@@ -170,6 +172,9 @@ def gathered(file: Path, documents: Iterable[Iterable[Sentence]], whole: bool) -
         for sentence in document:
             numbers.extend(map(words.__getitem__, sentence.words))
             tags.extend(map(names.__getitem__, sentence.tags))
+            if len(names) > MOST_TAGS:
+                raise MinibertError(f"{file}:{sentence.line}: more than {MOST_TAGS:,} different tags so far; is the "
+                                    "last column one of tags?")
             ends.append(len(numbers))
             lines.append(sentence.line)
 
@@ -217,6 +222,9 @@ def read_sentences(file: Path, reading: Reading) -> Iterator[tuple[int, Sentence
         word, tag = parsed[line]
         current.words.append(word)
         current.tags.append(tag)
+        if len(current.words) > MOST_WORDS:
+            raise MinibertError(f"{file}:{current.line}: a sentence of more than {MOST_WORDS:,} words; an empty line "
+                                "ends one")
 
 
 def begins_wrongly(before: str, tag: str) -> int:

@@ -19,8 +19,10 @@ from minibert.errors import MinibertError, spelt_out
 from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
 from minibert.scores.tables import Scores, averages, compared
 from minibert.tasks.base import Result, Task, only_one
-from minibert.tasks.probabilities import mean_scores, softmax
+from minibert.tasks.probabilities import by_label, mean_scores, softmax
 from minibert.tasks.tabular import skipping
+
+ODD, WIDE = 50, 200                                # labels: so many may be a mistake, more make no square table
 
 
 class Located(Protocol):
@@ -37,12 +39,12 @@ Example = TypeVar("Example", bound=Located)
 @dataclass(frozen=True)
 class Answer:
     """What a model says of one example."""
-    probabilities: dict[str, float]                # of every label, in their order
+    probabilities: Mapping[str, float]             # of every label, in their order
 
     @property
     def label(self) -> str:
         """The most probable."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
+        return max(self.probabilities.items(), key=lambda pair: pair[1])[0]
 
     @property
     def ranked(self) -> dict[str, float]:
@@ -63,6 +65,17 @@ class LabelTask(Task[Example, Answer]):
     unit = "texts"
     fewest = 2                                     # labels that there must be
     fixed: tuple[str, ...] = ()                    # all labels there may be, in the order of the scores; (): any names
+
+    @property
+    def labels(self) -> list[str]:
+        """[K] names, by number; whoever changes them sets them all."""
+        return self._labels
+
+    @labels.setter
+    def labels(self, names: Sequence[str]) -> None:
+        """And `places`: {label: its number}."""
+        self._labels = list(names)
+        self.places = {name: number for number, name in enumerate(self._labels)}
 
     def read_label(self, value: object, where: str) -> Any:
         """A label of a table as text. Raises MinibertError for what is no name, or none of those that are `fixed`."""
@@ -87,6 +100,7 @@ class LabelTask(Task[Example, Answer]):
         """The labels of train, sorted, or those that are fixed. Raises MinibertError for too few."""
         self.labels = list(self.fixed) or sorted({label for e in splits["train"] for label in self.right(e)})
         self.refuse_labels(len(self.labels) < self.fewest, f"at least {('one', 'two')[self.fewest - 1]}", splits)
+        self.refuse_texts(splits["train"])
         self.note_unseen(splits)
 
     def refuse_labels(self, wrong: bool, wanted: str, splits: Mapping[str, Sequence[Example]]) -> None:
@@ -96,6 +110,16 @@ class LabelTask(Task[Example, Answer]):
                                 f"{', '.join(map(str, self.labels[:5])) or 'none'}; expected {wanted} (is --limit too "
                                 "small?)")
 
+    def refuse_texts(self, examples: Sequence[Example]) -> None:
+        """Tell, or raise MinibertError, where labels are so many for the examples that they may be something else."""
+        K, given = len(self.labels), sum(len(self.right(e)) for e in examples)
+        said = (f"{examples[0].where}: {K:,} labels on {given:,} {self.unit}, first {self.labels[0][:60]!r}; are text "
+                "and label columns exchanged?")
+        if not self.fixed and refuses(K, given):
+            raise MinibertError(said)
+        if not self.fixed and K >= ODD and 3 * K > given:
+            self.notices.append(said)
+
     def note_unseen(self, splits: Mapping[str, Sequence[Example]]) -> None:
         for split, examples in splits.items():
             there = Counter(label for e in examples for label in self.right(e))
@@ -103,7 +127,7 @@ class LabelTask(Task[Example, Answer]):
 
     def number(self, label: str | None) -> int:
         """Of a label; -1 for one that is not known, or that train never saw: no loss."""
-        return self.labels.index(label) if label is not None and label in self.labels else -1
+        return -1 if label is None else self.places.get(label, -1)
 
     def numbers(self, example: Example) -> tuple[int, object]:
         """(number() of an example's label, what its features are `about`)."""
@@ -129,12 +153,14 @@ class LabelTask(Task[Example, Answer]):
                scores: Sequence[np.ndarray]) -> list[Answer]:
         """The softmax of the mean scores [1,K] of each example's windows."""
         table = softmax(mean_scores(len(examples), len(self.outputs), features, scores))
-        return [Answer(dict(zip(self.labels, row.tolist(), strict=True))) for row in table]
+        return [Answer(row) for row in by_label(self.places, table)]
 
     def score(self, predictions: Sequence[Answer], examples: Sequence[Example]) -> Scores:
         gold, guess = [self.right(e) for e in examples], [self.chosen(p) for p in predictions]
-        table = confusion([y for y, *_ in gold], [y for y, *_ in guess], self.labels)
-        return {**label_scores(gold, guess, self.labels), "confusion": table}
+        scores = label_scores(gold, guess, self.labels)
+        if len(self.labels) > WIDE:                # a table of K·K numbers, in every line of metrics.jsonl
+            return scores
+        return {**scores, "confusion": confusion([y for y, *_ in gold], [y for y, *_ in guess], self.labels)}
 
     def report(self, scores: Scores) -> str:
         table = label_report(scores)
@@ -162,6 +188,15 @@ class LabelTask(Task[Example, Answer]):
 
     def empty(self, text: str) -> Result:
         return {"text": text, "label": None, "probabilities": {}}
+
+
+def refuses(labels: int, examples: int) -> bool:
+    """Whether so many labels are a mistake: too many to be worth a table, on fewer than three examples each.
+
+    >>> refuses(200, 200), refuses(201, 603), refuses(201, 602)
+    (False, False, True)
+    """
+    return labels > WIDE and 3 * labels > examples
 
 
 def three_best(probabilities: Mapping[str, float]) -> str:

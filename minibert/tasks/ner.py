@@ -37,6 +37,7 @@ from minibert.tasks.base import Result, Task, TaskOptions, only_one
 from minibert.tasks.class_weights import balanced, recalled, total_weight, weighted_targets
 from minibert.tasks.columns import Reading
 from minibert.tasks.conll import SUFFIXES, Example, begins_wrongly, gathered, has_documents, read_examples
+from minibert.tasks.labelled import refuses
 from minibert.tasks.spans import JSON_SUFFIXES, MEMBERS, read_texts
 
 COLOURS = {"PER": 36, "ORG": 33, "LOC": 32, "MISC": 35}                      # ANSI; other types take 34
@@ -109,6 +110,10 @@ class NER(Task[Example, list[str]]):
         if self.labels == ["O"]:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
                                 "learn (is --limit too small?)")
+        types, tagged = (len(self.labels) - 1) // 2, sum(n for tag, n in counts.items() if tag != "O")
+        if refuses(types, tagged):
+            raise MinibertError(f"{splits['train'][0].where}: {types:,} types of entity in {tagged:,} tagged words, "
+                                f"first {self.labels[1][2:62]!r}; is the last column one of tags?")
         balance = self.options.class_weights == "balanced"
         self.weights = balanced(counts, self.labels) if balance else torch.ones(len(self.labels), dtype=torch.float64)
         self.note_unseen(splits)

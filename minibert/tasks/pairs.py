@@ -54,7 +54,8 @@ class PairTask(LabelTask[Pair]):
     def encode(self, number: int, example: Pair, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] first [SEP] second [SEP], read at [CLS]; of texts too long for a row, each window with each."""
         first, second = tokenizer.pieces([words_of(example.first), words_of(example.second)])
-        return self.read_at_cls(number, pair_rows(first, second, tokenizer, max_pieces, overlap), example)
+        return self.read_at_cls(number, pair_rows(first, second, tokenizer, max_pieces, overlap,
+                                                     example.where), example)
 
     def shown(self, example: Pair) -> Result:
         return dict(zip(self.texts, (example.first, example.second), strict=True))

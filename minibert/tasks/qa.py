@@ -96,7 +96,7 @@ class QA(Task[Example, Span]):
         asked, pieces = tokenizer.pieces([words_of(example.question), words_of(example.context)])
         starts, ends = edges(example.context, pieces, tokenizer)
         answer = first_answer(example, starts, ends)
-        rows = pair_rows(asked, pieces, tokenizer, max_pieces, overlap)
+        rows = pair_rows(asked, pieces, tokenizer, max_pieces, overlap, example.where)
         return [window(number, row, starts, ends, answer) for row in rows]
 
     def head(self, config: BertConfig) -> Head:

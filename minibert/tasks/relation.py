@@ -15,7 +15,7 @@ from torch import Tensor
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PairHead
-from minibert.data.tables import read_lines
+from minibert.data.tables import read_short_lines
 from minibert.data.text import leading_marks, words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError, spelt_out
@@ -142,7 +142,7 @@ def read_semeval(file: Path) -> list[Example]:
 
     NUMBER, a tab, the text in quotes; in the next line the label; then a comment or nothing.
     """
-    lines = enumerate(read_lines(file), 1)
+    lines = enumerate(read_short_lines(file), 1)
     found: list[Example] = []
     for number, line in lines:
         if not line.strip():

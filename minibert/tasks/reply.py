@@ -20,7 +20,7 @@ from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, TowerHead
 from minibert.core.layout import moved
-from minibert.data.tables import BAR, TABLES, read_lines, read_table
+from minibert.data.tables import BAR, TABLES, read_short_lines, read_table
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
@@ -111,7 +111,7 @@ class Reply(Task[Example, Ranking]):
             found = [text_of(text, where).strip() for where, (text,) in
                      read_table(file, self.options.names[1:], self.notices)]
         else:
-            found = [line.split(BAR)[0].strip() for line in read_lines(file)]
+            found = [line.split(BAR)[0].strip() for line in read_short_lines(file)]
         self.candidates, self.index, self.vectors = distinct(filter(None, found)), [], np.zeros((0, 0))
         if not self.candidates:
             raise MinibertError(f"{file}: no answers in it; expected one a line")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from minibert.data.records import encodable, read_values_of_json
+from minibert.data.records import LONGEST, encodable, read_values_of_json
 from minibert.data.tables import read_lines
 from minibert.errors import MinibertError
 
@@ -99,6 +99,8 @@ def read_question(question: object, context: str, where: str) -> tuple[Example, 
     for name, words in (("question", asked), ("context", context)):
         if not words.strip():
             raise MinibertError(f"{where}: the {name} is empty")
+        if len(words) > LONGEST:
+            raise MinibertError(f"{where}: the {name} has {len(words):,} characters, {LONGEST:,} at most; cut it up")
     assert isinstance(question, dict)              # member() has seen to it
     without = question.get("is_impossible")
     if not isinstance(without, bool | None):

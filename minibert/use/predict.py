@@ -11,11 +11,12 @@ from torch import Tensor
 
 from minibert.checkpoints import hub
 from minibert.checkpoints.weights import load as load_weights
-from minibert.checkpoints.weights import read_labels, read_own, read_tokenizer
+from minibert.checkpoints.weights import read_fitting_config, read_labels, read_own, read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head
 from minibert.core.model import Bert, Model
+from minibert.data.records import LONGEST
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.files import Json, read_json
@@ -81,6 +82,8 @@ class FineTuned(Model):
         found = {}
         for i, text in enumerate(texts):
             try:
+                if sum(map(len, text)) > LONGEST:
+                    raise MinibertError(f"more than {LONGEST:,} characters; cut it up")
                 if not isinstance(text, str):
                     found[i] = self.task.example_of_words(checked_words(text))
                 elif text.strip():
@@ -133,8 +136,10 @@ def load(folder: str | Path, checkpoint: Path | None = None, task: str | None = 
         raise MinibertError(f"{source}/config.json: {e}") from None
 
     with warnings.catch_warnings(action="ignore"):         # of a head without labels, which load_weights() refuses
-        head = use.head(BertConfig.read(source))
+        head = use.head(read_fitting_config(source, labels=len(use.outputs)))
     bert, _ = load_weights(source, head)
+    if not found.task:
+        refuse_settings(settings, bert, folder / "train.json")
     return FineTuned(bert, head.eval(), use, read_tokenizer(folder, bert), settings)
 
 
@@ -158,7 +163,10 @@ def read_run(folder: Path, asked: str | None) -> tuple[type[Task], TaskOptions, 
     asked_for = {f.name for s in (TrainConfig, kind.Options) for f in dataclasses.fields(s)}
     stored = checked({k: v for k, v in settings.items() if k in asked_for}, file, TrainConfig, kind.Options)
     own = {f.name for f in dataclasses.fields(kind.Options)}
-    TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+    try:
+        TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+    except MinibertError as e:
+        raise MinibertError(f"{file}: {e}") from None
     return kind, kind.Options(**{k: v for k, v in stored.items() if k in own}), settings
 
 
@@ -180,3 +188,17 @@ def check_changes(changes: Mapping[str, object], options: TaskOptions, kind: typ
             raise MinibertError(f"{typed(name)} is {changes[name]}; with the labels in {folder}/config.json it must be "
                                 f"{fixed[name]}; leave it out")
     options.check_changes(changes)
+
+
+def refuse_settings(settings: Json, bert: Bert, file: Path) -> None:
+    """Raise MinibertError for settings in a train.json with which this encoder cannot read every text.
+
+    Training has written them as they were used, each with a value of its own.
+    """
+    positions = bert.config.max_position_embeddings
+    for name, right, wanted in (
+            ("max_pieces", settings["max_pieces"] <= positions, f"{positions} at most, the positions of the encoder"),
+            ("overlap", settings["overlap"] is not None, "a number, half of max_pieces at most"),
+            ("precision", settings["precision"] != "auto", "fp32, bf16 or fp16, as it was trained in")):
+        if not right:
+            raise MinibertError(f"{file}: {name} is {settings[name]!r}; expected {wanted}; mend the file")

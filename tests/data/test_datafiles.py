@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from refusing import refused
 
+from minibert.data import tables
 from minibert.data.tables import TABLES, find_files, read_lines, read_table, split_files
 from minibert.errors import MinibertError
+from minibert.tasks import conll
 from minibert.tasks.classify import Classify
 from minibert.tasks.match import Match
 
@@ -272,3 +274,26 @@ def test_half_a_surrogate_pair_is_refused_where_it_stands(tmp_path, row):
 def test_a_name_that_is_too_long_is_no_file(tmp_path):
     with refused("no such file or folder"):
         split_files(tmp_path / ("a" * 300), [".csv"])
+
+
+@pytest.mark.parametrize("name, form", [("x.csv", 'text,label\na,b\n{},b\n'), ("x.jsonl", '{{}}\n\n{{"text": "{}"}}\n'),
+                                        ("x.txt", "b ||| a\n\nb ||| {}\n")])
+def test_a_line_that_is_no_text_is_refused(tmp_path, monkeypatch, name, form):
+    """Here 90 characters are the most a line may have; the whole of it would be encoded at once."""
+    monkeypatch.setattr(tables, "LONGEST", 90)
+    (tmp_path / name).write_text(form.format("a" * 90).replace("{}", '{"text": "a", "label": "b"}'))
+    with refused(f"{tmp_path / name}:3: a line of", "90 at most"):
+        list(read_table(tmp_path / name, ["text", "label"]))
+
+
+def test_a_file_of_tags_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(conll, "MOST_TAGS", 5)
+    monkeypatch.setattr(conll, "MOST_WORDS", 7)
+    (tmp_path / "a.conll").write_text("".join(f"w B-{i}\n\n" for i in range(5)))
+    assert len(conll.read_examples(tmp_path / "a.conll", False)) == 5
+    (tmp_path / "a.conll").write_text("".join(f"w B-{i}\n\n" for i in range(6)))
+    with refused(f"{tmp_path}/a.conll:11: more than 5 different tags"):
+        conll.read_examples(tmp_path / "a.conll", False)
+    (tmp_path / "a.conll").write_text("x O\n\n" + "w O\n" * 8)
+    with refused(f"{tmp_path}/a.conll:3: a sentence of more than 7 words"):
+        conll.read_examples(tmp_path / "a.conll", False)

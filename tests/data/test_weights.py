@@ -800,14 +800,25 @@ def test_saved_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("name, value", [("num_hidden_layers", 2 ** 20), ("vocab_size", 2 ** 20),
-                                         ("intermediate_size", 2 ** 20), ("max_position_embeddings", 2 ** 20)])
+@pytest.mark.parametrize("name, value", [("num_hidden_layers", 2 ** 10), ("vocab_size", 2 ** 20),
+                                         ("intermediate_size", 2 ** 18), ("max_position_embeddings", 2 ** 20)])
 def test_a_network_far_larger_than_its_file_is_not_begun(tiny_folder, tmp_path, monkeypatch, name, value):
     shutil.copytree(tiny_folder, tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, name: value}))
     monkeypatch.setattr(weights, "Bert", None)     # which nobody may call
     with refused(str(tmp_path / "m"), "config.json asks for", "the weights are"):
+        weights.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("layers, refusal", [(67, "1040 weights missing, first encoder.layer.2."),
+                                             (68, "asks for 1,088 tensors at least, the weights are 39")])
+def test_blocks_are_counted_before_they_are_built(tiny_folder, tmp_path, layers, refusal):
+    """39 tensors in the file, 16 a block: 1,072 are no more than 2 · 39 + 1,000 and are looked for, 1,088 are more."""
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    with refused(str(tmp_path / "m"), refusal):
         weights.load(tmp_path / "m")
 
 

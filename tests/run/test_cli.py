@@ -262,3 +262,36 @@ def test_settings_of_a_run_that_lost_a_line_are_named(finished, tmp_path, capsys
     (tmp_path / "run" / "train.json").write_text(json.dumps(settings))
     assert main(["predict", str(tmp_path / "run"), "x"]) == 2
     assert "max_pieces" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, value, says", [
+    ("max_pieces", 41, "expected 40 at most, the positions of the encoder"), ("max_pieces", 7, "must be at least 8"),
+    ("max_pieces", "24", "not a value of type int"), ("overlap", None, "expected a number, half of max_pieces at most"),
+    ("overlap", 13, "must be between 0 and half"), ("precision", "auto", "expected fp32, bf16 or fp16"),
+    ("precision", "fp8", "not one of auto, fp32, bf16, fp16")])
+def test_settings_that_a_model_cannot_be_used_with_are_refused_when_it_is_loaded(finished, tmp_path, capsys, name,
+                                                                                 value, says):
+    """File and key, on a short text already."""
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    settings = json.loads((tmp_path / "run" / "train.json").read_text())
+    (tmp_path / "run" / "train.json").write_text(json.dumps({**settings, name: value}))
+    assert main(["predict", str(tmp_path / "run"), "Oslo"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/run/train.json: ") and says in said and said.count("\n") == 1
+    assert name in said.replace("-", "_")
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"id2label": {"0": "O", "2": "B-X"}}, "expected names for 0, 1, 2"), ({"id2label": [["O"]]}, "expected names for"),
+    ({"id2label": {"0": "O", "1": None}}, "expected a list of names"), ({"id2label": {"0": "O", "1": "O"}}, "twice"),
+    ({"label2id": {"O": 1}}, "disagree"), ({"minibert": {"labels": "O"}}, "expected a list of names"),
+    ({"minibert": 5}, "minibert is 5"), ({"id2label": {str(i): f"B-{i}" for i in range(40_000)}}, "numbers at least")])
+def test_labels_that_cannot_be_those_of_the_head_are_refused(finished, tmp_path, capsys, change, says):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    if "id2label" in change:
+        config.pop("label2id", None)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, **change}))
+    assert main(["predict", str(tmp_path / "run"), "Oslo"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/run") and says in said and said.count("\n") == 1

@@ -440,3 +440,31 @@ def test_a_loaded_model_weighs_classes_as_its_run_did(tiny_folder, tmp_path):
     file.write_text(json.dumps({**config, "id2label": {}}))
     with warnings.catch_warnings(action="error"), refused("classifier.weight is [2, ", "config.json asks for [0, "):
         load(run)                                  # one line, and none of torch's before it
+
+
+@pytest.mark.parametrize("labels, texts, said", [
+    (49, 49, None), (50, 150, None), (50, 149, "told"), (200, 200, "told"), (201, 603, None), (201, 602, "refused")])
+def test_labels_that_are_nearly_as_many_as_texts(labels, texts, said):
+    """As when the columns are exchanged; few labels for few texts, or one text for each, are what a small set has."""
+    examples = [Example("x", (f"l{i % labels}",), f"f:{i + 2}") for i in range(texts)]
+    task = Classify(Classify.Options())
+    if said == "refused":
+        with refused(f"f:2: {labels} labels on {texts} texts, first 'l0'", "columns exchanged"):
+            task.learn_labels({"train": examples})
+        return
+    task.learn_labels({"train": examples})
+    assert len(task.labels) == labels and task.number("l7") == task.labels.index("l7") and task.number("z") == -1
+    assert task.notices == [f"f:2: {labels} labels on {texts} texts, first 'l0'; are text and label columns "
+                            "exchanged?"] * (said == "told")
+
+
+def test_a_square_table_of_many_labels_is_left_out():
+    """200 labels still have one; of 201 the rows are right without."""
+    for count in (200, 201):
+        names = [f"l{i:03}" for i in range(count)]
+        task = Classify(Classify.Options(), names)
+        sure = [Answer({name: float(name == "l005") for name in names})] * 3
+        scores = task.score(sure, [Example("", (x,), "") for x in ("l005", "l005", "l117")])
+        assert ("confusion" in scores) == (count == 200)
+        assert scores["per_class"]["l005"]["precision"] == 2 / 3 and scores["per_class"]["l117"]["recall"] == 0.0
+        assert "l117" in task.report(scores)

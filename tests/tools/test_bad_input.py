@@ -16,9 +16,9 @@ NAMES = ["CoNLL files", "safetensors", "model.safetensors.index.json", "config.j
          "classify from .txt", "match from .csv", "match from .tsv", "match from .jsonl", "match from .txt",
          "ner from .jsonl", "ner from .json", "qa from .json", "relation from .txt", "reply from .jsonl",
          "translate from .jsonl", "mlm from .txt", "answers of reply", "--replay", "complete.json", "state.json",
-         "optimizer.safetensors", "train.json",
-         "train.json of classify", "config.json of classify", "texts", "command line", "--config in JSON",
-         "--config in TOML", "answer of the hub", "wheel", "fetched.json", "cache"]
+         "optimizer.safetensors", "train.json", "config.json of ner", "train.json of classify",
+         "config.json of classify", "texts", "command line", "--config in JSON", "--config in TOML",
+         "answer of the hub", "wheel", "fetched.json", "cache"]
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,15 @@ def test_a_header_of_a_hundred_megabytes_takes_no_memory(tmp_path):
     with pytest.raises(MinibertError, match="model.safetensors: header of 100000001 bytes"):
         weights.load(tmp_path)
     assert resident() - begin < 50
+
+
+def test_what_cannot_be_used_is_a_fault_though_it_was_read(all_readers, tmp_path):
+    class PanicException(BaseException):
+        """As the tokenizers library raises it, which no `except Exception` sees."""
+
+    def read_and_use(folder: Path) -> None:
+        raise PanicException("index out of bounds")
+
+    reader = dataclasses.replace(all_readers["vocab.txt"], inputs=st.just, read=read_and_use)
+    with pytest.raises(AssertionError, match="PanicException: index out of bounds"):
+        try_out(reader, tmp_path / "bad", 1, 2)
