@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from io import BufferedRandom, BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -29,7 +29,7 @@ def open_regular(file: str | Path, mode: Literal["rb+"]) -> BufferedRandom: ...
 def open_regular(file: str | Path, mode: Literal["r", "w", "a"] = "r", encoding: str | None = None,
                  errors: str | None = None, pipe: bool = False) -> TextIOWrapper: ...
 def open_regular(file: str | Path, mode: str = "r", encoding: str | None = None, errors: str | None = None,
-                 pipe: bool = False) -> IO[Any]:
+                 pipe: bool = False) -> object:
     """open() of a regular file: OSError for a folder, a device, a named pipe, and without waiting for anybody.
 
     A link is followed to read (the hub's cache consists of links), never to write. `pipe`: one is read as well, and

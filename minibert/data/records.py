@@ -6,11 +6,14 @@ import contextlib
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from minibert.errors import MinibertError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 LONGEST = 4_000_000                                # characters of a line or a field, more than a long novel has
 csv.field_size_limit(LONGEST)                      # its own 131,072 refuses long texts
@@ -56,7 +59,7 @@ def read_values(file: Path, lines: Iterator[str], columns: Sequence[str],
     sign by which the first line names the columns.
     """
     begun, sign, names, places = read_header(file, lines, columns, notices)
-    rows, line = csv.reader(lines, **form(file, sign)), begun + 1
+    rows, line = cut(file, lines, sign), begun + 1
     try:
         for row in rows:
             if row and len(row) != len(names):
@@ -82,7 +85,7 @@ def read_header(file: Path, lines: Iterator[str], columns: Sequence[str],
         elif head.strip():
             break
 
-    ways = {sign: header(head, form(file, sign)) for sign in (own, *SIGNS)}
+    ways = {sign: header(file, head, sign) for sign in (own, *SIGNS)}
     sign = next((sign for sign, names in ways.items() if find_columns(names, columns)), own)
     names, places = ways[sign], find_columns(ways[sign], columns)
     if head.strip() and not places:
@@ -95,16 +98,17 @@ def read_header(file: Path, lines: Iterator[str], columns: Sequence[str],
     return line, sign, names, places
 
 
-def form(file: Path, sign: str) -> dict[str, Any]:
-    """What csv.reader() is to know of a file with this sign between its values: in a .tsv tabs need no quotes."""
-    plain = sign == "\t" and file.suffix.lower() == ".tsv"
-    return {"delimiter": sign, **({"quoting": csv.QUOTE_NONE} if plain else {"strict": True})}
+def cut(file: Path, lines: Iterable[str], sign: str) -> "Reader":
+    """The rows of a file with this sign between its values: in a .tsv tabs need no quotes."""
+    if sign == "\t" and file.suffix.lower() == ".tsv":
+        return csv.reader(lines, delimiter=sign, quoting=csv.QUOTE_NONE)
+    return csv.reader(lines, delimiter=sign, strict=True)
 
 
-def header(head: str, form: dict[str, Any]) -> list[str]:
-    """The names in a first line, if it has this form; else none."""
+def header(file: Path, head: str, sign: str) -> list[str]:
+    """The names in a first line with this sign between them; none where it does not parse."""
     try:
-        return [name.strip() for row in csv.reader([head], **form) for name in row]
+        return [name.strip() for row in cut(file, [head], sign) for name in row]
     except csv.Error:
         return []
 

@@ -89,7 +89,7 @@ class LabelTask(Task[Example, Answer]):
         """The labels of an example: one."""
         return (example.label,)
 
-    def stratum(self, example: Any) -> object:
+    def stratum(self, example: Example) -> object:
         return self.right(example)
 
     def chosen(self, prediction: Answer) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minibert.data.tables import read_table
 from minibert.errors import MinibertError
@@ -31,7 +30,7 @@ class TableOptions(TaskOptions):
         return [name.strip() for name in self.columns.split(",")]
 
 
-def table_rows(task: Task, file: Path, needed: slice = slice(None)) -> Iterator[tuple[str, Sequence[Any]]]:
+def table_rows(task: Task, file: Path, needed: slice = slice(None)) -> Iterator[tuple[str, Sequence[object]]]:
     """("file:line", values) of the rows of a table; `needed`: the columns that must not be empty, of those asked for.
 
     Rows that lack one are passed over with --incomplete skip, else they come like others: the task refuses what it

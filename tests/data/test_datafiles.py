@@ -283,7 +283,7 @@ def test_a_line_that_is_no_text_is_refused(tmp_path, monkeypatch, name, form):
     monkeypatch.setattr(tables, "LONGEST", 90)
     (tmp_path / name).write_text(form.format("a" * 90).replace("{}", '{"text": "a", "label": "b"}'))
     with refused(f"{tmp_path / name}:3: a line of", "90 at most"):
-        list(read_table(tmp_path / name, ["text", "label"]))
+        list(read_table(tmp_path / name, ["text", "label"], []))
 
 
 def test_a_file_of_tags_that_are_none(tmp_path, monkeypatch):

@@ -353,7 +353,7 @@ def test_offsets_in_bytes_are_told_or_refused(tmp_path):
     ("train.jsonl", '{"tokens": ["a", "b"], "ner_tags": [0, 1]}', 1, ["number without a name", "ner_tags"]),
     ("train.jsonl", '{"tokens": ["a"], "ner_tags": ["PER"]}', 1, ["'PER'", "no tag"]),
     ("train.jsonl", GOOD + '{"text": ', 2, ["not JSON"]), ("train.jsonl", GOOD + "[" * 9999, 2, ["not JSON"]),
-    ("train.jsonl", GOOD.strip() + GOOD, 1, ["more than one"]),
+    ("train.jsonl", GOOD.strip() + GOOD, 1, ["not JSON"]),
     ("train.jsonl", '{"text": "\\ud800", "label": []}', 1, ["\\ud", "UTF-8"]),
     ("train.json", "[\n" + GOOD + GOOD + "]", 2, ["comma"]), ("train.json", "[\n" + GOOD, 2, ["end"]),
     ("train.json", "[" + GOOD + "] 5", 1, ["more follows"]), ("train.json", "[", 1, ["end"]),
