@@ -152,9 +152,9 @@ def announce(name: str, stream: TextIO) -> None:
 
 def load_model(arguments: argparse.Namespace) -> "FineTuned":
     """The model of predict and evaluate."""
-    from minibert.use.predict import is_run, load
+    from minibert.use.predict import from_elsewhere, is_run, load
     if not is_run(arguments.run):
-        announce(arguments.run, sys.stderr)        # standard output has the answers
+        announce(str(from_elsewhere(arguments.run)), sys.stderr)               # standard output has the answers
     return load(arguments.run, task=arguments.task, **changes(arguments))
 
 

@@ -121,7 +121,7 @@ def load(folder: str | Path, checkpoint: Path | None = None, task: str | None = 
         kind, options, settings = read_run(folder, task)
         labels = read_labels(checkpoint or folder)
     else:
-        folder = hub.fetch(folder)
+        folder = hub.fetch(from_elsewhere(folder))
         found = read_published(folder, task)
         kind, labels = TASKS[found.task], found.labels
         options, settings = kind.Options(**found.options), usual_settings(kind, BertConfig.read(folder))
@@ -146,6 +146,16 @@ def load(folder: str | Path, checkpoint: Path | None = None, task: str | None = 
 def is_run(folder: str | Path) -> bool:
     """Whether training wrote this folder; any other has a model of somebody else, or is a name of one."""
     return os.path.lexists(os.path.join(folder, "train.json"))       # what it is, reading it will say
+
+
+def from_elsewhere(name: str | Path) -> str | Path:
+    """`name`, of what is no run. Raises MinibertError for a path that leads nowhere, before a hub is asked for it."""
+    parent = os.path.dirname(name)
+    there = sorted(os.listdir(parent)) if os.path.isdir(parent) else []
+    if not os.path.isdir(name) and (there or parent == "runs"):
+        raise MinibertError(f"{name}: no such folder; {parent} has {', '.join(there[:5]) or 'none'}; name one with a "
+                            "train.json or a config.json")
+    return name
 
 
 def read_run(folder: Path, asked: str | None) -> tuple[type[Task], TaskOptions, Json]:

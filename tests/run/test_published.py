@@ -199,5 +199,19 @@ def test_a_name_is_fetched_and_said_on_standard_error(publish, monkeypatch, caps
     assert asked == ["some/bert@v2"] * 2 and minibert.load("org/name").task.name == "mlm"
 
 
+@pytest.mark.parametrize("there, says", [(["ner", "ner-2"], "runs has ner, ner-2;"), ([], "runs has none;")])
+def test_a_run_that_is_not_there_is_no_name_of_a_hub(tmp_path, monkeypatch, capsys, there, says):
+    """runs/nre has the form of org/name; nobody on the network is asked for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minibert.use.predict.hub, "_listing", lambda *_: pytest.fail("the hub was asked"))
+    for name in there:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert main(["predict", "runs/nre", "x"]) == 2
+    with pytest.raises(MinibertError, match="^runs/nre: no such folder"):
+        minibert.load("runs/nre")
+    assert capsys.readouterr().err == (f"error: runs/nre: no such folder; {says} name one with a train.json or a "
+                                       "config.json\n")
+
+
 def test_every_class_has_a_model_above():
     assert len(CLASSES) == 5
