@@ -8,6 +8,7 @@ from torch import nn
 from minibert.adapt.freeze import freeze
 from minibert.adapt.grow import grow_types, set_words
 from minibert.checkpoints import hub, weights
+from minibert.checkpoints.labels import holds_head_of
 from minibert.core.model import Bert, Model, initialise
 from minibert.core.precision import resolve_precision
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer
@@ -50,7 +51,7 @@ def suited_epochs(settings: TrainConfig, chosen: set[str], rows: int) -> TrainCo
 def start_model(folder: Path, task: Task, settings: TrainConfig) -> tuple[Model, Tokenizer, weights.Report]:
     """The published encoder with a head for the task; what was loaded, what is new. Raises MinibertError."""
     head = task.head(weights.read_fitting_config(folder, settings.dropout))
-    new_head = not task.head_parts and not weights.holds_head_of(folder, task)
+    new_head = not task.head_parts and not holds_head_of(folder, task)
     bert, report = weights.load(folder, head, new_head=new_head, dropout=settings.dropout, parts=task.head_parts)
     refuse_misfit(bert, folder, settings)
     tokenizer = weights.read_tokenizer(folder, bert)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from minibert.checkpoints import hub
+from minibert.checkpoints.labels import read_labels, read_own
 from minibert.checkpoints.weights import load as load_weights
-from minibert.checkpoints.weights import read_fitting_config, read_labels, read_own, read_tokenizer
+from minibert.checkpoints.weights import read_fitting_config, read_tokenizer
 from minibert.core.batch import Feature, collate
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head

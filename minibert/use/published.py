@@ -2,10 +2,10 @@
 
 Where a class says too little, what is taken for granted is said in a notice, or the user names the task.
 """
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minibert.checkpoints.labels import read_outputs
 from minibert.checkpoints.weights import read_tensors
 from minibert.errors import MinibertError
 from minibert.files import Json, read_json
@@ -47,7 +47,7 @@ def read_published(folder: Path, asked: str | None = None) -> Published:
     config = read_json(file)
     name, kind, labels = class_of(config, file), NO_LABELS, []
     if name in (TOKENS, TEXTS):
-        labels = label_names(config, folder)
+        labels = label_names(folder)
         kind = ONE if name == TOKENS else label_kind(config, len(labels), file)
 
     meanings = dict(MEANINGS[name, kind])
@@ -72,24 +72,15 @@ def class_of(config: Json, file: Path) -> str:
     return known[0]
 
 
-def label_names(config: Json, folder: Path) -> list[str]:
+def label_names(folder: Path) -> list[str]:
     """What each score of `classifier` speaks for: id2label, or LABEL_0, LABEL_1 ... where that is missing.
 
     Raises MinibertError where id2label is no list of different names by number.
     """
-    names, file = config.get("id2label"), folder / "config.json"
-    if names is None:
-        shapes = (stored.get_shape() for name, _, stored in read_tensors(folder) if name == "classifier.weight")
-        return [f"LABEL_{i}" for i in range(next(shapes, [0])[0])]
-
-    numbers = [str(i) for i in range(len(names))] if isinstance(names, Mapping) else []
-    if not numbers or set(numbers) != set(names):
-        raise MinibertError(f"{file}: id2label is {repr(names)[:200]}; expected a name for each number from \"0\" on; "
-                            "mend the file")
-    labels = [str(names[number]) for number in numbers]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise MinibertError(f"{file}: id2label has {twice[0]!r} twice; mend the file, so that every score has a name")
-    return labels
+    if names := read_outputs(folder):
+        return names
+    shapes = (stored.get_shape() for name, _, stored in read_tensors(folder) if name == "classifier.weight")
+    return [f"LABEL_{i}" for i in range(next(shapes, [0])[0])]
 
 
 def label_kind(config: Json, count: int, file: Path) -> str:

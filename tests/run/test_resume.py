@@ -17,6 +17,7 @@ from scripted import scripted
 
 import train
 from minibert.checkpoints import weights
+from minibert.checkpoints.labels import read_labels
 from minibert.core.model import Model
 from minibert.core.optim import AdamW
 from minibert.engines.fast.adamw import FusedAdamW
@@ -957,7 +958,7 @@ def test_the_replay_names_module_gradients_and_example(tiny_folder, tiny_data, t
     update = json.loads(file.read_text())
     checkpoint_folder = file.parent
     row = update["micro_batches"][0]["rows"][2]
-    bert, _ = weights.load(checkpoint_folder, head := NER(NER.Options(), weights.read_labels(checkpoint_folder)).head(
+    bert, _ = weights.load(checkpoint_folder, head := NER(NER.Options(), read_labels(checkpoint_folder)).head(
         weights.BertConfig.read(checkpoint_folder)))
     with torch.no_grad():
         bert.blocks[1].feedforward.inner.weight.fill_(2e38)        # finite, but not a sum of thirty of them

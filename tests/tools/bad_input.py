@@ -42,6 +42,7 @@ from updates import settings_of  # noqa: E402
 
 import train  # noqa: E402
 from minibert.checkpoints import hub, weights, wheels  # noqa: E402
+from minibert.checkpoints.labels import read_labels  # noqa: E402
 from minibert.core.batch import collate  # noqa: E402
 from minibert.core.model import Model  # noqa: E402
 from minibert.data.cache import Cache  # noqa: E402
@@ -302,7 +303,7 @@ def model_readers(folder: Path) -> list[Reader]:
         Reader("model.safetensors.index.json", index, of(JSON), "model.safetensors.index.json", read_index,
                model),
         Reader("config.json", config, settings, "config.json", use_model, model),
-        Reader("labels", labels, of(JSON), "config.json", weights.read_labels),
+        Reader("labels", labels, of(JSON), "config.json", read_labels),
         Reader("tokenizer.json", (tokens / "tokenizer.json").read_bytes(), of(JSON), "tokenizer.json",
                read_vocabulary),
         Reader("vocab.txt", (model / "vocab.txt").read_bytes(), of(LINES), "vocab.txt", read_vocabulary),
