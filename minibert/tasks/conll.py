@@ -19,7 +19,7 @@ from minibert.scores.tags import invalid_starts, to_iob2
 from minibert.tasks.columns import AHEAD, Columns, Reading
 
 Value = TypeVar("Value")
-MOST_TAGS = 1000                                   # different ones in a file: pairs of them are counted in a table
+MOST_TAGS = 2500                                   # different ones in a file: pairs of them are counted in a table
 MOST_WORDS = 100_000                               # of a sentence: all of them are encoded at once
 SUFFIXES = (".conll", ".txt", ".tsv", ".iob", ".bio", ".iob2")
 
