@@ -56,9 +56,11 @@ def check_regular(file: Path) -> None:
     open_regular(file, "rb").close()
 
 
-def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False, largest: int = LARGEST) -> str:
-    """The text of a file of at most `largest` bytes. Raises OSError, of a larger one before it is read, UnicodeError.
+def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False, largest: int | None = None) -> str:
+    """The text of a file of at most `largest` bytes, LARGEST unless given. Raises OSError, of a larger one before it is
+    read, UnicodeError.
     """
+    largest = LARGEST if largest is None else largest
     with open_regular(file, encoding=encoding, pipe=pipe) as f:
         large = os.fstat(f.fileno()).st_size > largest
         text = "" if large else f.read(largest + 1)                       # a pipe says no size
@@ -67,9 +69,9 @@ def read_text(file: Path, encoding: str = "utf-8", pipe: bool = False, largest: 
     return text
 
 
-def read_json(path: Path, pipe: bool = False, largest: int = LARGEST) -> Json:
+def read_json(path: Path, pipe: bool = False, largest: int | None = None) -> Json:
     """The JSON object in `path`. Raises MinibertError where the file is missing, unreadable, not an object, or longer
-    than `largest` bytes.
+    than `largest` bytes, LARGEST unless given.
     """
     try:
         if not pipe:                               # of which nothing can be read twice

@@ -83,10 +83,12 @@ class FineTuned(Model):
         found = {}
         for i, text in enumerate(texts):
             try:
+                if not isinstance(text, str):
+                    text = checked_words(text)
                 if sum(map(len, text)) > LONGEST:
                     raise MinibertError(f"more than {LONGEST:,} characters; cut it up")
                 if not isinstance(text, str):
-                    found[i] = self.task.example_of_words(checked_words(text))
+                    found[i] = self.task.example_of_words(text)
                 elif text.strip():
                     found[i] = self.task.example(text)
             except MinibertError as e:

@@ -53,8 +53,6 @@ def test_options_that_cannot_be():
                           ({"length_penalty": math.nan}, "--length-penalty")):
         with refused(said):
             task(**options)
-    with refused("expected a text"):
-        task().example(" ")
 
 
 def test_each_piece_of_the_target_is_said_by_the_one_before(tokenizer):
