@@ -6,6 +6,7 @@ nothing is cut or padded behind our back.
 import functools
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from minibert.data.text import is_ideograph, split_words
 from minibert.data.wordpiece import SPECIAL, add_tokens, read_wordpiece
 from minibert.errors import MinibertError
 from minibert.files import write_json, written
 
+ROLES = set(SPECIAL.values())
 CASE_SHAPES = ("lower", "title", "upper", "mixed")
 TEXT, BLOCK = 128, 2 ** 16                         # words that spell() gives the library as one text, and in one call
 
@@ -153,6 +156,51 @@ class Tokenizer:
         """[V] numbers of pieces: the highest and one more."""
         return int(self.numbers.max(initial=-1)) + 1
 
+    @functools.cached_property
+    def chinese_apart(self) -> bool:
+        """Whether each Chinese character is a word to BERT."""
+        return bool((json.loads(self.backend.to_str())["normalizer"] or {}).get("handle_chinese_chars", True))
+
+    @functools.cached_property
+    def wholes(self) -> re.Pattern[str] | None:
+        """What finds the added pieces in text, the longest first; None without such.
+
+        [CLS] and its like are not among them: in a text they are letters like any other. Nor are those that stand as
+        words of their own alone: as such the library finds them.
+        """
+        tokens = [token for token in self.backend.get_added_tokens_decoder().values()
+                  if token.content not in ROLES and not token.single_word]
+        forms = [f"(?i:{re.escape(token.content)})" if token.normalized and self.uncased else re.escape(token.content)
+                 for token in sorted(tokens, key=lambda token: -len(token.content))]
+        return re.compile("|".join(forms)) if forms else None
+
+    def cut(self, text: str, wholes: bool = True) -> list[tuple[int, int]]:
+        """Character spans of the words of raw text, so that its pieces are BERT's own: those of split_words(), joined
+        where BERT knows no cut, as in 20°C, without those that BERT drops, and with `wholes` each added piece as one.
+        """
+        pattern = self.wholes if wholes else None
+        ends = [found.span() for found in pattern.finditer(text)] if pattern else []
+        spans: list[tuple[int, int]] = []
+        for begin, (a, b) in zip([0, *(b for _, b in ends)], [*ends, (len(text), len(text))], strict=True):
+            first = len(spans)
+            for c, d in split_words(text[begin:a]):
+                c, d = c + begin, d + begin
+                touches = len(spans) > first and spans[-1][1] == c
+                joined = touches and not (self.parts(text[c - 1]) or self.parts(text[c]))
+                spans[-1:] = [(spans[-1][0], d)] if joined else [*spans[-1:], (c, d)]
+            spans += [(a, b)] if b > a else []
+        return [(a, b) for a, b in spans if not all(map(unseen, text[a:b]))]
+
+    def parts(self, c: str) -> bool:
+        """Whether BERT makes a word of a character: punctuation, every ASCII sign, and mostly Chinese."""
+        if c < "\x80":
+            return c in string.punctuation
+        return unicodedata.category(c)[0] == "P" or (self.chinese_apart and is_ideograph(c))
+
+    def words(self, text: str, wholes: bool = True) -> list[str]:
+        """The words of cut() themselves."""
+        return [text[a:b] for a, b in self.cut(text, wholes)]
+
     def pieces(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
         """Each text, given as its words, as pieces; spans count characters inside the word, see whole().
 
@@ -191,6 +239,11 @@ class Tokenizer:
         ends = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
         shapes = [case_shape(w) for w in words] if self.case_shapes else [0] * len(words)
         return Spelling(flat, ends, np.array(shapes, np.int64))
+
+
+def unseen(c: str) -> bool:
+    """Whether BERT takes a character out of every text: what cannot be seen, and the sign for a lost letter."""
+    return c == "\ufffd" or unicodedata.category(c)[0] == "C"
 
 
 def whole(spans: Sequence[tuple[int, int]], owners: Sequence[int], words: Sequence[str]) -> list[tuple[int, int]]:

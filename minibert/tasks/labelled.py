@@ -13,7 +13,6 @@ from minibert.core.batch import Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PooledHead
 from minibert.data.rows import PairRow, word_features
-from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError, spelt_out
 from minibert.scores.labels import confusion, confusion_report, label_report, label_scores, unseen
@@ -136,7 +135,7 @@ class LabelTask(Task[Example, Answer]):
 
     def encode(self, number: int, example: Any, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] text [SEP], read at [CLS]; every window of a long text is one, with the label of the text."""
-        words = words_of(example.text)
+        words = tokenizer.words(example.text)
         pieces, = tokenizer.pieces([words])
         rows = word_features(number, pieces, tokenizer, max_pieces, overlap, [0] * len(words))
         return self.read_at_cls(number, rows, example)

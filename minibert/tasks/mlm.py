@@ -21,7 +21,6 @@ from minibert.data.features import Features, compact, ragged, running
 from minibert.data.order import row_generator
 from minibert.data.rows import WordNumbers, word_features
 from minibert.data.tables import read_lines
-from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
@@ -125,7 +124,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
     def encode(self, number: int, example: str, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """Raw text, in windows where it is long, read at each [MASK] in the window where it sees most."""
         self.take(tokenizer)
-        words = [example[a:b] for a, b in words_and_masks(example)]
+        words = [example[a:b] for a, b in words_and_masks(example, tokenizer)]
         pieces, = tokenizer.pieces([words])
         wanted = [i for i, word in enumerate(words) if word == HIDDEN]
 
@@ -227,7 +226,7 @@ class MLM(VocabularyTask[str, Hits | Filling]):
 
     def result(self, example: str, prediction: Filling) -> Result:
         """{"text", "masks": [{"start", "end", "pieces": [{"piece", "probability"}]}]}."""
-        spans = words_and_masks(example)
+        spans = words_and_masks(example, self.tokenizer)
         masks = [{"start": spans[word][0], "end": spans[word][1],
                   "pieces": [{"piece": s, "probability": p} for s, p in best]}
                  for word, best in sorted(prediction.items())]
@@ -277,11 +276,11 @@ def hits(f: Feature, z: np.ndarray, absent: np.ndarray = NONE) -> Hits:
 # ----------------------------------------------------------------------------------------------------- text -> rows
 
 
-def words_and_masks(text: str) -> list[tuple[int, int]]:
+def words_and_masks(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
     """Character spans of the words of raw text, each [MASK] being one."""
     spans, at = [], 0
     for part in text.split(HIDDEN):
-        spans += [(at + a, at + b) for a, b in split_words(part)] + [(at + len(part), at + len(part) + len(HIDDEN))]
+        spans += [(at + a, at + b) for a, b in tokenizer.cut(part)] + [(at + len(part), at + len(part) + len(HIDDEN))]
         at += len(part) + len(HIDDEN)
     return spans[:-1]                              # behind the last part there is none
 
@@ -324,7 +323,7 @@ def spelt(chunks: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """int64 [2,n]: pieces and case shapes of stretches without blanks, each distinct one spelt once; "" is [SEP]."""
     known: dict[str, int] = {}
     numbers = np.array([known.setdefault(chunk, len(known)) for chunk in chunks], np.int64)
-    words = [[chunk[a:b] for a, b in split_words(chunk)] for chunk in known]
+    words = [tokenizer.words(chunk) for chunk in known]
 
     spelling = tokenizer.spell([word for chunk in words for word in chunk])
     ends = spelling.ends[running(np.array([len(chunk) for chunk in words], np.int64))]   # of the chunks' pieces

@@ -10,7 +10,6 @@ from typing import Any
 from minibert.core.batch import Feature
 from minibert.data.rows import pair_rows
 from minibert.data.tables import BAR
-from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
 from minibert.options import option
@@ -53,7 +52,7 @@ class PairTask(LabelTask[Pair]):
 
     def encode(self, number: int, example: Pair, tokenizer: Tokenizer, max_pieces: int, overlap: int) -> list[Feature]:
         """[CLS] first [SEP] second [SEP], read at [CLS]; of texts too long for a row, each window with each."""
-        first, second = tokenizer.pieces([words_of(example.first), words_of(example.second)])
+        first, second = tokenizer.pieces([tokenizer.words(example.first), tokenizer.words(example.second)])
         return self.read_at_cls(number, pair_rows(first, second, tokenizer, max_pieces, overlap,
                                                      example.where), example)
 

@@ -16,7 +16,7 @@ from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PairHead
 from minibert.data.tables import read_short_lines
-from minibert.data.text import leading_marks, words_of
+from minibert.data.text import leading_marks
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
@@ -167,7 +167,7 @@ def with_marks(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.n
     spans = sorted(zip(example.spans, (MARKS[:2], MARKS[2:]), strict=True))   # from left to right
     cuts = [(at, mark) for span, pair in spans for at, mark in zip(span, pair, strict=True)]
     edges = [0, *(at for at, _ in cuts), len(example.text)]
-    pieces = tokenizer.pieces([words_of(example.text[i:j]) for i, j in pairwise(edges)])
+    pieces = tokenizer.pieces([tokenizer.words(example.text[i:j], wholes=False) for i, j in pairwise(edges)])
 
     ids, shapes, marks = list(pieces[0].ids), list(pieces[0].shapes), {}
     for (_, mark), part in zip(cuts, pieces[1:], strict=True):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minibert.core.batch import Feature
-from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
 
 QUESTION, ANSWER, PAIR = 0, 1, 2                   # what a row of a batch is
@@ -58,7 +57,7 @@ def pair_features(number: int, pairs: Sequence[tuple[str | None, str | None]], t
 
     A text longer than a row keeps its first pieces.
     """
-    pieces = iter(tokenizer.pieces([words_of(text) for pair in pairs for text in pair if text is not None]))
+    pieces = iter(tokenizer.pieces([tokenizer.words(text) for pair in pairs for text in pair if text is not None]))
     features = []
     for pair in pairs:
         ids, shapes, ends = [], [], []

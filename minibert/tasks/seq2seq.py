@@ -94,7 +94,7 @@ class Seq2Seq(VocabularyTask[Example, Written]):
         """
         self.tokenizer = tokenizer
         limit = min(self.options.longest, (max_pieces - 3) // 2)
-        source, target = tokenizer.pieces([words_of(example.source), words_of(example.target or "")])
+        source, target = tokenizer.pieces([tokenizer.words(example.source), tokenizer.words(example.target or "")])
 
         room = max_pieces - 3 - limit
         lost = max(0, len(source.ids) - room)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from refusing import refused
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -15,6 +16,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from minibert.data.rows import word_features
 from minibert.data.text import split_words
 from minibert.data.tokenizer import CASE_SHAPES, Tokenizer, case_shape
+from minibert.data.wordpiece import add_tokens
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 UNKNOWN = 1
@@ -536,3 +538,22 @@ def test_case_shape_is_the_same_however_accents_are_stored():
     for word in ("Zürich", "Málaga", "ÜBER", "élan"):
         assert case_shape(unicodedata.normalize("NFD", word)) == case_shape(word)
     assert CASE_SHAPES[case_shape("Zu\u0308rich")] == "title"
+
+
+@pytest.mark.parametrize("text, words", [
+    ("It costs €100 (or £5.50).", "It|costs|€100|(|or|£5.50|)|."), ("20°C→5×4 ©2024", "20°C→5×4|©2024"),
+    ("it😀😀 x™", "it😀😀|x™"), ("中国x €5", "中|国|x|€5"), ("a \u200b \ufffd b", "a|b"),
+    ("Ada's [MASK]", "Ada|'s|[|MASK|]"), ("", ""), ("नमस्ते°x", "नमस्ते°x")])
+def test_words_for_bert_are_joined_where_it_knows_no_cut(uncased, text, words):
+    assert uncased.words(text) == (words.split("|") if words else [])
+
+
+def test_added_pieces_are_words_wherever_they_stand(uncased):
+    pieces = [AddedToken("<ent>"), AddedToken("[E1]", special=True, normalized=False), AddedToken("[E1]x"),
+              AddedToken("new york")]
+    add_tokens(uncased.backend, [(uncased.size + i, piece, "here") for i, piece in enumerate(pieces)])
+    text = "a<ENT>b [E1]hi [e1] [E1]x in New York."
+    assert uncased.words(text) == ["a", "<ENT>", "b", "[E1]", "hi", "[", "e1", "]", "[E1]x", "in", "New York", "."]
+    assert uncased.words(text, wholes=False)[:5] == ["a", "<", "ENT", ">", "b"]
+    again = "".join(text[a:b] for a, b in uncased.cut(text))
+    assert again == text.replace(" ", "").replace("NewYork", "New York")

@@ -8,6 +8,7 @@ import pytest
 import transformers as hf
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
+from minibert.data.text import split_words
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.wordpiece import SPECIAL
 
@@ -57,8 +58,11 @@ def agree(ours: Tokenizer, theirs, words: list[str]) -> int:
     expected = list(zip(owners, wanted["input_ids"][0], map(tuple, wanted["offset_mapping"][0]), strict=True))
     nothing = [(w, ours.unknown, (0, len(words[w]))) for w in sorted(empty)]
     expected = sorted(expected + nothing, key=lambda row: row[0])            # stable: pieces keep their order
-    assert [(words[a[0]], a, b) for a, b in zip(rows, expected, strict=False) if a != b] == []
+    assert [(words[a[0]], a, b) for a, b in zip(rows, expected, strict=False) if a[:2] != b[:2]] == []
     assert len(rows) == len(expected)
+    for (w, _, (a, b)), (*_, (c, d)) in zip(rows, expected, strict=True):    # with what the vocabulary drops
+        dropped = words[w][a:c] + words[w][d:b]
+        assert a <= c and d <= b and all(unicodedata.category(x)[0] in "MCZ" or x == "\ufffd" for x in dropped)
     return len(empty)
 
 
@@ -121,6 +125,48 @@ def test_every_setting_against_both_tokenizers(tmp_path, lowercase, strip, chine
     agree(ours, opened, words + EMPTY)
     both = opened(words, is_split_into_words=True)["input_ids"]
     assert (both[0], both[-1]) == (ours.start, ours.end)
+
+
+TEXTS = ["€100", "£5.50", "20°C", "5×4", "±3", "©2024", "x→y", "😀😀", "it😀", "नमस्ते", "한국어", "e\u0301te\u0301",
+         "don't", "U.S.", "a/b", "中国文", "\ufffd", "\u200b", "a\u200bb", "👨\u200d👩", "❤\ufe0f", "x™", "3½",
+         "«oui»", "Merkel's", "a_b", "$5", "^x", "คน", "שלום", "x\u00ady", "\ufeffz", "٣٤", "①x", "♫la", "[MASK",
+         "x]", "<ent>", "[E1]", "New York", "ÉTÉ", "<Ent>"]
+
+
+def random_texts(count: int) -> list[str]:
+    draw = random.Random(3)
+    return ["".join(draw.choice(TEXTS) + draw.choice(["", " ", " ", "  ", "\n"]) for _ in range(draw.randint(1, 7)))
+            for _ in range(count)]
+
+
+def test_raw_text_has_the_pieces_that_transformers_gives_it(minilm):
+    """Also where words for people and words for BERT are cut otherwise, as 20°C and €100."""
+    ours, theirs = Tokenizer.read(minilm), hf.BertTokenizer.from_pretrained(minilm)
+    found = [p.ids for p in ours.pieces(list(map(ours.words, random_texts(3000))))]
+    wanted = theirs(random_texts(3000), add_special_tokens=False)["input_ids"]
+    assert [(t, a, b) for t, a, b in zip(random_texts(3000), found, wanted, strict=True) if a != b] == []
+    apart = [p.ids for p in ours.pieces([[t[a:b] for a, b in split_words(t)] for t in random_texts(3000)])]
+    assert sum(a != b for a, b in zip(apart, wanted, strict=True)) > 500     # so much would be lost
+
+
+@pytest.mark.parametrize("chinese", [True, False])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_added_pieces_in_raw_text(tmp_path, lowercase, chinese):
+    settings = {"do_lower_case": lowercase, "tokenize_chinese_chars": chinese}
+    rich_vocabulary(tmp_path / "in")
+    lines = dict.fromkeys((tmp_path / "in" / "vocab.txt").read_text("utf-8").split("\n"))
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(lines), "utf-8")    # a repeated one would take a new number
+    theirs = hf.BertTokenizer(vocab=str(tmp_path / "in" / "vocab.txt"), **settings)
+    theirs.add_tokens(["<ent>", "new york", "中国文"])
+    theirs.add_special_tokens({"additional_special_tokens": ["[E1]", "😀"]})
+    theirs.save_pretrained(tmp_path / "out")
+    ours, opened = Tokenizer.read(tmp_path / "out"), hf.AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = random_texts(2000)
+    found, wanted = [p.ids for p in ours.pieces(list(map(ours.words, texts)))], opened(texts, add_special_tokens=False)
+    assert [(t, opened.convert_ids_to_tokens(a), opened.convert_ids_to_tokens(b))
+            for t, a, b in zip(texts, found, wanted["input_ids"], strict=True) if a != b] == []
+    added = {number for number in opened.added_tokens_decoder if number >= 5}
+    assert len(added) == 5 and len(added & {i for ids in found for i in ids}) == 4 + lowercase     # New York
 
 
 def test_settings_matter(tmp_path):

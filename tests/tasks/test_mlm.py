@@ -320,10 +320,11 @@ def run(tiny_folder, tmp_path_factory):
                         "off"])
 
 
-def test_words_and_masks():
+def test_words_and_masks(tokenizer):
     text = "Ada's [MASK], [MASK][MASK]."
-    assert [text[a:b] for a, b in words_and_masks(text)] == ["Ada", "'s", "[MASK]", ",", "[MASK]", "[MASK]", "."]
-    assert words_and_masks("[MASK]") == [(0, 6)]
+    words = [text[a:b] for a, b in words_and_masks(text, tokenizer)]
+    assert words == ["Ada", "'s", "[MASK]", ",", "[MASK]", "[MASK]", "."]
+    assert words_and_masks("[MASK]", tokenizer) == [(0, 6)]
 
 
 def test_predict_names_five_pieces_for_each_mask(run, capsys):

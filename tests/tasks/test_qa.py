@@ -13,6 +13,8 @@ from minibert.__main__ import one_by_one
 from minibert.checkpoints import weights
 from minibert.core.batch import Feature, collate
 from minibert.data.text import split_words
+from minibert.data.tokenizer import Tokenizer
+from minibert.data.wordpiece import SPECIAL, Cleaning, bert_tokenizer
 from minibert.errors import MinibertError
 from minibert.run.start import start_model
 from minibert.scores import texts as textscores
@@ -190,6 +192,19 @@ def test_an_answer_of_whole_words_is_learnt_and_said_with_all_its_signs(tokenize
     z[row.labels == STARTS + ENDS] = 9.0
     said, = task().decode([None], [row], [z])
     assert text[said.start:said.end] == answer
+
+
+@pytest.mark.parametrize("answer", ["7", "€", "5", "°", "°c", "€7", "c"])
+def test_an_answer_may_begin_inside_a_word_of_bert_where_a_word_for_people_does(answer):
+    """BERT has € ##7 and 5 ##° ##c; ##7 continues a word, and yet 7 is an answer."""
+    text = "a €7 or 5°c"
+    pieces = [*SPECIAL.values(), "a", "or", "€", "##7", "5", "##°", "##c"]
+    tokenizer = Tokenizer(bert_tokenizer({piece: i for i, piece in enumerate(pieces)}, Cleaning()))
+    found, = tokenizer.pieces([tokenizer.words(text)])
+    assert found.ids == [5, 7, 8, 6, 9, 10, 11]
+    starts, ends = edges(text, found, tokenizer)
+    first, last = first_answer(Example("", text, ((answer, text.rindex(answer)),), ""), starts, ends)
+    assert text[starts[first]:ends[last]] == answer
 
 
 def test_no_answer_and_one_that_is_not_known(tokenizer):
