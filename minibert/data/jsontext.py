@@ -34,15 +34,15 @@ class JsonText:
         return self.line
 
     def more(self, size: int) -> bool:
-        """Forget what was taken, and read on; whether there was more."""
-        self.line += self.text.count("\n", self.counted, self.at)
-        kept, length = [self.text[self.at:]], 0
-        self.at = self.counted = 0
-        while length < size and (part := next(self.parts, "")):
-            kept.append(part)
-            length += len(part)
-        self.text = "".join(kept)
-        return length > 0
+        """Forget what was taken and read on; False, and nothing is forgotten, where there is no more."""
+        found: list[str] = []
+        while sum(map(len, found)) < size and (part := next(self.parts, "")):
+            found.append(part)
+        if found:
+            self.line += self.text.count("\n", self.counted, self.at)
+            self.text = self.text[self.at:] + "".join(found)
+            self.at = self.counted = 0
+        return bool(found)
 
     def next(self) -> str:
         """The next sign that is no blank, "" at the end; it stays."""
