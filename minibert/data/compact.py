@@ -1,5 +1,5 @@
 """Examples by the million: the values of many records as bytes, for those whose fields are not words and tags."""
-import marshal
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, TypeVar, overload
 
 Record = TypeVar("Record")
 BLOCK = 64                                         # records that are read, and remembered, together
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Compact(Sequence[Record]):
@@ -30,15 +31,17 @@ class Compact(Sequence[Record]):
         return found
 
     def packed(self, records: Iterable[Record]) -> bytes:
-        """Records as bytes, field by field: marshal is exact, and what it writes never leaves the process."""
+        """Records as bytes, field by field, in JSON."""
         *columns, places = zip(*(vars(record).values() for record in records), strict=True)
         start = len(f"{self.file}:")
-        return marshal.dumps([*columns, [int(where[start:]) for where in places]])
+        lines = [int(where[start:]) for where in places]
+        return ENCODER.encode([*columns, lines]).encode("utf-8", "surrogatepass")
 
     def unpacked(self, number: int) -> list[Record]:
         """The records of a block."""
-        *columns, lines = marshal.loads(self.blocks[number])
-        return [self.kind(*values, f"{self.file}:{line}") for *values, line in zip(*columns, lines, strict=True)]
+        *columns, lines = json.loads(self.blocks[number].decode("utf-8", "surrogatepass"))
+        return [self.kind(*map(as_tuple, values), f"{self.file}:{line}")
+                for *values, line in zip(*columns, lines, strict=True)]
 
     def __len__(self) -> int:
         return self.size
@@ -73,3 +76,8 @@ class Compact(Sequence[Record]):
         for number in range(len(self.blocks)):
             self.blocks[number] = self.packed(map(how, self.unpacked(number)))
         self.known = -1
+
+
+def as_tuple(value: object) -> object:
+    """A value of JSON with tuples for lists, which no field holds."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
