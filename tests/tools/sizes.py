@@ -85,7 +85,7 @@ def readers() -> list[Reader]:
         task_reader("translate", ".tsv", b"source\ttarget\n", b"%s\tb"),
         task_reader("reply", ".tsv", b"question\tanswer\n", b"%s\tb"),
         task_reader("relation", ".txt", b"", b'1\t"<e1>a</e1> %s <e2>b</e2>"\nOther\n', b"\n"),
-        task_reader("ner", ".conll", b"", b"%s O"), task_reader("ner", ".jsonl", b"", marked),
+        task_reader("ner", ".conll", b"", b"%s O\n"), task_reader("ner", ".jsonl", b"", marked),
         task_reader("ner", ".json", b"[", marked, b",\n", b"]"),
         task_reader("qa", ".json", b'{"version": "1", "data": [{"paragraphs": [', asked, b",\n", b"]}]}"),
         task_reader("mlm", ".txt", b"", b"%s"),
