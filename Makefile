@@ -28,11 +28,12 @@ mutants: .venv/ready        ## change every labelled line and see its tests fail
 mutants-changed: .venv/ready  ## those that have changed since their mutants died, and a tenth of the rest
 	$(BIN)/python tests/tools/mutants.py --changed $(ARGS)
 
-torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad files; how long: docs/reliability.md
+torture: .venv/ready        ## kill runs at random, give every reader 10,000 bad files and large ones; how long: docs/reliability.md
 	$(BIN)/python -m minibert fetch minilm-l6
 	$(BIN)/python tests/tools/torture.py $(ARGS)
 	$(BIN)/python tests/tools/bad_input.py
 	$(BIN)/python tests/tools/odd_files.py
+	$(BIN)/python tests/tools/sizes.py
 
 formulas: .katex/ready      ## every formula of docs/ through KaTeX; needs node and npm
 	node tests/tools/formulas.mjs

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minibert.data.jsontext import JsonText, encodable
 from minibert.errors import MinibertError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 LONGEST = 4_000_000                                # characters of a line or a field, more than a long novel has
 csv.field_size_limit(LONGEST)                      # its own 131,072 refuses long texts
 SIGNS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-BLANKS = re.compile(r"[ \t\n\r]*")
+WANTED = "an object a line, or an array of objects"
 ADVICE = "say with --columns which are meant"
 
 
@@ -134,46 +135,37 @@ def read_objects(file: Path, lines: Iterator[str], columns: Sequence[str],
         yield line, [row[name] for name in found]
 
 
-def read_values_of_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, object]]:
+def read_values_of_json(file: Path, parts: Iterator[str]) -> Iterator[tuple[int, object]]:
     """(line it begins in, value) of every row of a file: a value a line of .jsonl, or several objects in a list; in
     .json the members of one array, or values one after the other. Raises MinibertError with file:line.
+
+    `parts`: what tables.read_json_parts() gives.
     """
     if file.suffix.lower() != ".jsonl":
-        yield from values_in(file, "".join(lines))
+        yield from values_in(JsonText(file, parts, WANTED))
         return
-    for line, text in enumerate(lines, 1):
+    for line, text in enumerate(parts, 1):
         if text.strip():
             with json_at(f"{file}:{line}"):
                 value = json.loads(text)
-            refuse_halves("\\ud" in text.lower(), value, f"{file}:{line}")
+            if "\\ud" in text.lower() and not encodable(value):
+                raise MinibertError(f"{file}:{line}: \\ud... is half of a pair that UTF-8 cannot write; mend the line")
             several = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
             yield from ((line, row) for row in (value if several else [value]))
 
 
-def values_in(file: Path, text: str) -> Iterator[tuple[int, object]]:
+def values_in(text: JsonText) -> Iterator[tuple[int, object]]:
     """The same of a text of .json."""
-    decoder, halves, line, here = json.JSONDecoder(), "\\ud" in text.lower(), 1, 0  # `line` is that of character `here`
-    at = after_blanks(text, 0)
-    array = text.startswith("[", at)
-    at = after_blanks(text, at + array)
-    while at < len(text) and not (array and text[at] == "]"):
-        line, here = line + text.count("\n", here, at), at
-        with json_at(f"{file}:{line}"):
-            value, at = decoder.raw_decode(text, at)
-        refuse_halves(halves, value, f"{file}:{line}")
+    array, line = text.take("["), 1
+    while text.next() and not (array and text.next() == "]"):
+        line = text.line_next()
+        value, _ = text.value()
         yield line, value
-        at = after_blanks(text, at)
-        if array and text.startswith(",", at):
-            at = after_blanks(text, at + 1)
-        elif array and not text.startswith("]", at):
-            raise MinibertError(f"{file}:{line}: no comma and no end of the array behind what begins here; mend it")
-    if array and text[at:].strip() != "]":
-        raise MinibertError(f"{file}:{line}: the array does not end, or more follows it; expected one array")
-
-
-def after_blanks(text: str, at: int) -> int:
-    """The next place that is none of JSON's blanks."""
-    return BLANKS.match(text, at).end()  # type: ignore[union-attr]  # no blank matches too
+        if array and not text.take(",") and text.next() != "]":
+            raise MinibertError(f"{text.file}:{line}: no comma and no end of the array behind what begins here; mend "
+                                "it")
+    if array and not (text.take("]") and not text.next()):
+        raise MinibertError(f"{text.file}:{line}: the array does not end, or more follows it; expected one array")
 
 
 @contextlib.contextmanager
@@ -182,15 +174,4 @@ def json_at(where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as e:
-        raise MinibertError(f"{where}: not JSON ({e}); expected an object a line, or an array of objects") from None
-
-
-def refuse_halves(possible: bool, value: object, where: str) -> None:
-    """Raise MinibertError for text that no file can hold, where that is `possible` at all."""
-    if possible and not encodable(value):
-        raise MinibertError(f"{where}: \\ud... is half of a pair that UTF-8 cannot write; mend the line")
-
-
-def encodable(value: object) -> bool:
-    """Whether all texts in a JSON value can be written as UTF-8, which has no halves of surrogate pairs."""
-    return not re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
+        raise MinibertError(f"{where}: not JSON ({e}); expected {WANTED}") from None

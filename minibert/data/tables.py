@@ -1,8 +1,12 @@
 """Data files as people have them: which file of a folder is which split, its lines, the rows of a table."""
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 
+from minibert.data.jsontext import PORTION
 from minibert.data.records import LONGEST, read_objects, read_values
 from minibert.errors import MinibertError
 from minibert.files import check_regular, open_regular
@@ -51,25 +55,40 @@ def read_lines(file: Path) -> Iterator[str]:
 
     Raises MinibertError with file:line.
     """
+    return read_as(file, lambda f: f)
+
+
+def read_as(file: Path, cut: Callable[[TextIOWrapper], Iterable[str]]) -> Iterator[str]:
+    """The text of a file as `cut` cuts it; see read_lines()."""
     try:
         with open_regular(file, encoding="utf-8-sig") as f:
-            yield from f
+            yield from cut(f)
     except OSError as e:
         raise MinibertError(f"{file}: cannot be read ({e.strerror})") from None
     except UnicodeDecodeError:
+        number, stray = 1, None
         with open_regular(file, encoding="utf-8-sig", errors="surrogateescape") as f:   # lines counted as above
-            number, stray = next((n, c) for n, line in enumerate(f, 1) for c in line if "\udc80" <= c <= "\udcff")
-        byte = ord(stray) - 0xdc00
+            while not (stray := re.search("[\udc80-\udcff]", part := f.read(PORTION))):
+                number += part.count("\n")
+        number, byte = number + part.count("\n", 0, stray.start()), ord(stray[0]) - 0xdc00
         raise MinibertError(f"{file}:{number}: byte 0x{byte:02x} is not UTF-8; convert the file") from None
 
 
 def read_short_lines(file: Path) -> Iterator[str]:
     """read_lines() of a file whose lines hold texts, each read as a whole: MinibertError for one that is too long."""
-    for number, line in enumerate(read_lines(file), 1):
+    lines = read_as(file, lambda f: iter(partial(f.readline, LONGEST + 1), ""))
+    for number, line in enumerate(lines, 1):
         if len(line) > LONGEST:
-            raise MinibertError(f"{file}:{number}: a line of {len(line):,} characters, {LONGEST:,} at most; cut its "
-                                "texts up, or end its lines")
+            raise MinibertError(f"{file}:{number}: a line of more characters than the {LONGEST:,} at most that are "
+                                "read; cut its texts up, or end its lines")
         yield line
+
+
+def read_json_parts(file: Path) -> Iterator[str]:
+    """What records.read_values_of_json() reads: of .jsonl read_short_lines(), of other files parts of the text."""
+    if file.suffix.lower() == ".jsonl":
+        return read_short_lines(file)
+    return read_as(file, lambda f: iter(partial(f.read, PORTION), ""))
 
 
 def read_table(file: Path, columns: Sequence[str], notices: list[str]) -> Iterator[tuple[str, Sequence[object]]]:
@@ -85,7 +104,7 @@ def read_table(file: Path, columns: Sequence[str], notices: list[str]) -> Iterat
     if (suffix := file.suffix.lower()) not in kinds:
         raise MinibertError(f"{file}: no table by its suffix {suffix!r}; convert it to one of {', '.join(kinds)}")
     line = 0                                       # no row yet
-    lines = read_lines(file) if suffix == ".json" else read_short_lines(file)
+    lines = read_json_parts(file) if suffix == ".json" else read_short_lines(file)
     for line, values in kinds[suffix](file, lines, columns, notices):
         yield f"{file}:{line}", values
     if not line:

@@ -17,6 +17,7 @@ from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, TokenHead
 from minibert.core.model import Model
+from minibert.data.compact import Compact
 from minibert.data.features import Features
 from minibert.data.tables import TABLES, split_files
 from minibert.data.tokenizer import Tokenizer
@@ -108,7 +109,8 @@ class Task(ABC, Generic[Example, Prediction]):
 
     def subset(self, examples: Sequence[Example], numbers: np.ndarray) -> Sequence[Example]:
         """Some of the examples of one file, for --split; of class `Examples`, where that is what they were."""
-        return [examples[i] for i in numbers.tolist()]
+        return (examples.take(numbers) if isinstance(examples, Compact) else
+                [examples[i] for i in numbers.tolist()])
 
     def stratum(self, example: Example) -> object:
         """What --stratify shares out evenly. Raises MinibertError for a task that has no such thing."""

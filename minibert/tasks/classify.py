@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from minibert.core import ops
 from minibert.core.batch import Batch, Feature
+from minibert.data.compact import Compact
 from minibert.errors import MinibertError, spelt_out
 from minibert.options import option
 from minibert.scores.labels import label_scores
 from minibert.scores.tables import Scores
 from minibert.tasks.base import Result, TaskOptions, coloured
 from minibert.tasks.class_weights import balanced, recalled, total_weight
-from minibert.tasks.label_lists import Rows, label_lists
+from minibert.tasks.label_lists import LabelLists
 from minibert.tasks.labelled import Answer, LabelTask, three_best
 from minibert.tasks.probabilities import by_label, mean_scores, sigmoid
 from minibert.tasks.tabular import TableOptions, table_rows, text_of
@@ -75,18 +76,17 @@ class Classify(LabelTask[Example]):
         """The label that each score speaks for: with --choice yes-no only the second."""
         return self.labels[1:] if self.options.choice == "yes-no" else self.labels
 
-    def read_file(self, file: Path) -> list[Example]:
-        several = self.options.choice == "several"                            # perhaps none
-        rows = list(table_rows(self, file, needed=slice(0, 1) if several else slice(None)))
-        texts = [text_of(text, where) for where, (text, _) in rows]
-        return [Example(text, labels, where)
-                for (where, _), text, labels in zip(rows, texts, self.read_labels(rows, file), strict=True)]
-
-    def read_labels(self, rows: Rows, file: Path) -> list[tuple[str, ...]]:
-        """The labels of ("file:line", (text, value)) rows: one each; with --choice several see label_lists()."""
-        if self.options.choice == "several":
-            return label_lists(rows, file, self.notices)
-        return [(self.read_label(value, where),) for where, (_, value) in rows]
+    def read_file(self, file: Path) -> Compact[Example]:
+        """One label each; with --choice several any number, see LabelLists, perhaps none."""
+        if self.options.choice != "several":
+            return Compact.of(Example, file, (Example(text_of(text, where), (self.read_label(label, where),), where)
+                                              for where, (text, label) in table_rows(self, file)))
+        lists = LabelLists()
+        examples = Compact.of(Example, file, (Example(text_of(text, where), lists.read(labels, where), where)
+                                              for where, (text, labels) in table_rows(self, file, slice(0, 1))))
+        labels_of = lists.meaning(file, self.notices)
+        examples.change(lambda e: Example(e.text, labels_of(e.labels), e.where))
+        return examples
 
     def right(self, example: Example) -> tuple[str, ...]:
         return example.labels

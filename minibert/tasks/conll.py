@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 import numpy as np
 
 from minibert.data.features import check_ends, narrow, ragged, running
-from minibert.data.tables import read_lines
+from minibert.data.tables import read_short_lines
 from minibert.data.wordlist import REMEMBERED, Numbering, Words
 from minibert.errors import MinibertError
 from minibert.files import open_regular
@@ -199,7 +199,7 @@ def read_sentences(file: Path, reading: Reading) -> Iterator[tuple[int, Sentence
     """(number of its document, sentence) of every sentence of a file."""
     document, current = 0, None
     parsed: dict[str, tuple[str, str]] = {}                                   # lines come again and again
-    lines = read_lines(file)
+    lines = read_short_lines(file)
     head = list(itertools.islice(lines, AHEAD))
     columns = Columns(file, head, reading)
     for number, line in enumerate(itertools.chain(head, lines, [""]), 1):     # an empty line ends the last one

@@ -1,33 +1,43 @@
 """Any number of labels a text, as people write them: lists, names with | between, vectors of 0 and 1."""
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minibert.errors import MinibertError
 
-Rows = Sequence[tuple[str, Sequence[object]]]
 
+class LabelLists:
+    """The lists of one file: names, or vectors of 0 and 1, which is known once all have been seen."""
 
-def label_lists(rows: Rows, file: Path, notices: list[str]) -> list[tuple[str, ...]]:
-    """The labels of each row ("file:line", (text, labels)), sorted; perhaps none.
+    def __init__(self):
+        self.first: dict[int, tuple[str, Sequence[str]]] = {}      # by length of a vector, 0: of names: (where, names)
 
-    Where all are lists of 0 and 1 of one length, a 1 means the label of its place: as names they would give all texts
-    the same labels, or one of them twice. Raises MinibertError with file:line for what is no list of names.
-    """
-    lists = [read_list(value, where) for where, (_, value) in rows]
-    if all(map(is_vector, lists)) and len({len(names) for names in lists}) == 1:
-        notices.append(f"{file}: labels are vectors of 0 and 1, read as {len(lists[0])} labels named by their places, "
-                       "from 0")
-        return [tuple(sorted(str(i) for i, name in enumerate(names) if name == "1")) for names in lists]
+    def read(self, value: object, where: str) -> tuple[str, ...]:
+        """The names in one value, as they stand. Raises MinibertError with file:line for what is no list of names."""
+        names = tuple(read_list(value, where))
+        self.first.setdefault(len(names) if is_vector(names) else 0, (where, names))
+        return names
 
-    vector = next((i for i, names in enumerate(lists) if is_vector(names) and len(names) > 2), None)
-    if vector is not None:
-        other = next(i for i, names in enumerate(lists) if not is_vector(names) or len(names) != len(lists[vector]))
-        raise MinibertError(f"{rows[vector][0]}: the labels are {' '.join(lists[vector])[:40]}, a vector of 0 and 1, "
-                            f"but not those of {rows[other][0]}, or of another length; write names, or such vectors "
-                            "everywhere")
-    return [tuple(sorted(set(names))) for names in lists]
+    def meaning(self, file: Path, notices: list[str]) -> Callable[[Sequence[str]], tuple[str, ...]]:
+        """What makes sorted labels of what read() gave.
+
+        Where all are lists of 0 and 1 of one length, a 1 means the label of its place: as names they would give all
+        texts the same labels, or one of them twice. Raises MinibertError where some are such vectors and some are not.
+        """
+        length = max(self.first, default=0)
+        if length and len(self.first) == 1:
+            notices.append(f"{file}: labels are vectors of 0 and 1, read as {length} labels named by their places, "
+                           "from 0")
+            return lambda names: tuple(sorted(str(i) for i, name in enumerate(names) if name == "1"))
+
+        length = next((n for n in self.first if n > 2), 0)
+        if length:
+            where, names = self.first[length]
+            other = next(place for n, (place, _) in self.first.items() if n != length)
+            raise MinibertError(f"{where}: the labels are {' '.join(names)[:40]}, a vector of 0 and 1, but not those "
+                                f"of {other}, or of another length; write names, or such vectors everywhere")
+        return lambda names: tuple(sorted(set(names)))
 
 
 def is_vector(names: Sequence[str]) -> bool:

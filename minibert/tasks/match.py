@@ -86,6 +86,9 @@ class Likeness(Match):
     def note_unseen(self, splits: Mapping[str, Sequence[Pair]]) -> None:
         """Of numbers none is."""
 
+    def refuse_texts(self, examples: Sequence[Pair]) -> None:
+        """Of numbers never too many differ."""
+
     def numbers(self, example: Pair) -> tuple[int, Number]:
         """(0, or -1: not known, no loss; the score)."""
         return -1 if example.label is None else 0, Number(float(example.label or 0.0))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.core.batch import Feature
+from minibert.data.compact import Compact
 from minibert.data.rows import pair_rows
 from minibert.data.tables import BAR
 from minibert.data.tokenizer import Tokenizer
@@ -40,9 +41,10 @@ class PairTask(LabelTask[Pair]):
     texts = ("first", "second")                    # what the two are called in a result
     Options = PairOptions
 
-    def read_file(self, file: Path) -> list[Pair]:
-        return [Pair(text_of(first, where), text_of(second, where), self.read_label(label, where), where)
-                for where, (first, second, label) in table_rows(self, file)]
+    def read_file(self, file: Path) -> Compact[Pair]:
+        return Compact.of(Pair, file, (
+            Pair(text_of(first, where), text_of(second, where), self.read_label(label, where), where)
+            for where, (first, second, label) in table_rows(self, file)))
 
     def example(self, text: str) -> Pair:
         first, bar, second = text.partition(BAR)

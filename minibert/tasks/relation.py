@@ -4,7 +4,7 @@ Four new pieces stand around the spans, [E1] ... [/E1] and [E2] ... [/E2], and t
 by side, give the scores (Baldini Soares et al. 2019, section 3.2). Their word vectors are learnt with the rest.
 """
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, PairHead
+from minibert.data.compact import Compact
 from minibert.data.tables import read_short_lines
 from minibert.data.text import leading_marks
 from minibert.data.tokenizer import Tokenizer
@@ -57,12 +58,12 @@ class Relation(LabelTask[Example]):
     unit = "sentences"
     Options = Options
 
-    def read_file(self, file: Path) -> list[Example]:
+    def read_file(self, file: Path) -> Compact[Example]:
         """Tables of marked texts and labels, or .txt as SemEval-2010 Task 8 has it; errors have file:line."""
         if file.suffix.lower() == ".txt":
-            return read_semeval(file)
-        return [marked(text_of(text, where), self.read_label(label, where), where)
-                for where, (text, label) in table_rows(self, file)]
+            return Compact.of(Example, file, read_semeval(file))
+        return Compact.of(Example, file, (marked(text_of(text, where), self.read_label(label, where), where)
+                                          for where, (text, label) in table_rows(self, file)))
 
     def learn_labels(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """The labels of train, sorted; whether the one for no relation is among them."""
@@ -137,13 +138,13 @@ def marked(text: str, label: str | None, where: str) -> Example:
     return Example("".join(texts), spans, label, where)
 
 
-def read_semeval(file: Path) -> list[Example]:
+def read_semeval(file: Path) -> Iterator[Example]:
     """The examples of a file in the published layout, or MinibertError with file:line.
 
     NUMBER, a tab, the text in quotes; in the next line the label; then a comment or nothing.
     """
     lines = enumerate(read_short_lines(file), 1)
-    found: list[Example] = []
+    found = False
     for number, line in lines:
         if not line.strip():
             continue
@@ -156,10 +157,10 @@ def read_semeval(file: Path) -> list[Example]:
             raise MinibertError(f"{where}: no label in the line after it; expected one such as Cause-Effect(e1,e2)")
         if not (comment := next(lines, (0, "Comment:"))[1].strip()).startswith("Comment:") and comment:
             raise MinibertError(f"{where}: the second line after it is {comment[:60]!r}; expected Comment: or nothing")
-        found.append(marked(parts[1].strip().removeprefix('"').removesuffix('"'), label, where))
+        found = True
+        yield marked(parts[1].strip().removeprefix('"').removesuffix('"'), label, where)
     if not found:
         raise MinibertError(f"{file}: no sentences in it; expected a number, a tab and a text in quotes, then a label")
-    return found
 
 
 def with_marks(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -20,6 +20,7 @@ from minibert.core.batch import Batch, Feature
 from minibert.core.config import BertConfig
 from minibert.core.heads import Head, TowerHead
 from minibert.core.layout import moved
+from minibert.data.compact import Compact
 from minibert.data.tables import BAR, TABLES, read_short_lines, read_table
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import MinibertError
@@ -96,10 +97,11 @@ class Reply(Task[Example, Ranking]):
         self.vectors = np.zeros((0, 0))            # float64 [N,H], theirs, once a model has read them
         self.right: dict[int, set[int]] = {}       # of train: a question's number -> those of all its answers
 
-    def read_file(self, file: Path) -> list[Example]:
+    def read_file(self, file: Path) -> Compact[Example]:
         wanted = "a question and its answer"
-        return [Example(text_of(question, where, wanted), text_of(answer, where, wanted), (), where)
-                for where, (question, answer) in table_rows(self, file)]
+        return Compact.of(Example, file, (
+            Example(text_of(question, where, wanted), text_of(answer, where, wanted), (), where)
+            for where, (question, answer) in table_rows(self, file)))
 
     def read_candidates(self, file: Path) -> None:
         """Take the answers to choose from out of a file, one a line; a table's are those of its column of answers.

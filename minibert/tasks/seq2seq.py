@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minibert.core.batch import Feature
+from minibert.data.compact import Compact
 from minibert.data.features import Features
 from minibert.data.text import words_of
 from minibert.data.tokenizer import Tokenizer
@@ -76,10 +77,11 @@ class Seq2Seq(VocabularyTask[Example, Written]):
     newest = False                                 # of a source that does not fit: read its end, not its beginning
     Options, About = Options, Row
 
-    def read_file(self, file: Path) -> list[Example]:
+    def read_file(self, file: Path) -> Compact[Example]:
         wanted = "a source and its target"
-        return [Example(text_of(source, where, wanted), text_of(target, where, wanted), where)
-                for where, (source, target) in table_rows(self, file)]
+        return Compact.of(Example, file, (
+            Example(text_of(source, where, wanted), text_of(target, where, wanted), where)
+            for where, (source, target) in table_rows(self, file)))
 
     def example(self, text: str) -> Example:
         return Example(text, None, "text")

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.data.records import read_values_of_json
-from minibert.data.tables import read_lines
+from minibert.data.records import LONGEST, read_values_of_json
+from minibert.data.tables import read_json_parts
 from minibert.data.text import split_words
 from minibert.errors import MinibertError
 from minibert.files import Json
 from minibert.tasks.columns import Reading, TagForm
-from minibert.tasks.conll import Sentence
+from minibert.tasks.conll import MOST_WORDS, Sentence
 
 JSON_SUFFIXES = (".jsonl", ".json")
 MEMBERS = {"text": ("text", "data"), "entities": ("entities", "spans", "label", "labels"),
@@ -62,12 +62,14 @@ def read_texts(file: Path, reading: Reading) -> Iterator[Iterator[Sentence]]:
     Raises MinibertError with file:line for what does not parse.
     """
     form, told = TagForm(reading), Told(file)
-    for line, value in read_values_of_json(file, read_lines(file)):
+    for line, value in read_values_of_json(file, read_json_parts(file)):
         row, where = as_object(value, f"{file}:{line}"), f"{file}:{line}"
         names = chosen(row, reading, where)
         if "text" in names:
             text = row[names["text"]]
-            words = split_words(text)
+            words = split_words(text[:LONGEST + 1])
+            if len(text) > LONGEST or len(words) > MOST_WORDS:
+                raise MinibertError(f"{where}: a text of more than {MOST_WORDS:,} words; cut it up")
             tags = tags_of(text, words, [span_of(x, text, where) for x in row[names["entities"]]], where, told)
             sentence = Sentence([text[a:b] for a, b in words], tags, line)
         else:

@@ -1,16 +1,17 @@
 """Files in the layout of SQuAD, 1.1 or 2.0, as examples."""
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from minibert.data.records import LONGEST, encodable, read_values_of_json
-from minibert.data.tables import read_lines
+from minibert.data.jsontext import JsonText
+from minibert.data.records import LONGEST, read_values_of_json
+from minibert.data.tables import read_json_parts
 from minibert.errors import MinibertError
 
 Kind = TypeVar("Kind")
+EXPECTED = "the layout of SQuAD: data, paragraphs, context, qas, question, answers, text, answer_start"
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
     A question without answers that says nothing of `is_impossible` has none, which `notices` counts. Raises
     MinibertError with file:line.
     """
-    text = "".join(read_lines(file))
-    flat = file.suffix.lower() == ".jsonl" or text.lstrip()[:1] == "["
-    examples = flat_questions(file, text) if flat else nested_questions(file, text)
+    text = JsonText(file, read_json_parts(file), EXPECTED)
+    flat = file.suffix.lower() == ".jsonl" or text.next() == "["
+    examples = flat_questions(file) if flat else nested_questions(text)
     found, silent = [], []                         # silent: the places of those without answers
     for example, says_nothing in examples:
         found.append(example)
@@ -46,38 +47,33 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
     return found
 
 
-def flat_questions(file: Path, text: str) -> Iterator[tuple[Example, bool]]:
+def flat_questions(file: Path) -> Iterator[tuple[Example, bool]]:
     """read_question() of objects with question, context and answers."""
-    for line, question in read_values_of_json(file, io.StringIO(text)):
+    for line, question in read_values_of_json(file, read_json_parts(file)):
         where = f"{file}:{line}"
         yield read_question(question, member(question, "context", str, where), where)
 
 
-def nested_questions(file: Path, text: str) -> Iterator[tuple[Example, bool]]:
-    """read_question() of data, paragraphs, context and qas."""
-    try:
-        whole = json.loads(text)
-    except ValueError as e:
-        line = e.lineno if isinstance(e, json.JSONDecodeError) else 1          # a number of 5,000 digits is another
-        raise MinibertError(f"{file}:{line}: not JSON ({e}); expected the layout of SQuAD") from None
-    except RecursionError:
-        raise MinibertError(f"{file}:1: JSON nested too deeply; expected the layout of SQuAD") from None
-    if "\\ud" in text.lower() and not encodable(whole):
-        raise MinibertError(f"{file}: \\ud... is half of a pair that UTF-8 cannot write; mend the file")
-
-    lines = QuestionLines(text)
-    for article in member(whole, "data", list, f"{file}:1"):
-        for paragraph in member(article, "paragraphs", list, f"{file}:{lines.now}"):
-            context = member(paragraph, "context", str, f"{file}:{lines.now}")
-            for question in member(paragraph, "qas", list, f"{file}:{lines.now}"):
-                yield read_question(question, context, f"{file}:{lines.of(question)}")
+def nested_questions(text: JsonText) -> Iterator[tuple[Example, bool]]:
+    """read_question() of data, paragraphs, context and qas: a paragraph is in memory at a time."""
+    for _ in text.each("data"):
+        for _ in text.each("paragraphs"):
+            line = text.line_next()
+            paragraph, written = text.value()
+            lines, where = QuestionLines(written, line), f"{text.file}:{line}"
+            context = member(paragraph, "context", str, where)
+            for question in member(paragraph, "qas", list, where):
+                yield read_question(question, context, f"{text.file}:{lines.of(question)}")
+    if text.next():
+        raise text.damage("more follows", text.at)
 
 
 class QuestionLines:
-    """The line of each question of a JSON file, which a parser forgets: ids are looked for in their order."""
+    """The line of each question of a paragraph, which a parser forgets: ids are looked for in their order."""
 
-    def __init__(self, text: str):
-        self.text, self.at, self.now = text, 0, 1
+    def __init__(self, text: str, line: int):
+        """`text`: the paragraph as it is written, from `line` on."""
+        self.text, self.at, self.now = text, 0, line
 
     def of(self, question: object) -> int:
         """The line that has the question's id, a text; of other ids the last one found."""
@@ -143,6 +139,5 @@ def member(holder: object, name: str, kind: type[Kind], where: str) -> Kind:
     names = {list: "a list", str: "a text", int: "a whole number"}
     value = holder.get(name) if isinstance(holder, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise MinibertError(f"{where}: {name} is not {names[kind]}; expected the layout of SQuAD: data, paragraphs, "
-                            "context, qas, question, answers, text, answer_start")
+        raise MinibertError(f"{where}: {name} is not {names[kind]}; expected {EXPECTED}")
     return value

@@ -18,6 +18,7 @@ from minibert.checkpoints.weights import read_tokenizer
 from minibert.core.heads import PooledHead
 from minibert.core.model import Model, initialise
 from minibert.tasks.classify import Classify, Example, Holding
+from minibert.tasks.label_lists import LabelLists
 from minibert.tasks.labelled import Answer
 from minibert.use.predict import load
 
@@ -31,7 +32,11 @@ def task(**options) -> Classify:
 
 def read(found: Classify, *values: object) -> list[tuple[str, ...]]:
     """The labels of rows that have these values, in lines 1, 2, ..."""
-    return found.read_labels([(f"f:{i}", ("x", value)) for i, value in enumerate(values, 1)], Path("f"))
+    if found.options.choice != "several":
+        return [(found.read_label(value, f"f:{i}"),) for i, value in enumerate(values, 1)]
+    lists = LabelLists()
+    names = [lists.read(value, f"f:{i}") for i, value in enumerate(values, 1)]
+    return list(map(lists.meaning(Path("f"), found.notices), names))
 
 
 def learnt(labels: list[str], **options) -> Classify:

@@ -41,7 +41,7 @@ def test_the_published_layout_is_read_with_its_lines(tmp_path):
     file = tmp_path / "train.txt"
     file.write_text(BLOCKS)
     found = task().read(tmp_path)["train"]
-    assert found == [
+    assert list(found) == [
         Example("Ada left ACME.", ((0, 3), (9, 13)), "Employer-Employee(e2,e1)", f"{file}:1"),
         Example("The rain met New Lima.", ((4, 8), (13, 21)), "Other", f"{file}:5"),
         Example("ACME bought Globex.", ((0, 4), (12, 18)), "Owner-Company(e1,e2)", f"{file}:9")]
