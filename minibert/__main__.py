@@ -180,7 +180,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
     predict = functools.partial(model.predict, offsets=arguments.offsets)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for texts in as_they_come(sys.stdin.buffer if sys.stdin else ()) if from_stream else [arguments.text]:
+    for texts in as_they_come(lines_of(sys.stdin)) if from_stream else [arguments.text]:
         given = [re.findall("[^ \t]+", text) if arguments.words else text for text in texts]
         for text, result in zip(texts, one_by_one(predict, given, place, number), strict=True):
             if arguments.json:
@@ -251,6 +251,15 @@ def as_they_come(lines: Iterable[bytes], most: int = 64) -> Iterator[list[str]]:
             break
     if broken:
         raise broken[0]
+
+
+def lines_of(stream: TextIO | None) -> Iterator[bytes]:
+    """The lines of a stream, read from the system: a thread that waits inside Python's own reader cannot be left."""
+    rest = b""
+    while stream is not None and (block := os.read(stream.fileno(), 2 ** 16)):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    yield from [rest] if rest else []
 
 
 def text_of_line(line: bytes, number: int) -> str:

@@ -40,7 +40,12 @@ def open_regular(file: str | Path, mode: str = "r", encoding: str | None = None,
     def regular(path: str, flags: int) -> int:
         if writes and os.path.islink(path):
             raise OSError(errno.ELOOP, "a link, and nothing is written through one; remove it", path)
-        handle = os.open(path, flags | (0 if pipe else NO_WAIT) | (NO_LINK if writes else 0), 0o666)
+        try:
+            handle = os.open(path, flags | (0 if pipe else NO_WAIT) | (NO_LINK if writes else 0), 0o666)
+        except OSError as e:
+            if e.errno == errno.ENXIO:             # a named pipe that nobody reads, or a socket
+                raise OSError(errno.EINVAL, "not a regular file", path) from None
+            raise
         kind = os.fstat(handle).st_mode
         if stat.S_ISREG(kind) or (pipe and stat.S_ISFIFO(kind)):
             return handle

@@ -234,8 +234,10 @@ def load(folder: Path, head: Head | None = None, new_head: bool = False, dropout
     table = {n.published: n.ours for n in name_table(config, pooler=stored or not new and bert.pooler is not None)}
     report, state = Report(wrapper=wrapper_of(folder)), bert.state_dict()
     if missing := [name for name in table if name not in found]:
-        raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; is this a whole BERT "
-                            "checkpoint, and does config.json belong to it?")
+        advice = ("these are names of an adapter around the model: merge it first (merge_and_unload)" if
+                  any(name.startswith("base_model.") for name in found) else
+                  "is this a whole BERT checkpoint, and does config.json belong to it?")
+        raise MinibertError(f"{folder}: {len(missing)} weights missing, first {missing[0]}; {advice}")
     if extra := [n for n in found if n.startswith(("embeddings.", "encoder.")) and n not in {*table, *BUFFERS}]:
         raise MinibertError(f"{folder}: config.json has no place for {len(extra)} weights, first {extra[0]}; does it "
                             "belong to this checkpoint?")

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,13 +30,18 @@ ADVICE = "say with --columns which are meant"
 def find_columns(names: Sequence[str], columns: Sequence[str]) -> list[int]:
     """The place of each of the `columns` in `names`, by other letter case if need be; [] where one is not there once.
     """
-    folded, found = [name.casefold() for name in names], []
+    folded, found = list(map(fold, names)), []
     for column in columns:
-        for there, wanted in ((names, column), (folded, column.casefold())):
+        for there, wanted in ((names, column), (folded, fold(column))):
             if there.count(wanted) == 1:
                 found.append(there.index(wanted))
                 break
     return found if len(set(found)) == len(columns) else []
+
+
+def fold(name: str) -> str:
+    """A name without letter case, its accents written in one way of two."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def first_missing(names: Sequence[str], columns: Sequence[str]) -> str:

@@ -157,6 +157,8 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], int, list[str]]:
         lines = read_text(file, largest=LARGEST).split("\n")
     except (OSError, UnicodeError) as e:
         raise MinibertError(f"{file}: cannot be read as a tokenizer ({e}); fetch the checkpoint again") from None
+    if lines[0].startswith("\ufeff"):
+        raise MinibertError(f"{file}:1: begins with a byte order mark, which no piece has; save it as UTF-8 without")
     pieces = {piece: number for number, piece in enumerate(lines) if piece}
     again = [number for number, piece in enumerate(lines) if piece and pieces[piece] != number]
     count = len(pieces) + ("" in lines[:-1])       # an empty line is one for transformers

@@ -29,11 +29,11 @@ def claim_folder(settings: TrainConfig) -> Path:
         if settings.resume and not output.is_dir() and "TORCHELASTIC_RESTART_COUNT" not in os.environ:
             raise MinibertError(f"--output {output}: no run there to resume; mend the name, or leave out --resume")
         inside = {f.name for f in output.iterdir()} - BARELY_BEGUN if output.is_dir() else set()
+        if inside and not any(marks <= inside for marks in MARKS):
+            raise MinibertError(f"--output {output}: holds something, but no run; name another folder")
         if inside and not settings.resume:
             raise MinibertError(f"--output {output}: holds another run; name another folder, remove that one, or "
                                 "continue it with --resume")
-        if inside and not any(marks <= inside for marks in MARKS):
-            raise MinibertError(f"--output {output}: holds something, but no run to resume; name another folder")
         return make_folder(output, exist_ok=True)
     make_folder(Path("runs"), exist_ok=True)       # else what is wrong with it would look like a number that is taken
     for number in itertools.count(max(numbers(settings.task), default=0) + 1):
@@ -87,7 +87,8 @@ def lock(run: Path) -> Iterator[None]:
         holder = read_text(file).strip() or "another process"
         raise MinibertError(f"{run}: {holder} is training in it; wait for it, or name another --output") from None
     except OSError as e:
-        raise MinibertError(f"{run}: cannot be locked ({e}); name an --output on another file system") from None
+        raise MinibertError(f"{run}: cannot be locked ({e.strerror or e}); remove {file}, or name an --output on "
+                            "another file system") from None
     with held:
         with contextlib.suppress(OSError), open_regular(file, "w") as f:       # a full disk: it is held all the same
             f.write(f"process {os.getpid()}")

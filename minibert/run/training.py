@@ -40,6 +40,7 @@ class Training:
     def record(self) -> Json:
         """Every resolved setting, as train.json has them; the run folder is not known yet."""
         best = None if self.plan.chosen_by == self.task.best else self.settings.best         # one run to --resume
-        return {**dataclasses.asdict(self.settings), **dataclasses.asdict(self.options), "best": best,
+        divided = {"file_sha256": self.examples.file_sha256} if self.settings.split else {}
+        return {**dataclasses.asdict(self.settings), **dataclasses.asdict(self.options), **divided, "best": best,
                 "updates": self.plan.total, "threads": torch.get_num_threads(), "processes": self.processes.size,
                 "device": self.device.type, "torch": torch.__version__}

@@ -50,17 +50,19 @@ def read_list(value: object, where: str) -> list[str]:
     given = value
     if isinstance(value, str):
         given = written_list(value.strip()) if value.strip()[:1] == "[" else value.split("|")
-    if not isinstance(given, list) or not all(isinstance(name, str | int) for name in given):
-        raise MinibertError(f"{where}: the labels are {str(value)[:60]!r}; expected a list of names, or names with | "
-                            "between")
-    return [name for name in (str(int(name) if isinstance(name, bool) else name).strip() for name in given) if name]
+    if not isinstance(given, list) or not all(isinstance(name, str | int) or name in (0.0, 1.0) for name in given):
+        raise MinibertError(f"{where}: the labels are {str(value)[:60]!r}; expected a list of names, names with | "
+                            "between, or a vector of 0 and 1")
+    names = (str(int(name) if isinstance(name, bool | float) else name).strip() for name in given)
+    return [name for name in names if name]
 
 
 def written_list(text: str) -> object:
-    """What a text in brackets says, as JSON or as Python writes a list; None for neither."""
+    """What a text in brackets says, as JSON, as Python writes a list, or a vector as numpy does; None for none."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    return None
+    numbers = text.strip("[]").split()
+    return [int(x[0]) for x in numbers] if all(x in ("0", "1", "0.", "1.") for x in numbers) else None

@@ -77,9 +77,6 @@ class Likeness(Match):
         super().learn_labels(splits)
         self.labels = ["score"]
 
-    def refuse_texts(self, examples: Sequence[Pair]) -> None:
-        """Every pair may have a number of its own."""
-
     def stratum(self, example: Pair) -> object:
         raise MinibertError("--stratify: with --answer score a pair has a number, not a label; leave it out")
 

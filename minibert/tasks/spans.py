@@ -36,7 +36,7 @@ class Entity:
 
 
 class Told:
-    """How many spans a file has, how many need a word, and where the first of these stands."""
+    """How many spans and rows of a file need a word, of which kind, and where the first of each stands."""
 
     def __init__(self, file: Path):
         self.file, self.counts, self.first = file, Counter[str](), dict[str, str]()
@@ -47,13 +47,14 @@ class Told:
         self.first.setdefault(kind, first)
 
     def note(self, reading: Reading) -> None:
-        """Tell of both kinds."""
+        """Tell of each kind."""
         for kind, means in (("widened", "of the spans that begin or end inside a word, each is widened to whole words; "
                                         "if most do, the offsets may not count characters from 0 to one past the end"),
+                            ("rejected", "rows that an annotator has not accepted are passed over"),
                             ("left out", "of spans that share a word the longest is kept, the others are left out")):
             if self.counts[kind]:
-                reading.notes[f"{self.file} {kind}"] = (f"{self.first[kind]}: {means}; {self.counts[kind]} of "
-                                                        f"{self.counts['spans']} {kind}")
+                of = "" if kind == "rejected" else f" of {self.counts['spans']}"
+                reading.notes[f"{self.file} {kind}"] = f"{self.first[kind]}: {means}; {self.counts[kind]}{of} {kind}"
 
 
 def read_texts(file: Path, reading: Reading) -> Iterator[Iterator[Sentence]]:
@@ -64,6 +65,9 @@ def read_texts(file: Path, reading: Reading) -> Iterator[Iterator[Sentence]]:
     form, told = TagForm(reading), Told(file)
     for line, value in read_values_of_json(file, read_json_parts(file)):
         row, where = as_object(value, f"{file}:{line}"), f"{file}:{line}"
+        if row.get("answer") in ("reject", "ignore"):      # as Prodigy keeps what an annotator did not accept
+            told.count("rejected", f"{where}: \"answer\": {row['answer']!r}")
+            continue
         names = chosen(row, reading, where)
         if "text" in names:
             text = row[names["text"]]

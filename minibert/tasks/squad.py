@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from minibert.data.jsontext import JsonText
 from minibert.data.records import LONGEST, read_values_of_json
-from minibert.data.tables import read_json_parts
+from minibert.data.tables import read_json_parts, read_lines
 from minibert.errors import MinibertError
 
 Kind = TypeVar("Kind")
@@ -33,7 +33,7 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
     MinibertError with file:line.
     """
     text = JsonText(file, read_json_parts(file), EXPECTED)
-    flat = file.suffix.lower() == ".jsonl" or text.next() == "["
+    flat = file.suffix.lower() == ".jsonl" or text.next() == "[" or an_object_a_line(file)
     examples = flat_questions(file) if flat else nested_questions(text)
     found, silent = [], []                         # silent: the places of those without answers
     for example, says_nothing in examples:
@@ -45,6 +45,16 @@ def read_squad(file: Path, notices: list[str]) -> list[Example]:
         notices.append(f"{len(silent):,} questions without an answer do not say that they are impossible; read as if "
                        f"they did, the first {silent[0]}")
     return found
+
+
+def an_object_a_line(file: Path) -> bool:
+    """Whether the first line is a whole question, as where .json is written a row at a time."""
+    first = next((line for line in read_lines(file) if line.strip()), "")
+    try:
+        value = json.loads(first) if len(first) < LONGEST else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "context" in value
 
 
 def flat_questions(file: Path) -> Iterator[tuple[Example, bool]]:
@@ -125,10 +135,11 @@ def listed(columns: object, where: str) -> list[dict[str, object]]:
 def read_answer(answer: object, context: str, where: str) -> tuple[str, int]:
     """(text, first character). Raises MinibertError unless it is a slice of the text."""
     text, start = member(answer, "text", str, where), member(answer, "answer_start", int, where)
+    if not text.strip():
+        raise MinibertError(f"{where}: an answer of blanks; leave it out")
     there = context[start:start + len(text)] if start >= 0 else ""
-    if not text.strip() or there != text:
-        found = context.find(text)
-        elsewhere = f"; it stands at {found}" if text.strip() and found >= 0 and context.count(text) == 1 else ""
+    if there != text:
+        elsewhere = f"; it stands at {context.find(text)}" if context.count(text) == 1 else ""
         raise MinibertError(f"{where}: the answer {text[:40]!r} is not at character {start}, where the text has "
                             f"{there[:40]!r}{elsewhere}; answer_start counts characters from 0")
     return text.strip(), start + len(text) - len(text.lstrip())

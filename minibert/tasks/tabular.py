@@ -52,8 +52,8 @@ def table_rows(task: Task, file: Path, needed: slice = slice(None)) -> Iterator[
 
 
 def is_blank(value: object) -> bool:
-    """Whether a value of a table says nothing."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether a value of a table says nothing; what is no number says so too."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def text_of(value: object, where: str, wanted: str = "") -> str:

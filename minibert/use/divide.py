@@ -1,4 +1,6 @@
 """One file as train, dev and test: --split 0.8,0.1,0.1, and --stratify for every label in the same shares."""
+import dataclasses
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,9 +12,10 @@ from minibert.data.order import shuffled
 from minibert.errors import MinibertError
 from minibert.files import Json
 from minibert.tasks.base import Task
-from minibert.use.prepare import Splits
+from minibert.use.prepare import Splits, digests
 
 NAMES = ("train", "dev", "test")
+READING = {"columns", "incomplete"}                # options of tasks that change which rows are read, or their labels
 PURPOSE = 2                                        # of the permutation, apart from those of batches
 
 
@@ -32,19 +35,36 @@ def divide(task: Task, splits: Splits, path: Path, shares: str | None, stratify:
                             f"{empty[0]}; give more, or other shares")
 
     divided = Splits({name: task.subset(examples, numbers) for name, numbers in zip(NAMES, parts, strict=False)})
+    divided.file_sha256 = contents(task, path)
     if splits.cache is not None:
         divided.cache, divided.key = splits.cache, {**splits.key, "split": [shares, stratify, seed]}
     return divided
 
 
 def divide_as_then(task: Task, splits: Splits, path: Path, settings: Json) -> Splits:
-    """The same for a model with these `settings`, if `path` is the file it was trained on: it has seen the most of it.
+    """The same for a model with these `settings`, where `path` holds what it was trained on a part of.
+
+    Raises MinibertError for options that read other rows than training did: nobody knows which of those it has seen.
     """
     shares, file = settings.get("split"), str(settings.get("data"))
-    if shares is None or not os.path.exists(file) or not os.path.samefile(file, path):
+    if shares is None:
         return splits
-    task.notices.append(f"{path} is what the model was trained on; divided as then, by --split {shares}")
+    if contents(task, path) != settings.get("file_sha256"):
+        if os.path.exists(file) and os.path.samefile(file, path):
+            task.notices.append(f"{path} is not as it was when the model was trained on a part of it; all of it is "
+                                "scored, also what may have been in that part")
+        return splits
+    for name, value in dataclasses.asdict(task.options).items():
+        if name in READING and value != settings.get(name):
+            raise MinibertError(f"--{name} is {value}, but {settings.get(name)} in training; with other rows nobody "
+                                "can say which the model was trained on; leave it out")
+    task.notices.append(f"{path} is what the model was trained on a part of; divided as then, by --split {shares}")
     return divide(task, splits, path, shares, settings["stratify"], settings["seed"])
+
+
+def contents(task: Task, path: Path) -> str:
+    """SHA-256 of the data files at `path`."""
+    return hashlib.sha256(" ".join(digests(task.files(path)).values()).encode()).hexdigest()
 
 
 def allot(strata: Sequence[object], shares: Sequence[float], seed: int) -> list[np.ndarray]:

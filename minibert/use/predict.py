@@ -178,9 +178,9 @@ def read_run(folder: Path, asked: str | None) -> tuple[type[Task], TaskOptions, 
     own = {f.name for f in dataclasses.fields(kind.Options)}
     try:
         TrainConfig(**{k: v for k, v in stored.items() if k not in own}).check()
+        return kind, kind.Options(**{k: v for k, v in stored.items() if k in own}), settings
     except MinibertError as e:
         raise MinibertError(f"{file}: {e}") from None
-    return kind, kind.Options(**{k: v for k, v in stored.items() if k in own}), settings
 
 
 def usual_settings(kind: type[Task], config: BertConfig) -> Json:

@@ -41,6 +41,7 @@ class Splits(dict[str, Sequence[Any]]):
     """{"train" | "dev" | "test": examples}, and what the cache calls them."""
     cache: Cache | None = None                     # None: nothing of these is kept
     key: Json                                      # all that the examples were made from
+    file_sha256: str | None = None                 # of the one file that --split has divided into these
 
     def limited(self, count: int) -> "Splits":
         """The first `count` examples of each split."""

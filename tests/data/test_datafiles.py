@@ -1,6 +1,7 @@
 """datafiles.py: the rows of a table in each of its four forms, and every fault with its line; benchmarks/sets.py."""
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from minibert.errors import MinibertError
 from minibert.tasks import conll
 from minibert.tasks.classify import Classify
 from minibert.tasks.match import Match
+from minibert.tasks.tabular import is_blank
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -113,6 +115,16 @@ def test_tables_that_mean_nothing_certain(tmp_path, name, text, line, said):
     (tmp_path / name).write_text(text)
     with refused(f"{tmp_path / name}:{line}: ", said):
         list(read_table(tmp_path / name, ["text", "label"], []))
+
+
+def test_accents_of_names_are_written_in_two_ways(tmp_path):
+    """macOS writes e and an accent, most keyboards one letter."""
+    (tmp_path / "x.csv").write_text("Te\u0301xte,label\na,b\n")
+    assert [values for _, values in read_table(tmp_path / "x.csv", ["t\u00e9xte", "label"], [])] == [["a", "b"]]
+
+
+def test_what_is_no_number_says_nothing():
+    assert [is_blank(v) for v in (math.nan, None, "", " \n", 0, False, "0", 1.5, [])] == [True] * 4 + [False] * 5
 
 
 @pytest.mark.parametrize("names, split", [

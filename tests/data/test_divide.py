@@ -1,5 +1,6 @@
 """divide.py: shares of one file, whole and disjoint, in proportion for every label, the same for the same seed."""
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -118,10 +119,24 @@ def test_a_run_on_one_file(tmp_path, tiny_folder, monkeypatch, capsys):
     file = write(tmp_path)
     run = train.train(["--task", "classify", "--data", str(file), "--weights", str(tiny_folder), "--cache", "off",
                        "--split", "0.5,0.25,0.25", "--stratify", "--max-steps", "1", "--max-pieces", "20", "--output",
-                       "run"])
+                       "run"]).resolve()
     said = " ".join(capsys.readouterr().out.split())
     assert "train 20, dev 10, test 10 examples" in said
     assert main(["evaluate", str(run), "--data", str(file), "--json"]) == 0
     said = capsys.readouterr()
     assert said.out.count('"support": 10') >= 2 and '"train"' not in said.out
-    assert f"{file} is what the model was trained on; divided as then" in said.err
+    assert f"{file} is what the model was trained on a part of; divided as then" in said.err
+
+    # by its contents, wherever it lies and is looked at from; and no file is divided that is another
+    (tmp_path / "there").mkdir()
+    shutil.copy(file, tmp_path / "there" / "copy.csv")
+    monkeypatch.chdir(tmp_path / "there")
+    assert main(["evaluate", str(run), "--data", "copy.csv", "--json"]) == 0
+    assert capsys.readouterr().out == said.out
+    assert main(["evaluate", str(run), "--data", "copy.csv", "--incomplete", "skip"]) == 2
+    assert "error: --incomplete is skip, but refuse in training; with other rows nobody" in capsys.readouterr().err
+    for changed in (Path("copy.csv"), file):
+        changed.write_text(changed.read_text().replace("शब्द 3", "शब्द x"))
+        assert main(["evaluate", str(run), "--data", str(changed), "--json"]) == 0
+        said = capsys.readouterr()
+        assert '"support": 40' in said.out and ("is not as it was" in said.err) == (changed == file)

@@ -1,10 +1,11 @@
 """python -m minibert, as a shell sees it: fetch, predict, evaluate."""
-import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -149,11 +150,31 @@ def test_predict_prints_spans_and_json(finished, tiny_data, capsys):
     assert lines == minibert.load(finished).predict(given)
 
 
-def test_predict_reads_standard_input_as_lines(finished, tiny_data, capsys, monkeypatch):
+def test_predict_reads_standard_input_as_lines(finished, tiny_data, capsys, monkeypatch, tmp_path):
     given = texts(tiny_data) * 30
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(("\n".join(given) + "\n").encode())))
-    assert main(["predict", str(finished), "--json", "-"]) == 0
+    (tmp_path / "lines").write_text("\n".join(given) + "\n")
+    with open(tmp_path / "lines") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["predict", str(finished), "--json", "-"]) == 0
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == given
+
+
+@pytest.mark.parametrize("end, code", [("full", 2), (signal.SIGINT, 130)])
+def test_predict_ends_while_it_waits_for_more_lines(finished, end, code):
+    """Whoever writes has not closed the pipe: a thread waits in it, and nobody waits for the thread."""
+    with open("/dev/full" if end == "full" else os.devnull, "w") as out, subprocess.Popen(
+            [sys.executable, "-m", "minibert", "predict", str(finished), "-"], stdin=subprocess.PIPE, stdout=out,
+            stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        process.stdin.write(b"Ada met Bruno .\n")
+        process.stdin.flush()
+        if end != "full":
+            time.sleep(15)                         # past its start, in which Python itself answers
+            process.send_signal(end)
+        try:
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+        assert b"Fatal" not in process.stderr.read()
 
 
 def test_evaluate_repeats_what_training_reported(finished, tiny_data, capsys):

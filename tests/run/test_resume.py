@@ -741,7 +741,7 @@ def test_a_name_that_is_no_folder_is_not_resumed_unless_torchrun_starts_it(tiny_
 def test_a_folder_that_holds_something_else_is_left_alone(tiny_folder, tiny_data, tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear all")
     assert train.main([*arguments(tiny_folder, tiny_data, tmp_path), "--resume"]) == 2
-    assert "no run to resume" in capsys.readouterr().err
+    assert "holds something, but no run" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
 
 

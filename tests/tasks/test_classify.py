@@ -75,7 +75,8 @@ def test_several_labels(value, labels):
 @pytest.mark.parametrize("values, labels", [
     ([[1, 0, 1], [0, 0, 0], [0, 1, 0]], [("0", "2"), (), ("1",)]), ([[0, 1], [1, 0]], [("1",), ("0",)]),
     ([[True, False, True]], [("0", "2")]), (["[0, 1, 1]", "[1, 0, 0]"], [("1", "2"), ("0",)]),
-    (["1|0|0|1"], [("0", "3")])])
+    (["1|0|0|1"], [("0", "3")]), ([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], [("1", "2"), ("0",)]),
+    (["[0 1 1]", "[1. 0. 0.]"], [("1", "2"), ("0",)])])
 def test_vectors_of_0_and_1_are_labels_by_their_places(values, labels):
     found = task(choice="several")
     assert read(found, *values) == labels

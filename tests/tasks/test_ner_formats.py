@@ -414,3 +414,13 @@ def test_no_text_breaks_the_readers(tmp_path):
         read_at_all += 1
         assert all(word and (tag == "O" or tag[:2] in ("B-", "I-")) for s in found for word, tag in s)
     assert read_at_all > 25
+
+
+def test_rows_that_an_annotator_has_not_accepted(tmp_path):
+    rows = [{"text": "Ada left", "spans": [[0, 3, "PER"]], "answer": answer} for answer in
+            ("accept", "reject", "ignore", "accept")]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = NER(NER.Options())
+    assert [e.where[-1] for e in found.read(tmp_path)["train"]] == ["1", "4"]
+    assert any(note.startswith(f"{tmp_path}/train.jsonl:2: \"answer\": 'reject'") and note.endswith("; 2 rejected")
+               for note in found.notices)

@@ -67,7 +67,7 @@ def test_impossible_questions_keep_no_plausible_answer(tmp_path):
     (squad(asked("a", "Bruno", 9)), 10, "is not at character 9, where the text has 'runo '"),
     (squad(asked("a", "Bruno", -46)), 10, "is not at character -46"),
     (squad(asked("a", "Bruno", True)), 10, "answer_start is not a whole number"),
-    (squad(asked("a", " ", 3)), 10, "is not at character 3"),
+    (squad(asked("a", " ", 3)), 10, "an answer of blanks"),
     (squad(asked("a", "सर्दी", 1), context=" कल सर्दी है"), 10, "question a: the answer 'सर्दी' is not at character 1, "
                                                      "where the text has 'कल सर'; it stands at 4; answer_start"),
     (squad(asked("a", "o", 2)), 10, "'a'; answer_start"),
@@ -95,7 +95,7 @@ def test_no_answer_without_a_word_about_it(tmp_path, more):
     assert "the first" in said and "train.json:" in said
 
 
-@pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True)])
+@pytest.mark.parametrize("name, array", [("test.jsonl", False), ("test.json", True), ("test.json", False)])
 def test_a_question_an_object_with_answers_in_columns(tmp_path, name, array):
     rows = [{"id": 7, "context": TEXT, "question": "who ?",
              "answers": {"text": ["Ada", "Oslo"], "answer_start": [0, 24]}},
@@ -107,7 +107,7 @@ def test_a_question_an_object_with_answers_in_columns(tmp_path, name, array):
     assert [(e.answers, e.where) for e in found] == [((("Ada", 0), ("Oslo", 24)), f"{tmp_path / name}:1"),
                                                      ((("비", 5),), f"{tmp_path / name}:2")]
     (tmp_path / name).write_text(json.dumps(rows[0] | {"answers": {"text": ["Ada"], "answer_start": []}}) + "\n")
-    with refused(f"{name}:1: question 7: 1 texts of answers, but 0 of answer_start" if "l" in name[-1] else "data"):
+    with refused(f"{name}:1: question 7: 1 texts of answers, but 0 of answer_start"):
         task().read(tmp_path)
 
 
