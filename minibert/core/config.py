@@ -56,7 +56,8 @@ class BertConfig:
     def from_dict(cls, published: Json, where: str = "config.json") -> "BertConfig":
         """BertConfig from the keys of a published config.json; keys that do not touch the numbers are passed over."""
         refuse_unsupported(published, where)
-        own = published.get("minibert", {})
+        own = published.get("minibert")
+        own = {} if own is None else own
         shapes = own.get("case_shapes", []) if isinstance(own, dict) else None
         if not isinstance(shapes, list) or not all(isinstance(s, str) for s in shapes):
             raise MinibertError(f"{where}: minibert is {own!r}; expected case_shapes, a list of names; mend the file")
