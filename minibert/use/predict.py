@@ -56,7 +56,9 @@ class FineTuned(Model):
         """
         if offsets not in UNITS:
             raise MinibertError(f"offsets is {offsets!r}; expected {' or '.join(UNITS)}")
-        examples = self.examples(texts)
+        refuse_one(texts)
+        blank = {i for i, text in enumerate(texts) if isinstance(text, str) and not text.strip()}
+        examples = {i: self.example(i, text) for i, text in enumerate(texts) if i not in blank}
         given = list(examples.values())
         predictions = predict_examples(self, self.task, given, self.encode_examples(given)) if given else []
         found = dict(zip(examples, map(self.task.result, given, predictions), strict=True))
@@ -65,7 +67,8 @@ class FineTuned(Model):
 
     def features(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask, types, int64 [B,T] each, as the model sees them: a row a window, texts in order."""
-        rows = self.encode_examples(list(self.examples(texts).values()))
+        refuse_one(texts)
+        rows = self.encode_examples([self.example(i, text) for i, text in enumerate(texts)])
         if not rows:
             nothing = torch.zeros(0, 0, dtype=torch.int64)
             return nothing, nothing.clone(), nothing.clone()
@@ -73,31 +76,25 @@ class FineTuned(Model):
         ids, types, mask = (batch.layout.rows(x) for x in (batch.ids, batch.types, batch.layout.live.long()))
         return ids, mask, types
 
-    def examples(self, texts: Sequence[Text]) -> dict[int, Any]:
-        """{place in `texts`: the task's example} of those that are not blank.
-
-        Raises MinibertError naming the text that is none, the first being text 1; one string is a list of letters.
-        """
-        if isinstance(texts, str):
-            raise MinibertError("expected a list of texts, not one string; write [text]")
-        found = {}
-        for i, text in enumerate(texts):
-            try:
-                if not isinstance(text, str):
-                    text = checked_words(text)
-                if sum(map(len, text)) > LONGEST:
-                    raise MinibertError(f"more than {LONGEST:,} characters; cut it up")
-                if not isinstance(text, str):
-                    found[i] = self.task.example_of_words(text)
-                elif text.strip():
-                    found[i] = self.task.example(text)
-            except MinibertError as e:
-                raise MinibertError(f"text {i + 1}: {e}") from None
-        return found
+    def example(self, number: int, text: Text) -> Any:
+        """The task's example of text `number`, counted from 0. Raises MinibertError naming the text that is none."""
+        try:
+            given = text if isinstance(text, str) else checked_words(text)
+            if sum(map(len, given)) > LONGEST:
+                raise MinibertError(f"more than {LONGEST:,} characters; cut it up")
+            return self.task.example(given) if isinstance(given, str) else self.task.example_of_words(given)
+        except MinibertError as e:
+            raise MinibertError(f"text {number + 1}: {e}") from None
 
     def encode_examples(self, examples: Sequence[Any]) -> Sequence[Feature]:
         """The task's features under the settings of the run."""
         return encode_all(self.task, examples, self.tokenizer, self.settings["max_pieces"], self.settings["overlap"])
+
+
+def refuse_one(texts: Sequence[Text]) -> None:
+    """Raise MinibertError for one string in the place of several, which is a list of letters."""
+    if isinstance(texts, str):
+        raise MinibertError("expected a list of texts, not one string; write [text]")
 
 
 def checked_words(words: Sequence[str]) -> Sequence[str]:
