@@ -109,7 +109,7 @@ class NER(Task[Example, list[str]]):
         self.labels = iob2_tags(counts)
         if self.labels == ["O"]:
             raise MinibertError(f"{splits['train'][0].where}: every tag of the training examples is O; nothing to "
-                                "learn (is --limit too small?)")
+                                "learn (is --limit too small, or the tag in another column? see --columns)")
         types, tagged = (len(self.labels) - 1) // 2, sum(n for tag, n in counts.items() if tag != "O")
         if refuses(types, tagged):
             raise MinibertError(f"{splits['train'][0].where}: {types:,} types of entity in {tagged:,} tagged words, "
