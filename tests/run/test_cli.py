@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -162,13 +161,15 @@ def test_predict_reads_standard_input_as_lines(finished, tiny_data, capsys, monk
 @pytest.mark.parametrize("end, code", [("full", 2), (signal.SIGINT, 130)])
 def test_predict_ends_while_it_waits_for_more_lines(finished, end, code):
     """Whoever writes has not closed the pipe: a thread waits in it, and nobody waits for the thread."""
-    with open("/dev/full" if end == "full" else os.devnull, "w") as out, subprocess.Popen(
-            [sys.executable, "-m", "minibert", "predict", str(finished), "-"], stdin=subprocess.PIPE, stdout=out,
-            stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+    with open("/dev/full", "w") as full, subprocess.Popen(
+            [sys.executable, "-m", "minibert", "predict", str(finished), "-"], stdin=subprocess.PIPE,
+            stdout=full if end == "full" else subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:  # a shell's & ignores it
         process.stdin.write(b"Ada met Bruno .\n")
         process.stdin.flush()
         if end != "full":
-            time.sleep(15)                         # past its start, in which Python itself answers
+            assert process.stdout.readline()       # past its start, in which Python itself answers
             process.send_signal(end)
         try:
             assert process.wait(60) == code
