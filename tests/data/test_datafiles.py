@@ -100,23 +100,6 @@ def test_tables_as_people_have_them(tmp_path, name, text, said, line):
     assert len(notices) == len(said) and all(part in note for part, note in zip(said, notices, strict=True))
 
 
-@pytest.mark.parametrize("name, text, line, said", [
-    ("x.csv", "Text,TEXT,label\na,b,c\n", 1, "'text' once; with commas between it names 'Text', 'TEXT', 'label'"),
-    ("x.csv", "satz;klasse\na;b\n", 1, "'text' once; with commas between it names 'satz;klasse'; say with --columns"),
-    ("x.csv", "text;label\na;b\n\"never ends;e\n", 3, "does not parse"),
-    ("x.csv", "text;label\na;b\nc\n", 3, "1 fields, but the first line names 2"),
-    ("x.json", '[{"text": "a", "label": "b"},\n{"text": "a"}]', 2, "no 'label'; the object has 'text'"),
-    ("x.json", '[{"text": "a", "label": "b"},\n\n{"text": "a", }]', 3, "not JSON"),
-    ("x.json", '[{"text": "a", "label": "b"}\n', 1, "no comma and no end of the array"),
-    ("x.json", '[{"text": "a", "label": "b"}]\n[]', 1, "or more follows it"),
-    ("x.json", '{"data": [\n{"text": "a", "label": "b"}]}', 1, "no 'text'; the object has 'data'"),
-    ("x.json", '[\n{"text": "\\ud800", "label": "b"}]', 2, "half of a pair")])
-def test_tables_that_mean_nothing_certain(tmp_path, name, text, line, said):
-    (tmp_path / name).write_text(text)
-    with refused(f"{tmp_path / name}:{line}: ", said):
-        list(read_table(tmp_path / name, ["text", "label"], []))
-
-
 def test_accents_of_names_are_written_in_two_ways(tmp_path):
     """macOS writes e and an accent, most keyboards one letter."""
     (tmp_path / "x.csv").write_text("Te\u0301xte,label\na,b\n")
@@ -159,7 +142,17 @@ def test_bars_in_the_text_stay(tmp_path):
     ("x.jsonl", '{"text": "a", "label": "b"}\n{"text": "a"}\n', 2, "no 'label'; the object has 'text'"),
     ("x.jsonl", '{"text": "a", "label": "b"}\n["a", "b"]\n', 2, "list, not an object"),
     ("x.jsonl", "\n{'text': 1}\n", 2, "not JSON"), ("x.jsonl", "[" * 100_000 + "\n", 1, "not JSON"),
-    ("x.txt", "a ||| b\n\nno bars\n", 3, "1 field; expected label ||| text")])
+    ("x.txt", "a ||| b\n\nno bars\n", 3, "1 field; expected label ||| text"),
+    ("x.csv", "Text,TEXT,label\na,b,c\n", 1, "'text' once; with commas between it names 'Text', 'TEXT', 'label'"),
+    ("x.csv", "satz;klasse\na;b\n", 1, "'text' once; with commas between it names 'satz;klasse'; say with --columns"),
+    ("x.csv", "text;label\na;b\n\"never ends;e\n", 3, "does not parse"),
+    ("x.csv", "text;label\na;b\nc\n", 3, "1 fields, but the first line names 2"),
+    ("x.json", '[{"text": "a", "label": "b"},\n{"text": "a"}]', 2, "no 'label'; the object has 'text'"),
+    ("x.json", '[{"text": "a", "label": "b"},\n\n{"text": "a", }]', 3, "not JSON"),
+    ("x.json", '[{"text": "a", "label": "b"}\n', 1, "no comma and no end of the array"),
+    ("x.json", '[{"text": "a", "label": "b"}]\n[]', 1, "or more follows it"),
+    ("x.json", '{"data": [\n{"text": "a", "label": "b"}]}', 1, "no 'text'; the object has 'data'"),
+    ("x.json", '[\n{"text": "\\ud800", "label": "b"}]', 2, "half of a pair")])
 def test_faults_name_their_line(tmp_path, name, text, line, said):
     (tmp_path / name).write_text(text)
     with refused(f"{tmp_path / name}:{line}: ", said):
